@@ -1,0 +1,38 @@
+# Every target sets up what it needs; a second call is quick.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT := outputs/demo
+
+.PHONY: install demo test test-all lint format clean
+
+install: .venv/installed
+
+# One pip call with the constraints, so that no package moves another's pin.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("flowhand needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[metaworld,dev]'
+	touch $@
+
+# Goes on where an interrupted demo stopped; a finished one is evaluated again.
+demo: install
+	@if [ -d $(OUT)/checkpoint ]; then $(BIN)/python train.py resume=$(OUT); \
+	else $(BIN)/python train.py experiment=demo out=$(OUT); fi
+
+test: install
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv outputs data wandb

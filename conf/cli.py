@@ -1,0 +1,46 @@
+"""Errors that a user can mend are one line on stderr and exit status 1."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+def run(main: Callable[[], object]) -> None:
+    """Runs a Hydra main function whose body stands in `one_line_errors`; catches what composing its arguments raises."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits itself, and hides where other errors come from
+    with one_line_errors():
+        main()
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the program with one line where the user can mend the error; any other error keeps its traceback."""
+    try:
+        yield
+    except (ValueError, ImportError, FileNotFoundError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {one_line(error)}")
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message without line breaks; for an unknown configuration key, with the nearest one that exists."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    lines = [*str(error).splitlines(), *(str(cause).splitlines()[:1] if cause is not error else [])]
+    text = "; ".join(line.strip() for line in lines if line.strip())
+    parent, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
+    if parent is None or not isinstance(key, str) or not OmegaConf.is_dict(parent):
+        return text
+    names = [str(name) for name in parent]
+    if key in names:
+        return text
+    where = getattr(cause, "full_key", None) or key
+    near = difflib.get_close_matches(key, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choices: {', '.join(names)}"
+    return f"unknown configuration key {where!r}; {hint}"

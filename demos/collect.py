@@ -1,0 +1,316 @@
+"""Lets an environment's scripted expert record demonstrations: `python -m demos.collect env=metaworld ...`.
+
+Execution noise pushes the arm off the expert's path while the recorded label stays what the expert would do there, so
+the policy sees how to recover (Laskey et al. 2017, DART). Everything follows from the recipe: the same recipe gives the
+same episodes, however often the collection was interrupted or extended and however many processes shared the work.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from envs import Env, EnvConfig, Feature, make
+
+from .episode import SEED_LIMIT, Episode
+from .store import Store, StoreMeta
+
+COLLECTOR_VERSION = 1  # part of every recipe: raise it when the same settings give other episodes than before
+SEEDS_PER_COLLECTION = 10_000  # collections with different `seed` share no episode seed
+NOISE_STREAM = 1  # keeps the noise independent of what the environment draws from the same seed
+MIN_ATTEMPTS = 20  # before the success rate is judged
+
+MakeEnv = Callable[[Any], Env]  # takes the config class of its own environment
+Attempt = tuple[int, Episode | None]  # seed, and the episode if it succeeded
+Step = tuple[dict[str, np.ndarray], np.ndarray, float, bool]  # observation, clean action, reward, success
+AttemptAll = Callable[[Iterable[int]], Generator[Attempt]]
+
+_worker_env: Env  # of a worker process, kept between attempts
+
+
+@dataclass
+class CollectConfig:
+    """Which demonstrations to record, and where they are kept."""
+
+    path: str = ""  # store to use, or to write if there is none; empty: a folder in cache_dir named after the recipe
+    cache_dir: str = "data/demos"  # relative to the working directory
+    episodes: int = 50  # successful episodes to have
+    seed: int = 0  # episode seeds count up from seed * 10_000; in [0, 100)
+    noise: float = 0.1  # standard deviation of the noise added to the executed action, action units; the label is clean
+    after_success: int = 0  # control steps recorded after the first success
+    max_attempts_factor: int = 4  # give up when fewer than one in this many attempts succeed
+    workers: int = 1  # processes; the episodes do not depend on it
+
+    def __post_init__(self) -> None:
+        limits = {
+            "episodes": (1, SEEDS_PER_COLLECTION),
+            "seed": (0, SEED_LIMIT // SEEDS_PER_COLLECTION - 1),
+            "noise": (0, math.inf),
+            "after_success": (0, math.inf),
+            "max_attempts_factor": (1, math.inf),
+            "workers": (1, math.inf),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high or not math.isfinite(value):
+                raise ValueError(f"demos.{name} is {value}: expected a number in [{low}, {high}]")
+
+
+def collect(env_config: EnvConfig, config: CollectConfig, progress: bool = True, *, make_env: MakeEnv = make) -> Store:
+    """Return `config.episodes` demonstrations: those on the disk, and new ones for the rest.
+
+    Args:
+        env_config: the environment; its expert acts.
+        config: how many, from which seeds, with how much noise, where to.
+        progress: show a progress bar with the success rate.
+        make_env: builds the environment; with several workers it must be importable by them.
+
+    Raises:
+        ValueError: the environment has no expert, its expert fails too often, or the store does not fit the request.
+    """
+    with closing(make_env(env_config)) as env:
+        meta = _meta(env, env_config, config)
+        store = _find_store(env, meta, config)
+        if config.workers == 1:
+            attempt_all = partial(_attempt_here, env, config)
+        else:
+            attempt_all = partial(_attempt_in_processes, partial(make_env, env_config), config)
+        if len(store) < config.episodes:
+            with store.writing():  # a second process with the same recipe waits here, then finds the episodes
+                _extend(store, config, attempt_all, progress)
+    return store.head(config.episodes)
+
+
+def attempts(store: Store) -> int:
+    """Number of attempts it took to collect the store's episodes; 0 for a store that was not collected."""
+    if not len(store) or "collector_version" not in store.meta.recipe:
+        return 0
+    return store[len(store) - 1].seed - _first_seed(store.meta.recipe["seed"]) + 1
+
+
+def _first_seed(seed: int) -> int:
+    return seed * SEEDS_PER_COLLECTION
+
+
+def _meta(env: Env, env_config: EnvConfig, config: CollectConfig) -> StoreMeta:
+    recipe = {
+        "collector_version": COLLECTOR_VERSION,
+        "env": asdict(env_config),
+        "env_version": env.version,
+        "seed": config.seed,
+        "noise": float(config.noise),
+        "after_success": config.after_success,
+    }
+    return StoreMeta(
+        features=json.loads(json.dumps(env.features)),
+        task=env.task_text,
+        env=f"{env_config.kind} {_task_name(env_config)}",
+        env_version=env.version,
+        recipe=recipe,
+    )
+
+
+def _task_name(env_config: EnvConfig) -> str:
+    """What the adapter calls `task` or `id`."""
+    return getattr(env_config, "task", "") or getattr(env_config, "id", "") or env_config.kind
+
+
+def _find_store(env: Env, meta: StoreMeta, config: CollectConfig) -> Store:
+    """Open the store that the config asks for, or create it."""
+    folder = re.sub(r"[^\w.-]+", "-", meta.env.split(" ", 1)[1])
+    path = Path(config.path or Path(config.cache_dir) / f"{folder}-{meta.recipe_hash[:12]}")
+    if not (path / "meta.json").exists():
+        env.reset(seed=_first_seed(config.seed))  # which makes the expert
+        if env.expert is None:
+            raise ValueError(
+                f"{meta.env} has no scripted expert: record demonstrations with demos.Store.create(path, meta) and "
+                f"store.append(episode), then set demos.path to the store (it is {config.path!r} now)"
+            )
+        with suppress(FileExistsError):  # of another process that was quicker
+            Store.create(path, meta)
+    store = Store.open(path)
+    _check_fits(store, meta, config)
+    return store
+
+
+def _check_fits(store: Store, meta: StoreMeta, config: CollectConfig) -> None:
+    if store.features != meta.features:
+        raise ValueError(
+            f"{store.path} does not fit {meta.env}, use another store or environment: its features differ in "
+            f"{_differences(store.features, meta.features)}"
+        )
+    if len(store) < config.episodes and store.meta.recipe_hash != meta.recipe_hash:
+        raise ValueError(
+            f"{store.path} has {len(store)} episodes, demos.episodes asks for {config.episodes}, and its recipe is not "
+            "this one, so it cannot be extended: ask for fewer, or use another demos.path"
+        )
+
+
+def _differences(got: Any, expected: Any, name: str = "") -> str:
+    """Name the entries in which two nested dicts differ, with both values."""
+    if not (isinstance(got, dict) and isinstance(expected, dict)):
+        return f"{name} ({got} in the store, {expected} in the environment)"
+    keys = sorted(key for key in got.keys() | expected.keys() if got.get(key) != expected.get(key))
+    return ", ".join(_differences(got.get(key), expected.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
+
+
+def _extend(store: Store, config: CollectConfig, attempt_all: AttemptAll, progress: bool) -> None:
+    """Append episodes until there are enough; the caller holds the writer's lock."""
+    first = _first_seed(config.seed)
+    # A gap between two kept seeds stands for failures; what failed after the last kept one is tried again.
+    seeds = range(first + attempts(store), first + SEEDS_PER_COLLECTION)
+    with (
+        tqdm(total=config.episodes, initial=len(store), desc=store.meta.env, unit="ep", disable=not progress) as bar,
+        closing(attempt_all(seeds)) as outcomes,
+    ):
+        while len(store) < config.episodes:
+            seed, episode = next(outcomes, (None, None))
+            tried = SEEDS_PER_COLLECTION if seed is None else seed - first + 1
+            if episode is not None:
+                store.append(episode)
+            elif seed is None or (tried >= MIN_ATTEMPTS and len(store) * config.max_attempts_factor < tried):
+                raise ValueError(_too_few(store, config, tried))
+            bar.set_postfix_str(f"{len(store)} of {tried} attempts succeeded", refresh=episode is None)
+            bar.update(len(store) - bar.n)
+
+
+def _too_few(store: Store, config: CollectConfig, tried: int) -> str:
+    return (
+        f"{store.meta.env}: {len(store)} of {tried} attempts succeeded, expected at least 1 in "
+        f"{config.max_attempts_factor}, and {config.episodes} within {SEEDS_PER_COLLECTION} attempts: lower "
+        f"demos.noise (now {config.noise}), allow more steps, or raise demos.max_attempts_factor"
+    )
+
+
+def _attempt_here(env: Env, config: CollectConfig, seeds: Iterable[int]) -> Generator[Attempt]:
+    for seed in seeds:
+        yield seed, attempt(env, config, seed)
+
+
+def _attempt_in_processes(
+    make_env: Callable[[], Env], config: CollectConfig, seeds: Iterable[int]
+) -> Generator[Attempt]:
+    """Yield the outcomes in the order of the seeds, working a little ahead."""
+    executor = ProcessPoolExecutor(
+        config.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(make_env,)
+    )
+    ahead: deque[tuple[int, Future[Episode | None]]] = deque()
+    try:
+        for seed in seeds:
+            ahead.append((seed, executor.submit(_attempt_in_worker, config, seed)))
+            if len(ahead) > 2 * config.workers:
+                seed_done, future = ahead.popleft()
+                yield seed_done, future.result()
+        for seed_done, future in ahead:
+            yield seed_done, future.result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _start_worker(make_env: Callable[[], Env]) -> None:
+    global _worker_env
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the parent, which then stops the workers
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _worker_env = make_env()
+
+
+def _exit_with_parent() -> None:
+    """End this worker when its parent was killed and could not say so."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _attempt_in_worker(config: CollectConfig, seed: int) -> Episode | None:
+    return attempt(_worker_env, config, seed)
+
+
+def attempt(env: Env, config: CollectConfig, seed: int) -> Episode | None:
+    """Let the expert act once from the seed's start state; None if it fails. Uses only the noise and after_success.
+
+    Raises:
+        ValueError: the environment has no expert.
+    """
+    rng = np.random.default_rng([NOISE_STREAM, seed])
+    low, high = _limits(env.features["action"])
+    steps: list[Step] = []
+    observation, info = env.reset(seed=seed)
+    expert = env.expert
+    if expert is None:
+        raise ValueError(f"{env.task_text!r} ({env.version}) has no scripted expert")
+    steps_left, over = math.inf, False
+    while not over and steps_left > 0:
+        clean = np.clip(expert(info["expert_observation"]), low, high).astype(low.dtype)
+        noisy = np.clip(clean + config.noise * rng.standard_normal(clean.shape), low, high).astype(low.dtype)
+        # Copies, because an environment may write into the same arrays at every step.
+        decided_at = {name: np.array(value) for name, value in observation.items()}
+        observation, reward, terminated, truncated, info = env.step(noisy)
+        steps.append((decided_at, clean, float(reward), bool(info["success"])))
+        over = terminated or truncated
+        if info["success"] or math.isfinite(steps_left):
+            steps_left = min(steps_left - 1, config.after_success)
+    return None if math.isinf(steps_left) else _episode(env, seed, steps)
+
+
+def _limits(action: Feature) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest action, infinite where the environment names none."""
+    low, high = (
+        np.full(action["shape"], default) if action[bound] is None else np.array(action[bound])
+        for bound, default in (("low", -np.inf), ("high", np.inf))
+    )
+    return low.astype(action["dtype"]), high.astype(action["dtype"])
+
+
+def _episode(env: Env, seed: int, steps: list[Step]) -> Episode:
+    observations, actions, rewards, successes = zip(*steps, strict=True)
+    return Episode(
+        observation={name: np.stack([each[name] for each in observations]) for name in observations[0]},
+        action=np.stack(actions),
+        reward=np.array(rewards, np.float32),
+        success=np.array(successes, bool),
+        task=env.task_text,
+        seed=seed,
+        control_dt_s=env.features["control_dt_s"],
+    )
+
+
+def main() -> None:
+    """Collect demonstrations as the Hydra config says and print one line about them."""
+    import hydra
+    from omegaconf import DictConfig, OmegaConf
+
+    from conf import cli, schema
+
+    schema.register()
+
+    @hydra.main(version_base="1.3", config_path="../conf", config_name="collect")
+    def run(config: DictConfig) -> None:
+        start = time.perf_counter()
+        with cli.one_line_errors():
+            root: Any = OmegaConf.to_object(config)
+            store = collect(root.env, root.demos)
+        tried = attempts(store)
+        rate = f"{len(store)} of {tried} attempts succeeded ({len(store) / tried:.0%})" if tried else "recorded"
+        print(f"{store.path}: {len(store)} episodes, {rate}, {time.perf_counter() - start:.1f} s")
+
+    cli.run(run)
+
+
+if __name__ == "__main__":
+    main()

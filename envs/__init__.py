@@ -1,0 +1,47 @@
+"""The world: simulated tasks behind one interface, and the rollout that runs a policy in them. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .base import Env, EnvConfig, Feature, Features, Observation, RenderingUnavailable, choose_gl_backend, nearest
+from .gymnasium_env import GymnasiumConfig, GymnasiumEnv
+from .metaworld import MetaWorldConfig, MetaWorldEnv
+
+# Here, because it must come before the first import of mujoco, by whomever.
+choose_gl_backend()
+
+# A config is always given to the function beside its own class, which the type cannot say.
+ENVS: dict[str, tuple[type[EnvConfig], Callable[[Any], Env]]] = {
+    "gymnasium": (GymnasiumConfig, GymnasiumEnv),
+    "metaworld": (MetaWorldConfig, MetaWorldEnv),
+}
+
+
+def make(config: EnvConfig) -> Env:
+    """Build the world that the config describes.
+
+    Raises:
+        ValueError: the kind is unknown, or the config is not of the class that belongs to the kind.
+    """
+    if config.kind not in ENVS:
+        raise ValueError(f"unknown kind of env {config.kind!r}: {nearest(config.kind, ENVS)}")
+    config_class, build = ENVS[config.kind]
+    if not isinstance(config, config_class):
+        raise ValueError(f"env kind {config.kind!r} takes a {config_class.__name__}, got a {type(config).__name__}")
+    return build(config)
+
+
+__all__ = [
+    "ENVS",
+    "Env",
+    "EnvConfig",
+    "Feature",
+    "Features",
+    "GymnasiumConfig",
+    "MetaWorldConfig",
+    "Observation",
+    "RenderingUnavailable",
+    "make",
+]

@@ -1,0 +1,150 @@
+"""What every world offers: dictionaries of arrays in, one action out, and a description of both.
+
+A world is a `gymnasium.Env` whose observation is a flat dictionary of numpy arrays. A seed fixes the start state and
+the goal completely, whatever ran in the same object before. The world never stops at success; the rollout decides
+about that.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import ClassVar, TypedDict
+
+import gymnasium
+import numpy as np
+
+Observation = dict[str, np.ndarray]
+Expert = Callable[[np.ndarray], np.ndarray]
+
+
+class Feature(TypedDict):
+    """One array of an observation or an action: shape, dtype, unit, and the range of each element where it is known."""
+
+    shape: list[int]
+    dtype: str
+    unit: str
+    low: list[float] | None
+    high: list[float] | None
+
+
+class Features(TypedDict):
+    """Everything a policy must know about a world, as a plain dictionary that fits into JSON."""
+
+    observation: dict[str, Feature]
+    action: Feature
+    control_dt_s: float
+
+
+@dataclass
+class EnvConfig:
+    """The choice of a world; every adapter adds its own fields."""
+
+    kind: str = "???"  # a key of envs.ENVS
+
+
+class Env(gymnasium.Env[Observation, np.ndarray]):
+    """A world to act in.
+
+    `reset(seed=...)` and `step(action)` follow Gymnasium. Where there is a scripted expert, their `info` holds what it
+    sees as `expert_observation`, which may be more than the policy sees. The `info` of `step` always holds `success`
+    (bool, this step).
+
+    Attributes:
+        features: names, shapes, dtypes, units and ranges of observation and action, and the control period.
+        task: the short name of the task, as it stands in records.
+        task_text: the task as an instruction in plain English.
+        version: the simulator and its version.
+        expert: a function from `info["expert_observation"]` to an action, made anew by every `reset`, or None.
+    """
+
+    features: Features
+    task: str
+    task_text: str
+    version: str
+    expert: Expert | None = None
+    metadata: ClassVar[dict] = {"render_modes": ["rgb_array"]}  # pyright: ignore[reportIncompatibleVariableOverride]
+    render_mode = "rgb_array"
+
+
+class RenderingUnavailable(RuntimeError):  # noqa: N818 - it names a state of the machine, not a mistake
+    """No OpenGL backend works here; the message names what to install."""
+
+
+def check_action(action: np.ndarray, features: Features, *, where: str) -> np.ndarray:
+    """Return the action as float32 (A,).
+
+    Raises:
+        ValueError: the shape is wrong or an element is not finite; `where` (seed, step) is part of the message.
+    """
+    action = np.asarray(action, dtype=np.float32)
+    expected = tuple(features["action"]["shape"])
+    if action.shape != expected:
+        raise ValueError(f"{where}: got an action of shape {action.shape}, expected {expected}")
+    if not np.isfinite(action).all():
+        raise ValueError(f"{where}: the action is not finite: {action.tolist()}")
+    return action
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Say which of the choices the name may have meant, for an error message."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+    return f"did you mean {', '.join(close)}?" if close else f"choose one of {', '.join(choices)}"
+
+
+def load_mujoco() -> ModuleType:
+    """Import mujoco, which loads the OpenGL backend that MUJOCO_GL asks for.
+
+    Raises:
+        RenderingUnavailable: MUJOCO_GL asks for a backend whose libraries are missing.
+    """
+    try:
+        import mujoco
+    except AttributeError as error:  # what PyOpenGL raises where a shared library is missing
+        raise RenderingUnavailable(rendering_help()) from error
+    return mujoco
+
+
+def rendering_help() -> str:
+    """Say which backend was tried and what to install, for an error message."""
+    return (
+        f"MuJoCo cannot render here with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r}. On a machine without a display "
+        "run `apt-get install --no-install-recommends libegl1 libgl1` for MUJOCO_GL=egl, or "
+        "`apt-get install --no-install-recommends libosmesa6` for MUJOCO_GL=osmesa; one that is installed is chosen by "
+        "itself if envs is imported before mujoco. To simulate without rendering set MUJOCO_GL=disable."
+    )
+
+
+def choose_gl_backend() -> None:
+    """Set MUJOCO_GL, which MuJoCo reads when it is first imported, for a Linux machine without a display.
+
+    Unset it means a window system, and there is none: the choice is EGL, else OSMesa, where their libraries are
+    installed. A value that the user has set stands.
+    """
+    if os.environ.get("MUJOCO_GL") or _has_window_system() or "mujoco" in sys.modules:
+        return
+    if ctypes.util.find_library("EGL") and ctypes.util.find_library("GL"):
+        os.environ["MUJOCO_GL"] = "egl"
+    elif ctypes.util.find_library("OSMesa"):
+        os.environ["MUJOCO_GL"] = "osmesa"
+
+
+def check_rendering() -> None:
+    """Fail early where MuJoCo's renderer would fail halfway and print more errors when it is deleted.
+
+    Raises:
+        RenderingUnavailable: there is no OpenGL context, or only one that needs a display.
+    """
+    context = getattr(load_mujoco(), "GLContext", None)
+    if context is None or (context.__module__ == "mujoco.glfw" and not _has_window_system()):
+        raise RenderingUnavailable(rendering_help())
+
+
+def _has_window_system() -> bool:
+    return sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))

@@ -1,0 +1,199 @@
+"""Any Gymnasium environment with Box observations (alone or in a Dict) and a Box action as a world."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.spaces import Box, Dict, Space
+
+from .base import Env, EnvConfig, Feature, Observation, RenderingUnavailable, nearest, rendering_help
+
+
+@dataclass
+class GymnasiumConfig(EnvConfig):
+    """A registered Gymnasium id, and what Gymnasium does not say about it.
+
+    Raises:
+        ValueError: the id is unknown, or a number is out of range.
+    """
+
+    kind: str = "gymnasium"
+    id: str = ""  # a registered id such as "Reacher-v5"; import the package that registers it beforehand
+    max_steps: int = 0  # control steps until truncation; 0 takes the id's own limit
+    success_key: str = "success"  # the entry of info that holds success, read unless success_return is given
+    success_return: float | None = None  # success is a sum of rewards of at least this
+    control_dt_s: float = 0.0  # seconds per step; 0 takes the environment's own dt or render_fps
+    task_text: str = ""  # the instruction in plain English; empty takes the id
+
+    def __post_init__(self):
+        if not self.id:
+            raise ValueError("id is empty: set a registered Gymnasium id such as Reacher-v5")
+        # "module:Name-v0" would import the module: a config must not name code to run.
+        if ":" in self.id:
+            raise ValueError(f"id {self.id!r} names a module: import that yourself and give the part after the colon")
+        if self.id not in gymnasium.registry:
+            raise ValueError(f"unknown Gymnasium id {self.id!r}: {_suggest(self.id)}")
+        if self.max_steps < 0:
+            raise ValueError(f"max_steps is {self.max_steps}, expected 0 (the id's own limit) or more")
+        if not (math.isfinite(self.control_dt_s) and self.control_dt_s >= 0):
+            raise ValueError(f"control_dt_s is {self.control_dt_s}, expected seconds, or 0 for the environment's own")
+
+
+class GymnasiumEnv(Env):
+    """A Gymnasium environment as a world.
+
+    Box parts become 1-D float32 arrays, images (uint8, three dimensions) stay as they are; a Box alone is called
+    "state" or "image". Actions are handed over unclipped, in the dtype and shape of the action space.
+
+    Raises:
+        ValueError: a space is of another kind, or the step limit or control period is neither known nor given.
+    """
+
+    def __init__(self, config: GymnasiumConfig):
+        self.config = config
+        self._raw = _make(config)
+        parts = _observation_parts(self._raw.observation_space)
+        self._action_space = _action_space(self._raw.action_space)
+        self._return = 0.0
+        self.features = {
+            "observation": {name: _observation_feature(box) for name, box in parts.items()},
+            "action": _feature(self._action_space, [math.prod(self._action_space.shape)], "float32"),
+            "control_dt_s": _control_dt_s(self._raw, config),
+        }
+        self.task = config.id
+        self.task_text = config.task_text or config.id
+        self.version = f"gymnasium {gymnasium.__version__}, {config.id}"
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
+        """Start the episode that belongs to the seed."""
+        super().reset(seed=seed, options=options)
+        observation, info = self._raw.reset(seed=seed, options=options)
+        self._return = 0.0
+        return self._observation(observation), dict(info)
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
+        """Act for one control period.
+
+        Raises:
+            ValueError: success cannot be told; the message names the keys of info.
+        """
+        space = self._action_space
+        action = np.asarray(action, space.dtype).reshape(space.shape)
+        observation, reward, terminated, truncated, info = self._raw.step(action)
+        self._return += float(reward)
+        info = {**info, "success": self._success(info)}
+        return self._observation(observation), float(reward), bool(terminated), bool(truncated), info
+
+    def render(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the environment's own image, uint8 (H, W, 3).
+
+        Raises:
+            RenderingUnavailable: the environment has no images, or its renderer does not work here.
+        """
+        if self._raw.render_mode != "rgb_array":
+            raise RenderingUnavailable(f"{self.config.id} does not offer the render mode rgb_array")
+        try:
+            return np.asarray(self._raw.render(), dtype=np.uint8)
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise RenderingUnavailable(f"{self.config.id}: {error}") from error
+        # What a missing OpenGL library raises depends on the backend: AttributeError, ImportError, RuntimeError ...
+        except Exception as error:
+            raise RenderingUnavailable(f"{self.config.id}: {error}. {rendering_help()}") from error
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._raw.close()
+
+    def _success(self, info: dict) -> bool:
+        if self.config.success_return is not None:
+            return self._return >= self.config.success_return
+        if self.config.success_key not in info:
+            raise ValueError(
+                f"{self.config.id} does not say whether it succeeded: info has no {self.config.success_key!r}, only "
+                f"{sorted(map(str, info)) or 'nothing'}; set success_key to one of these, or success_return to the sum "
+                "of rewards that counts as success"
+            )
+        return bool(info[self.config.success_key])
+
+    def _observation(self, raw: Any) -> Observation:
+        if not isinstance(raw, dict):
+            (name,) = self.features["observation"]
+            raw = {name: raw}
+        features = self.features["observation"]
+        return {name: np.array(raw[name], one["dtype"]).reshape(one["shape"]) for name, one in features.items()}
+
+
+def _make(config: GymnasiumConfig) -> gymnasium.Env:
+    spec = gymnasium.spec(config.id)
+    limit = config.max_steps or spec.max_episode_steps
+    if limit is None:
+        raise ValueError(f"{config.id} has no step limit of its own: set max_steps")
+    # Gymnasium fixes the render mode at construction, and refuses or warns where the environment does not know it.
+    mode = {"render_mode": "rgb_array"} if "rgb_array" in _render_modes(spec) else {}
+    return gymnasium.make(spec, max_episode_steps=limit, disable_env_checker=True, **mode)
+
+
+def _render_modes(spec: EnvSpec) -> list[str]:
+    creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    return getattr(creator, "metadata", {}).get("render_modes", [])
+
+
+def _suggest(id: str) -> str:
+    # A name without its version, or with another one, is nearer than any other string.
+    name = id.partition("-v")[0].lower()
+    versions = [known for known in gymnasium.registry if known.rpartition("-v")[0].lower() == name]
+    return f"did you mean {', '.join(versions)}?" if versions else nearest(id, gymnasium.registry)
+
+
+def _observation_parts(space: Space) -> dict[str, Box]:
+    if isinstance(space, Box):
+        return {"image" if _is_image(space) else "state": space}
+    if isinstance(space, Dict):
+        parts = {name: part for name, part in space.items() if isinstance(part, Box)}
+        if len(parts) == len(space):
+            return parts
+    raise ValueError(f"the observation space is {space}, expected a Box or a Dict of Boxes")
+
+
+def _action_space(space: Space) -> Box:
+    if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating):
+        raise ValueError(f"the action space is {space}, expected a Box of floating-point numbers")
+    return space
+
+
+def _is_image(box: Box) -> bool:
+    return box.dtype == np.uint8 and len(box.shape) == 3
+
+
+def _observation_feature(box: Box) -> Feature:
+    if _is_image(box):
+        # 150,000 equal bounds would only swell the description; uint8 says them.
+        return {"shape": list(box.shape), "dtype": "uint8", "unit": "1", "low": None, "high": None}
+    return _feature(box, [math.prod(box.shape)], "float32")
+
+
+def _feature(box: Box, shape: list[int], dtype: str) -> Feature:
+    low, high = box.low.ravel().astype(float), box.high.ravel().astype(float)
+    return {
+        "shape": shape,
+        "dtype": dtype,
+        "unit": "unknown",
+        "low": low.tolist() if np.isfinite(low).all() else None,
+        "high": high.tolist() if np.isfinite(high).all() else None,
+    }
+
+
+def _control_dt_s(env: gymnasium.Env, config: GymnasiumConfig) -> float:
+    if config.control_dt_s:
+        return config.control_dt_s
+    own = getattr(env.unwrapped, "dt", None)
+    if isinstance(own, (int, float)) and own > 0:
+        return float(own)
+    if env.metadata.get("render_fps"):
+        return 1.0 / env.metadata["render_fps"]
+    raise ValueError(f"{config.id} does not say how long a step takes: set control_dt_s (seconds)")

@@ -1,0 +1,126 @@
+"""Lanes: an environment with the episode it is in. They run in this process or in a worker; the code is the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .base import Env, Features, Observation
+from .records import EpisodeRecord
+
+MakeEnv = Callable[[], Env]
+Command = int | np.ndarray  # the seed of an episode to begin, or the action to take in the present one
+
+
+@dataclass(frozen=True)
+class LaneOptions:
+    """What is the same for all lanes."""
+
+    stop_at_success: bool = True  # an episode ends at its first success
+    expert: bool = False  # a command to begin runs the whole episode with the scripted expert
+    frame_seeds: frozenset[int] = frozenset()  # episodes of which images are kept
+    frame_every: int = 1  # control steps from one image to the next
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of an episode."""
+
+    record: EpisodeRecord
+    frames: list[np.ndarray] = field(default_factory=list)  # uint8 (H, W, 3); empty unless asked for
+
+
+Reply = Observation | Finished
+
+
+class Lane:
+    """One environment and its episode.
+
+    Raises:
+        ValueError: the expert is asked for and the environment has none.
+    """
+
+    def __init__(self, env: Env, options: LaneOptions):
+        if options.expert and env.expert is None:
+            raise ValueError(f"{env.task} has no scripted expert")
+        self.env = env
+        self.options = options
+
+    def run(self, command: Command) -> Reply:
+        """Begin an episode or take a step in it; return the next observation, or how the episode ended."""
+        try:
+            reply = self._step(command) if isinstance(command, np.ndarray) else self._begin(command)
+            while self.options.expert and not isinstance(reply, Finished):
+                assert self.env.expert is not None
+                reply = self._step(self.env.expert(self._expert_observation))
+        except Exception as error:
+            error.add_note(f"This happened in {self.env.task}, seed {self._seed}, step {self._steps}.")
+            raise
+        return reply
+
+    def _begin(self, seed: int) -> Reply:
+        self._seed, self._steps = seed, 0
+        self._started = time.perf_counter()
+        self._return = 0.0
+        self._first_success: int | None = None
+        self._frames: list[np.ndarray] = []
+        observation, info = self.env.reset(seed=seed)
+        self._expert_observation = info.get("expert_observation")
+        self._keep_frame(last=False)
+        return observation
+
+    def _step(self, action: np.ndarray) -> Reply:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._expert_observation = info.get("expert_observation")
+        self._steps += 1
+        self._return += float(reward)
+        success = bool(info["success"])
+        if success and self._first_success is None:
+            self._first_success = self._steps
+        done = terminated or truncated or (success and self.options.stop_at_success)
+        self._keep_frame(last=done)
+        return Finished(self._record(success), self._frames) if done else observation
+
+    def _record(self, final_success: bool) -> EpisodeRecord:
+        return EpisodeRecord(
+            task=self.env.task,
+            seed=self._seed,
+            success=self._first_success is not None,
+            final_success=final_success,
+            first_success_step=self._first_success,
+            steps=self._steps,
+            return_=self._return,
+            wall_s=time.perf_counter() - self._started,
+        )
+
+    def _keep_frame(self, *, last: bool) -> None:
+        if self._seed in self.options.frame_seeds and (last or self._steps % self.options.frame_every == 0):
+            self._frames.append(np.asarray(self.env.render()))
+
+
+class LaneGroup:
+    """The lanes of one process."""
+
+    def __init__(self, make_env: MakeEnv, lanes: Collection[int], options: LaneOptions):
+        self.lanes = tuple(lanes)
+        self._lanes = {lane: Lane(make_env(), options) for lane in lanes}
+        self._replies: dict[int, Reply] = {}
+        env = self._lanes[self.lanes[0]].env
+        self.task: str = env.task
+        self.features: Features = env.features
+
+    def send(self, commands: Mapping[int, Command]) -> None:
+        """Run the commands of these lanes; `receive` returns what came of them."""
+        self._replies = {lane: self._lanes[lane].run(command) for lane, command in commands.items()}
+
+    def receive(self) -> dict[int, Reply]:
+        """Return one reply for every command sent."""
+        return self._replies
+
+    def close(self) -> None:
+        """Close the environments."""
+        for lane in self._lanes.values():
+            lane.env.close()

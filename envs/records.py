@@ -1,0 +1,151 @@
+"""What happened in each evaluation episode, one line of JSON per episode, and the success rate with its interval."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """The outcome of one episode."""
+
+    task: str  # name of the task
+    seed: int  # fixes the start state and the goal
+    success: bool  # at any step
+    final_success: bool  # at the last step
+    first_success_step: int | None  # number of steps after which success was first seen, None if never
+    steps: int  # control steps taken
+    return_: float  # sum of the rewards
+    wall_s: float  # seconds from reset to the last step, other lanes' work included
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A success rate that can be believed: count, total and the Wilson interval, any-time and final."""
+
+    n: int
+    successes: int  # episodes with success at any step
+    rate: float  # successes / n
+    wilson_low: float
+    wilson_high: float
+    final_successes: int  # episodes with success at the last step
+    final_rate: float
+    final_wilson_low: float
+    final_wilson_high: float
+    confidence: float  # of both intervals
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the Wilson score interval of a success rate.
+
+    Raises:
+        ValueError: n is zero, or successes is not in [0, n].
+    """
+    from scipy.stats import binomtest  # takes most of a second, and the workers of a rollout never need it
+
+    interval = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def summarize(records: Iterable[EpisodeRecord], confidence: float = 0.95) -> Summary:
+    """Count the successes, any-time and final, with their Wilson intervals.
+
+    Raises:
+        ValueError: there are no records.
+    """
+    records = list(records)
+    if not records:
+        raise ValueError("there are no episode records to summarize")
+    n, successes = len(records), sum(record.success for record in records)
+    final = sum(record.final_success for record in records)
+    intervals = wilson(successes, n, confidence), wilson(final, n, confidence)
+    return Summary(n, successes, successes / n, *intervals[0], final, final / n, *intervals[1], confidence)
+
+
+class RecordWriter:
+    """Appends records to a JSON-lines file; each line is flushed, so a killed run keeps what it has finished."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: TextIO = self.path.open("a", encoding="utf-8")
+
+    def write(self, record: EpisodeRecord) -> None:
+        """Append one record."""
+        self._file.write(json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def write_records(path: str | Path, records: Iterable[EpisodeRecord]) -> None:
+    """Append the records to a JSON-lines file."""
+    with RecordWriter(path) as writer:
+        for record in records:
+            writer.write(record)
+
+
+def read_records(path: str | Path) -> list[EpisodeRecord]:
+    """Read a JSON-lines file.
+
+    Raises:
+        ValueError: a line is not a record; the message names the file and the line.
+    """
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+_KINDS: dict[str, Sequence[type]] = {
+    "task": (str,),
+    "seed": (int,),
+    "success": (bool,),
+    "final_success": (bool,),
+    "first_success_step": (int, type(None)),
+    "steps": (int,),
+    "return_": (float, int),
+    "wall_s": (float, int),
+}
+
+
+def _parse(line: str, where: str) -> EpisodeRecord:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error}); was the writer killed in the middle of the line?") from error
+    if not isinstance(fields, dict) or fields.keys() != _KINDS.keys():
+        raise ValueError(f"{where}: got {line[:200]!r}, expected an object with exactly the keys {', '.join(_KINDS)}")
+    for name, kinds in _KINDS.items():
+        # bool is an int to isinstance, so compare the types themselves.
+        if type(fields[name]) not in kinds:
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"{where}: {name} is {fields[name]!r}, expected {expected}")
+    record = EpisodeRecord(**fields)
+    _check_consistent(record, where)
+    return record
+
+
+def _check_consistent(record: EpisodeRecord, where: str) -> None:
+    first = record.first_success_step
+    if not (math.isfinite(record.return_) and math.isfinite(record.wall_s)):
+        raise ValueError(f"{where}: return_ and wall_s must be finite, got {record.return_} and {record.wall_s}")
+    if record.success != (first is not None) or (record.final_success and not record.success):
+        raise ValueError(
+            f"{where}: success={record.success}, final_success={record.final_success} and "
+            f"first_success_step={first} contradict each other"
+        )
+    if first is not None and not 1 <= first <= record.steps:
+        raise ValueError(f"{where}: first_success_step is {first}, expected 1 to steps={record.steps}")

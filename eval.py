@@ -1,0 +1,300 @@
+"""Checkpoint -> success rate with interval, per-episode records, videos, report. `python eval.py --help` lists all."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+import wandb
+from envs.rollout import rollout
+from omegaconf import DictConfig, OmegaConf
+
+import envs
+import policies
+from conf import cli, schema
+from demos.collect import CollectConfig, attempt
+from envs.records import EpisodeRecord, summarize, write_records
+from envs.report import ChunkComparison, Clip, ReportData, write_report
+from envs.video import encode_mp4
+from policies.config import build
+from policies.device import select_device, usable_cores
+
+schema.register()
+
+
+CHUNKS_SHOWN = 16  # sampled per state in the report
+FRAME_EVERY = 4  # control steps per video frame
+
+
+def evaluate(policy: policies.Policy, env: envs.EnvConfig, config: schema.EvaluationConfig) -> list[EpisodeRecord]:
+    """Runs the policy on the held-out seeds; records in the order of the seeds."""
+    controller = policies.Controller(
+        policy, config.execution_horizon or None, config.inference_batch, config.noise_seed
+    )
+    return rollout(partial(envs.make, env), controller, _seeds(config), progress=True, **_lanes(config))
+
+
+def evaluate_expert(env: envs.EnvConfig, config: schema.EvaluationConfig) -> list[EpisodeRecord]:
+    """Runs the scripted expert on the same seeds; no records where the environment has none."""
+    with closing(envs.make(env)) as world:
+        if world.expert is None:
+            return []
+    return rollout(partial(envs.make, env), "expert", _seeds(config), progress=True, **_lanes(config))
+
+
+def _seeds(config: schema.EvaluationConfig) -> range:
+    return range(config.seed, config.seed + config.episodes)
+
+
+def _lanes(config: schema.EvaluationConfig) -> dict[str, Any]:
+    return {"n_envs": config.n_envs, "workers": config.workers, "stop_at_success": config.stop_at_success}
+
+
+def compare_chunks(policy: policies.Policy, env_config: envs.EnvConfig, seeds: Sequence[int]) -> list[ChunkComparison]:
+    """Chunks that the policy samples along the expert's own path on held-out seeds, beside what the expert did."""
+    chunk, device = policy.config.chunk, policy.action_normalizer.shift.device
+    comparisons = []
+    with closing(envs.make(env_config)) as env:
+        names = [f"action {i}" for i in range(policy.spec.action.size)]
+        for seed in seeds:
+            episode = attempt(env, CollectConfig(noise=0.0, after_success=chunk.prediction_horizon), seed)
+            if episode is None:  # the expert failed on this seed, so there is nothing to compare with
+                continue
+            windows = policies.Windows([episode], policy.spec, chunk.history, chunk.prediction_horizon, device)
+            for step in (0, len(episode) // 3, 2 * len(episode) // 3):
+                batch = windows.gather(torch.full((CHUNKS_SHOWN,), step, device=device))
+                noise = torch.randn((CHUNKS_SHOWN, *policy.chunk_shape), generator=torch.Generator().manual_seed(seed))
+                with torch.no_grad():
+                    sampled = policy.sample(batch.observation, noise.to(device)).cpu().numpy()
+                expert = batch.action[0].cpu().numpy()
+                comparisons.append(ChunkComparison(seed, step, sampled, expert, policy.spec.control_dt_s, names))
+    return comparisons
+
+
+def film(
+    policy: policies.Policy, env: envs.EnvConfig, config: schema.EvaluationConfig, records: Sequence[EpisodeRecord]
+) -> tuple[list[Clip], str]:
+    """Videos of a few episodes of every outcome, and a note where there are none.
+
+    The episodes are run again: they come out the same, since an outcome depends on the seed alone.
+    """
+    chosen: dict[int, str] = {}
+    for record in records:
+        outcome = "success" if record.success else "failure"
+        if sum(label == outcome for label in chosen.values()) < config.videos:
+            chosen[record.seed] = outcome
+    clips: list[Clip] = []
+
+    def keep(record: EpisodeRecord, frames: list[np.ndarray]) -> None:
+        fps = 1 / (policy.spec.control_dt_s * FRAME_EVERY)
+        clips.append(Clip(record.seed, chosen[record.seed], encode_mp4(frames, fps)))
+
+    controller = policies.Controller(
+        policy, config.execution_horizon or None, config.inference_batch, config.noise_seed
+    )
+    try:
+        rollout(
+            partial(envs.make, env),
+            controller,
+            sorted(chosen),
+            stop_at_success=config.stop_at_success,
+            frame_seeds=chosen.keys(),
+            frame_every=FRAME_EVERY,
+            on_frames=keep,
+        )
+    except envs.RenderingUnavailable as error:
+        return [], str(error)
+    return clips, f"The first {config.videos} episodes of each outcome, in the order of the seeds."
+
+
+@dataclass
+class Run:
+    """What an evaluation is about and where its results go."""
+
+    checkpoint: Path
+    out: Path  # folder for episodes.jsonl, metrics.json and report.html
+    env: envs.EnvConfig
+    eval: schema.EvaluationConfig
+    config: dict[str, Any]  # everything that was set, for the report
+    history: list[dict[str, Any]]  # log entries of the training
+    seconds: dict[str, float]  # what was measured before: collect, train
+    started: float  # time.perf_counter() at the start of the command
+
+
+def conclude(run: Run, device: torch.device) -> dict[str, Any]:
+    """Evaluates a checkpoint and writes episodes.jsonl, metrics.json and report.html; returns the metrics."""
+    policy = policies.load(run.checkpoint, device)
+    _, _, source = policies.read_config(run.checkpoint)
+    used = set(_seeds(run.eval)) & set(source.demonstration_seeds)
+    if used:
+        raise ValueError(f"evaluation seeds {sorted(used)[:3]} were demonstrated; choose another eval.seed")
+    records = timed(run, "evaluate", lambda: evaluate(policy, run.env, run.eval))
+    expert = timed(run, "expert", lambda: evaluate_expert(run.env, run.eval) if run.eval.expert else [])
+    # The report is extra: its states lie beyond the evaluated seeds.
+    beyond = run.eval.seed + run.eval.episodes
+    chunks = compare_chunks(policy, run.env, range(beyond, beyond + 2)) if expert else []
+    clips, note = timed(run, "film", lambda: film(policy, run.env, run.eval, records))
+    metrics = summary(run, records, expert)
+
+    write_records(fresh(run.out / "episodes.jsonl"), records)
+    (run.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    data = ReportData(
+        title=f"{records[0].task}: {policy.config.head.kind} policy",
+        task=source.task,
+        records=records,
+        expert_records=expert or None,
+        goal_visible=getattr(run.env, "goal_visible", None),
+        control_dt_s=policy.spec.control_dt_s,
+        history=run.history,
+        chunks=chunks,
+        clips=clips,
+        clip_note=note,
+        checkpoint=str(run.checkpoint),
+        dataset_hash=source.demonstrations,
+        hardware=hardware(device),
+        timings=run.seconds,
+        versions=versions(),
+        config=run.config,
+    )
+    write_report(data, run.out / "report.html")
+    return metrics
+
+
+def timed(run: Run, name: str, work: Callable[[], T]) -> T:
+    """Does the work and notes the seconds it took under the name."""
+    start = time.perf_counter()
+    result = work()
+    run.seconds[name] = time.perf_counter() - start
+    return result
+
+
+def summary(run: Run, records: list[EpisodeRecord], expert: list[EpisodeRecord]) -> dict[str, Any]:
+    """The numbers of metrics.json."""
+    expert_summary = summarize(expert) if expert else None
+    return {
+        "task": records[0].task,
+        **asdict(summarize(records)),
+        "expert_successes": expert_summary.successes if expert_summary else None,
+        "expert_rate": expert_summary.rate if expert_summary else None,
+        **{f"{name}_seconds": round(seconds, 2) for name, seconds in run.seconds.items()},
+        "total_seconds": round(time.perf_counter() - run.started, 2),
+        "checkpoint": str(run.checkpoint),
+        "seed": run.eval.seed,
+        "versions": versions(),
+    }
+
+
+def fresh(path: Path) -> Path:
+    """The path, with an earlier file of that name removed; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    return path
+
+
+def closing_line(metrics: dict[str, Any], out: Path) -> str:
+    """One line with all that matters."""
+    expert = "no scripted expert" if metrics["expert_rate"] is None else f"expert {metrics['expert_rate']:.1%}"
+    return (
+        f"{metrics['task']}: {metrics['successes']}/{metrics['n']} = {metrics['rate']:.1%} "
+        f"[{metrics['wilson_low']:.1%}, {metrics['wilson_high']:.1%}] (95 % Wilson), {expert} on the same seeds; "
+        f"report: {out / 'report.html'}"
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    names = ("torch", "numpy", "gymnasium", "mujoco", "metaworld", "hydra-core", "flowhand")
+    installed = {}
+    for name in names:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # an extra that is not installed, or a clone without install
+            continue
+    return {"python": platform.python_version(), **installed}
+
+
+def hardware(device: torch.device) -> str:
+    """The processor that computed, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
+    return f"{cpu}, {usable_cores()} cores, {torch.get_num_threads()} torch threads"
+
+
+def env_of(source: policies.Provenance) -> envs.EnvConfig:
+    """The environment that a checkpoint was trained in; `ValueError` if this flowhand does not know it."""
+    kind = source.env.get("kind")
+    if kind not in envs.ENVS:
+        raise ValueError(f"the checkpoint's environment {kind!r} is unknown; choices: {', '.join(sorted(envs.ENVS))}")
+    if ":" in str(source.env.get("id", "")):
+        # Gymnasium imports the module before the colon, and a checkpoint must never name code to run.
+        raise ValueError(f"the checkpoint asks to import {source.env['id']!r}; give env=gymnasium env.id=... yourself")
+    return build(envs.ENVS[kind][0], source.env, "provenance.env")
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="eval")
+def main(cfg: DictConfig) -> None:
+    """Entry point."""
+    with cli.one_line_errors():
+        print(evaluate_checkpoint(cfg, time.perf_counter()))
+
+
+def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
+    """Evaluates what the command line asks for; returns the closing line."""
+    if OmegaConf.is_missing(cfg, "checkpoint"):
+        raise ValueError("which checkpoint? Give checkpoint=PATH, the folder that train.py wrote")
+    config: schema.EvalRoot = OmegaConf.to_object(cfg)  # pyright: ignore[reportAssignmentType]
+    device = select_device(config.device, config.threads)
+    checkpoint = Path(config.checkpoint)
+    _, _, source = policies.read_config(checkpoint)
+    out = Path(config.out or checkpoint.parent / f"eval-{config.eval.seed}-{config.eval.episodes}")
+    history = policies.load_train_state(checkpoint)["history"]
+    run = Run(checkpoint, out, config.env or env_of(source), config.eval, asdict(config), history, {}, started)
+    with wandb_run(config.wandb, out, asdict(config)) as log:
+        metrics = conclude(run, device)
+        log_results(log, metrics, out)
+    return closing_line(metrics, out)
+
+
+@contextmanager
+def wandb_run(config: schema.WandbConfig, out: Path, everything: dict[str, Any]) -> Iterator[wandb.Run]:
+    """A wandb run whose files stay below `out`; marked as failed when the block raises."""
+    out.mkdir(parents=True, exist_ok=True)
+    run = wandb.init(
+        project=config.project,
+        name=config.name or out.name,
+        mode=config.mode,  # pyright: ignore[reportArgumentType]  (validated in schema.py)
+        dir=out,
+        config=everything,
+        settings=wandb.Settings(silent=True),
+    )
+    try:
+        yield run
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
+
+
+def log_results(log: wandb.Run, metrics: dict[str, Any], out: Path) -> None:
+    """Puts the metrics and the report page into the wandb run."""
+    log.summary.update(metrics)
+    log.log({"report": wandb.Html((out / "report.html").read_text())})
+
+
+if __name__ == "__main__":
+    cli.run(main)

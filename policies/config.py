@@ -1,0 +1,78 @@
+"""Configurations from JSON: only kinds that stand in the tables, only fields that exist, only values of their type."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from .encoders import ENCODERS
+from .heads import HEADS
+from .nets import NETS
+from .normalizer import NormalizerConfig
+from .policy import ChunkConfig, PolicyConfig
+
+T = TypeVar("T")
+TABLES = {"encoder": ENCODERS, "net": NETS, "head": HEADS}
+
+
+def policy_config(data: Any) -> PolicyConfig:
+    """A policy configuration from its JSON form, the inverse of `dataclasses.asdict`.
+
+    Raises:
+        ValueError: an unknown kind, an unknown or missing field, a value of the wrong type or out of range.
+    """
+    values = dict(mapping(data, "policy"))
+    for group, table in TABLES.items():
+        part = mapping(values.get(group), f"policy.{group}")
+        kind = part.get("kind")
+        if not isinstance(kind, str) or kind not in table:
+            raise ValueError(f"policy.{group}.kind is {kind!r}; choices: {', '.join(sorted(table))}")
+        values[group] = build(table[kind][0], part, f"policy.{group}")
+    for name, cls in (("chunk", ChunkConfig), ("normalizer", NormalizerConfig)):
+        values[name] = build(cls, values.get(name), f"policy.{name}")
+    return build(PolicyConfig, values, "policy")
+
+
+def build(cls: type[T], data: Any, where: str) -> T:
+    """A dataclass from a mapping with exactly its fields, each value of its field's type; `ValueError` otherwise."""
+    values = mapping(data, where)
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in fields(cls)]  # pyright: ignore[reportArgumentType]  (T is always a dataclass)
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"fields: {', '.join(names)}"
+            raise ValueError(f"{where} has the unknown field {key!r}; {hint}")
+    for name in names:
+        if name not in values:
+            raise ValueError(f"{where} lacks the field {name!r}")
+        if not fits(values[name], hints[name]):
+            expected = hints[name] if typing.get_args(hints[name]) else hints[name].__name__
+            raise ValueError(f"{where}.{name} is {values[name]!r}, expected a value of type {expected}")
+    return cls(**values)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of the annotated type, elements included; an int is a float, a bool is no int."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(fits(value, choice) for choice in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(fits(v, arguments[0]) for v in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(k, arguments[0]) and fits(v, arguments[1]) for k, v in value.items())
+    if hint is Any:
+        return True
+    allowed = (int, float) if hint is float else hint
+    return isinstance(value, allowed) and isinstance(value, bool) == (hint is bool)
+
+
+def mapping(data: Any, where: str) -> Mapping[str, Any]:
+    """The data itself; `ValueError` if it is no mapping."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where} is {data!r}, expected fields and values")
+    return data

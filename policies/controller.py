@@ -1,0 +1,118 @@
+"""Controller: chunks of actions to one action per control step. Evaluation and robot run this same object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .policy import Policy
+
+
+@dataclass
+class _Track:
+    """One robot's episode so far."""
+
+    seed: int
+    decisions: int = 0
+    history: list[dict[str, np.ndarray]] = field(default_factory=list)  # the last O observations, oldest first
+    queue: list[np.ndarray] = field(default_factory=list)  # actions still to execute, next first
+
+
+class Controller:
+    """Receding horizon control of any number of robots ("lanes") with one policy.
+
+    A lane decides when its queue is empty: it predicts a chunk, executes the first `execution_horizon` actions and
+    decides anew. All lanes that must decide share inference calls of exactly `inference_batch` rows (unused rows are
+    padding), and the noise of a decision is a function of (noise seed, episode seed, number of the decision) alone.
+    So a lane's actions do not depend on how many lanes run beside it.
+
+    Args:
+        policy: gives chunks.
+        execution_horizon: actions executed per decision; None takes the policy's own.
+        inference_batch: rows of every inference call.
+        noise_seed: another value gives another draw of all noise.
+    """
+
+    def __init__(
+        self, policy: Policy, execution_horizon: int | None = None, inference_batch: int = 1, noise_seed: int = 0
+    ):
+        horizon = policy.config.chunk.execution_horizon if execution_horizon is None else execution_horizon
+        if not 1 <= horizon <= policy.config.chunk.prediction_horizon:
+            raise ValueError(f"execution_horizon={horizon} must lie in 1..{policy.config.chunk.prediction_horizon}")
+        if inference_batch < 1:
+            raise ValueError(f"inference_batch={inference_batch} must be at least 1")
+        self.policy = policy
+        self.execution_horizon = horizon
+        self.inference_batch = inference_batch
+        self.noise_seed = noise_seed
+        self.device = policy.action_normalizer.shift.device
+        self._tracks: dict[int, _Track] = {}
+
+    def reset(self, lane: int = 0, seed: int = 0) -> None:
+        """Starts an episode in a lane; the seed (0 or greater) fixes all the noise of the episode."""
+        self._tracks[lane] = _Track(seed)
+
+    def step(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The action (A,) for the observation of a single robot (lane 0)."""
+        return self.act({0: observation})[0]
+
+    def act(self, observations: Mapping[int, Mapping[str, np.ndarray]]) -> dict[int, np.ndarray]:
+        """One action (A,), in physical units, for every lane given; each lane must have been reset.
+
+        Raises:
+            ValueError: an observation that lacks a feature, has the wrong shape or is not finite.
+        """
+        for lane, observation in observations.items():
+            self._observe(lane, observation)
+        waiting = [lane for lane in observations if not self._tracks[lane].queue]
+        for start in range(0, len(waiting), self.inference_batch):
+            self._decide(waiting[start : start + self.inference_batch])
+        return {lane: self._tracks[lane].queue.pop(0) for lane in observations}
+
+    def _observe(self, lane: int, observation: Mapping[str, np.ndarray]) -> None:
+        """Appends the observation to the lane's history, which starts with copies of the first one."""
+        if lane not in self._tracks:
+            raise ValueError(f"lane {lane} has no episode; call reset(lane, seed) first")
+        for name, feature in self.policy.spec.observation.items():
+            if name not in observation:
+                raise ValueError(f"the observation lacks {name!r}; it has {sorted(observation)}")
+            value = np.asarray(observation[name])
+            if value.shape != feature.shape:
+                raise ValueError(f"observation {name!r} has shape {value.shape}, the policy expects {feature.shape}")
+            if not np.isfinite(value).all():
+                raise ValueError(f"observation {name!r} has NaN or infinity: {value}")
+        history, length = self._tracks[lane].history, self.policy.config.chunk.history
+        taken = {name: np.array(observation[name]) for name in self.policy.spec.observation}
+        history.extend([taken] * (1 if history else length))
+        del history[:-length]
+
+    def _decide(self, lanes: list[int]) -> None:
+        """Fills the queues of at most `inference_batch` lanes with one inference call."""
+        noise = np.zeros((self.inference_batch, *self.policy.chunk_shape), np.float32)
+        for row, lane in enumerate(lanes):
+            noise[row] = self._noise(self._tracks[lane])
+        with torch.no_grad():
+            chunks = self.policy.sample(self._stack(lanes), torch.from_numpy(noise).to(self.device)).cpu().numpy()
+        for row, lane in enumerate(lanes):
+            self._tracks[lane].queue.extend(chunks[row, : self.execution_horizon])
+            self._tracks[lane].decisions += 1
+
+    def _stack(self, lanes: list[int]) -> dict[str, Tensor]:
+        """Histories of the lanes as (inference_batch, O, *shape) tensors; the rows past the lanes are zero."""
+        stacked = {}
+        for name, feature in self.policy.spec.observation.items():
+            values = np.zeros((self.inference_batch, self.policy.config.chunk.history, *feature.shape), feature.dtype)
+            for row, lane in enumerate(lanes):
+                values[row] = [observation[name] for observation in self._tracks[lane].history]
+            stacked[name] = torch.from_numpy(values).to(self.device)
+        return stacked
+
+    def _noise(self, track: _Track) -> np.ndarray:
+        """Standard normal noise (T, A) of the lane's next decision: the counter-based Philox generator."""
+        key = np.array([(self.noise_seed << 32) + track.seed, track.decisions], np.uint64)
+        generator = np.random.Generator(np.random.Philox(key=key))
+        return generator.standard_normal(self.policy.chunk_shape, np.float32)

@@ -1,0 +1,39 @@
+"""Which device to compute on, and with how many CPU threads."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+
+def select_device(name: str, threads: int = 0) -> torch.device:
+    """The device named `auto` (cuda if there is one), `cpu`, `cuda` or `cuda:N`, and torch's CPU threads.
+
+    Args:
+        name: the device.
+        threads: CPU threads of torch; 0 takes as many as this process may use, which is less than the machine has
+            when its affinity is limited (two busy threads on one core are several times slower than one).
+
+    Raises:
+        ValueError: the device is unknown or not there.
+    """
+    torch.set_num_threads(threads or usable_cores())
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r} is unknown; choices: auto, cpu, cuda, cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported; choices: auto, cpu, cuda, cuda:N")
+    return device
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

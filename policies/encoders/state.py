@@ -1,0 +1,44 @@
+"""State encoder: every vector of the observation, with its history, through a small perceptron."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..batch import Spec
+from .base import Encoder, EncoderConfig
+
+
+@dataclass
+class StateEncoderConfig(EncoderConfig):
+    """For observations that are vectors: joint angles, object poses, goals."""
+
+    kind: str = "state"
+    width: int = 256  # features of the hidden layer and of the conditioning vector
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"encoder.width={self.width} must be at least 1")
+
+
+class StateEncoder(Encoder):
+    """Concatenates the history of all vectors (in the order of their names) and applies two layers."""
+
+    def __init__(self, config: StateEncoderConfig, spec: Spec, history: int):
+        super().__init__()
+        for name, feature in spec.observation.items():
+            if feature.dtype != "float32" or len(feature.shape) != 1:
+                raise ValueError(
+                    f"encoder=state takes float32 vectors, but the observation {name!r} is {feature.dtype} of shape "
+                    f"{feature.shape}; leave it out of the observation"
+                )
+        self.names = sorted(spec.observation)
+        inputs = history * sum(feature.size for feature in spec.observation.values())
+        self.layers = nn.Sequential(nn.Linear(inputs, config.width), nn.SiLU(), nn.Linear(config.width, config.width))
+        self.size = config.width
+
+    def forward(self, observation: dict[str, Tensor]) -> Tensor:
+        """Vectors (B, O, S) each to conditioning (B, E)."""
+        return self.layers(torch.cat([observation[name].flatten(1) for name in self.names], dim=1))

@@ -1,0 +1,118 @@
+"""Policy: normalizer, encoder, net and head as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .batch import Batch, Spec
+from .encoders import ENCODERS, EncoderConfig
+from .encoders.state import StateEncoderConfig
+from .heads import HEADS, HeadConfig
+from .heads.flow import FlowConfig
+from .nets import NETS, NetConfig
+from .nets.mlp import MLPConfig
+from .normalizer import Normalizer, NormalizerConfig
+
+
+@dataclass
+class ChunkConfig:
+    """How much a policy sees, predicts and executes; see the diagram in batch.py."""
+
+    history: int = 2  # control steps of observation, O
+    prediction_horizon: int = 16  # control steps predicted, T
+    execution_horizon: int = 8  # control steps executed before the next decision
+    loss_on_padding: bool = False  # also learn the repeated last action past the end of an episode
+
+    def __post_init__(self) -> None:
+        for name in ("history", "prediction_horizon", "execution_horizon"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"chunk.{name}={getattr(self, name)} must be at least 1")
+        if self.execution_horizon > self.prediction_horizon:
+            raise ValueError(
+                f"chunk.execution_horizon={self.execution_horizon} is longer than "
+                f"chunk.prediction_horizon={self.prediction_horizon}; execute at most what is predicted"
+            )
+
+
+@dataclass
+class PolicyConfig:
+    """Everything that shapes a policy; stored in every checkpoint."""
+
+    chunk: ChunkConfig = field(default_factory=ChunkConfig)
+    normalizer: NormalizerConfig = field(default_factory=NormalizerConfig)
+    encoder: EncoderConfig = field(default_factory=StateEncoderConfig)
+    net: NetConfig = field(default_factory=MLPConfig)
+    head: HeadConfig = field(default_factory=FlowConfig)
+
+
+def component(table: Mapping[str, tuple[Any, Any]], config: Any, group: str) -> Any:
+    """The class that the table names for this configuration; `ValueError` lists the choices."""
+    if config.kind not in table:
+        raise ValueError(f"{group}={config.kind!r} is unknown; choices: {', '.join(sorted(table))}")
+    return table[config.kind][1]
+
+
+class Policy(nn.Module):
+    """Observation history in, chunk of actions out, both in physical units."""
+
+    def __init__(self, config: PolicyConfig, spec: Spec):
+        super().__init__()
+        self.config = config
+        self.spec = spec
+        self.chunk_shape = (config.chunk.prediction_horizon, spec.action.size)
+        vectors = {name: f for name, f in spec.observation.items() if f.dtype == "float32"}
+        self.observation_normalizers = nn.ModuleDict({name: Normalizer(f.size) for name, f in vectors.items()})
+        self.action_normalizer = Normalizer(spec.action.size)
+        self.encoder = component(ENCODERS, config.encoder, "encoder")(config.encoder, spec, config.chunk.history)
+        self.net = component(NETS, config.net, "net")(config.net, self.chunk_shape, self.encoder.size)
+        self.head = component(HEADS, config.head, "head")(config.head)
+
+    def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor) -> None:
+        """Takes the statistics of the demonstrations: each (N, *shape), N control steps."""
+        options = self.config.normalizer
+        for name, normalizer in self.normalizers():
+            data, mode = (action, options.action) if name == "action" else (observation[name], options.observation)
+            normalizer.fit(data.flatten(1), mode, options.constant_below)
+
+    def normalizers(self) -> list[tuple[str, Normalizer]]:
+        """All normalizers with the names of their features; the action comes last."""
+        named = [(name, module) for name, module in self.observation_normalizers.items()]
+        named.append(("action", self.action_normalizer))
+        return [(name, module) for name, module in named if isinstance(module, Normalizer)]
+
+    def encode(self, observation: Mapping[str, Tensor]) -> Float[Tensor, "B E"]:
+        """Conditioning vectors of observation histories (B, O, *shape) in physical units."""
+        normalized = dict(observation)
+        for name, normalizer in self.normalizers()[:-1]:
+            normalized[name] = normalizer.normalize(observation[name])
+        return self.encoder(normalized)
+
+    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Float[Tensor, ""]:
+        """Training loss of a batch of windows; the generator makes its randomness repeatable."""
+        mask = torch.ones_like(batch.mask) if self.config.chunk.loss_on_padding else batch.mask
+        x1_BTA = self.action_normalizer.normalize(batch.action)
+        return self.head.loss(self.net, x1_BTA, self.encode(batch.observation), mask, generator)
+
+    def sample(self, observation: Mapping[str, Tensor], noise: Float[Tensor, "B T A"]) -> Float[Tensor, "B T A"]:
+        """Chunks of actions in physical units, decided from observation histories and noise.
+
+        Args:
+            observation: each (B, O, *shape), in physical units.
+            noise: standard normal, (B, T, A). The same weights, observation and noise give the same actions.
+        """
+        x_BTA = self.head.sample(self.net, noise, self.encode(observation))
+        return self.action_normalizer.denormalize(x_BTA)
+
+    def check(self) -> None:
+        """Raises `ValueError` naming what is not ready: a missing statistic, a non-finite weight."""
+        for name, normalizer in self.normalizers():
+            normalizer.require_fitted(name)
+        for name, value in self.state_dict().items():
+            if not torch.isfinite(value).all():
+                raise ValueError(f"weight {name!r} has NaN or infinity; the policy cannot be used")

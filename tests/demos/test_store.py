@@ -1,0 +1,294 @@
+import hashlib
+import json
+import shutil
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from demos import Episode, Store, StoreMeta
+
+FEATURES = {
+    "observation": {
+        "state": {"shape": [2], "dtype": "float32", "unit": "m", "low": [-1, -1], "high": [1, 1]},
+        "image": {"shape": [2, 2, 3], "dtype": "uint8", "unit": "", "low": None, "high": None},
+    },
+    "action": {"shape": [1], "dtype": "float32", "unit": "N", "low": None, "high": None},
+    "control_dt_s": 0.05,
+}
+META = StoreMeta(features=FEATURES, task="go", env="toy", env_version="toy 1", recipe={"seed": 0, "noise": 0.1})
+
+
+def make_episode(seed, steps=4):
+    rng = np.random.default_rng(seed)
+    return Episode(
+        observation={
+            "state": rng.standard_normal((steps, 2)).astype(np.float32),
+            "image": rng.integers(256, size=(steps, 2, 2, 3), dtype=np.uint8),
+        },
+        action=rng.standard_normal((steps, 1)).astype(np.float32),
+        reward=rng.standard_normal(steps).astype(np.float32),
+        success=rng.random(steps) > 0.5,
+        task="g\N{LATIN SMALL LETTER O WITH DIAERESIS} to the \N{GREEK SMALL LETTER ALPHA}",
+        seed=seed,
+        control_dt_s=0.05,
+    )
+
+
+def arrays_of(episode):
+    return {"action": episode.action, "reward": episode.reward, "success": episode.success, **episode.observation}
+
+
+def assert_bit_equal(got, expected):
+    assert (got.task, got.seed, got.control_dt_s) == (expected.task, expected.seed, expected.control_dt_s)
+    assert arrays_of(got).keys() == arrays_of(expected).keys()
+    for name, array in arrays_of(got).items():
+        other = arrays_of(expected)[name]
+        assert (array.dtype, array.shape, array.tobytes()) == (other.dtype, other.shape, other.tobytes())
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Three episodes, of 4, 5 and 6 steps."""
+    store = Store.create(tmp_path / "store", META)
+    for seed in range(3):
+        store.append(make_episode(seed, steps=4 + seed))
+    return store
+
+
+def episode_file(store, index):
+    return store.path / "episodes" / f"{index:06d}.npz"
+
+
+def edit_meta(store, change):
+    file = store.path / "meta.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def test_round_trip_is_bit_equal(store):
+    opened = Store.open(store.path)
+    assert len(opened) == 3
+    assert opened.meta == META
+    assert opened.features == FEATURES
+    assert opened.seeds == [0, 1, 2]
+    for seed, episode in enumerate(opened):
+        assert_bit_equal(episode, make_episode(seed, steps=4 + seed))
+    assert_bit_equal(opened[-1], opened[2])
+    with pytest.raises(IndexError, match="episode 3 of 3"):
+        opened[3]
+
+
+def test_numpy_reads_the_files(store):
+    with np.load(episode_file(store, 1), allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["observation/state"], store[1].observation["state"])
+        assert arrays["seed"] == 1
+
+
+def test_a_view_holds_the_first_episodes_only(store):
+    view = store.head(2)
+    assert view.seeds == [0, 1]
+    with pytest.raises(IndexError, match="episode 2 of 2"):
+        view[2]
+    with pytest.raises(ValueError, match="view of the first 2 episodes is read-only"):
+        view.append(make_episode(9))
+    with pytest.raises(ValueError, match="4 episodes asked for, the store has 3"):
+        store.head(4)
+
+
+def test_an_invalid_episode_is_not_written(store):
+    episode = make_episode(5)
+    episode.action[1] = np.nan
+    with pytest.raises(ValueError, match="action is nan at step 1"):
+        store.append(episode)
+    assert len(Store.open(store.path)) == 3
+
+
+def test_hash_follows_the_contents(store, tmp_path):
+    twin = Store.create(tmp_path / "twin", META)
+    for episode in store:
+        twin.append(episode)
+    assert twin.hash() == store.hash() == Store.open(store.path).head(3).hash()
+    assert len(bytes.fromhex(store.hash())) == hashlib.sha256().digest_size
+    hashes = {store.hash(), store.head(2).hash()}
+    changed = make_episode(2, steps=6)
+    changed.reward[5] = np.nextafter(changed.reward[5], np.float32(9))
+    for name, meta, last in [("value", META, changed), ("meta", replace(META, env_version="toy 2"), store[2])]:
+        other = Store.create(tmp_path / name, meta)
+        for episode in [store[0], store[1], last]:
+            other.append(episode)
+        hashes.add(other.hash())
+    assert len(hashes) == 4
+
+
+def test_hash_survives_a_rewritten_file(store):
+    before = store.hash()
+    with np.load(episode_file(store, 0)) as arrays:
+        np.savez_compressed(episode_file(store, 0), **dict(arrays))
+    assert store.hash() == before
+
+
+@pytest.mark.parametrize("part", [0, 1, 30, 0.25, 0.5, 0.75, 0.99, -1])
+def test_a_truncated_episode_is_refused_with_its_file(store, part):
+    content = episode_file(store, 1).read_bytes()
+    size = int(part * len(content)) if 0 < part < 1 else part
+    episode_file(store, 1).write_bytes(content[:size])
+    with pytest.raises(ValueError, match=r"000001\.npz: episode 1 cannot be used: .*Restore the file"):
+        list(Store.open(store.path))
+    assert_bit_equal(store[0], make_episode(0))
+
+
+def test_a_flipped_byte_never_changes_what_is_read(store):
+    content = episode_file(store, 0).read_bytes()
+    refusals = []
+    for position in range(0, len(content), 5):
+        damaged = bytearray(content)
+        damaged[position] ^= 0x21
+        episode_file(store, 0).write_bytes(damaged)
+        try:
+            episode = store[0]
+        except ValueError as error:
+            refusals.append(str(error))
+        else:  # only bytes that carry no data, such as the dates of a zip file, may go unseen
+            assert_bit_equal(episode, make_episode(0))
+    assert len(refusals) > 0.5 * len(content) / 5
+    assert all("000000.npz: episode 0 cannot be used" in refusal for refusal in refusals)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"observation/state": np.full((4, 2), np.nan, np.float32)}, r"'state' is nan at step 0, dimension 0"),
+        ({"observation/state": np.zeros((3, 2), np.float32)}, r"'state' has 3 steps but action has 4"),
+        ({"reward": np.zeros(4)}, r"reward has dtype float64"),
+        ({"success": np.array([None] * 4)}, r"Object arrays cannot be loaded"),
+        ({"seed": np.array(-4)}, r"seed is -4"),
+        ({"seed": np.array([1, 2])}, r"can only convert an array of size 1"),
+        ({"action": None}, r"missing or unknown arrays \['action'\]"),
+        ({"surprise": np.zeros(4)}, r"missing or unknown arrays \['surprise'\]"),
+        ({"observation/image": None}, r"observation misses key 'image'"),
+    ],
+)
+def test_an_episode_with_wrong_contents_is_refused(store, change, message):
+    with np.load(episode_file(store, 0)) as arrays:
+        contents = {name: array for name, array in {**arrays, **change}.items() if array is not None}
+    np.savez(episode_file(store, 0), **contents)
+    with pytest.raises(ValueError, match=r"000000\.npz: episode 0 cannot be used: .*" + message):
+        store[0]
+
+
+def test_a_missing_episode_is_named(store):
+    episode_file(store, 1).unlink()
+    with pytest.raises(ValueError, match=r"episode 1 \(episodes/000001\.npz\) is missing.*restore it"):
+        Store.open(store.path)
+    with pytest.raises(ValueError, match=r"episode 1 .* is missing"):
+        store.append(make_episode(4))
+
+
+def test_an_episode_file_outside_the_numbering_is_refused(store):
+    episode_file(store, 2).rename(store.path / "episodes" / "000002 (copy).npz")
+    with pytest.raises(ValueError, match=r"episode 2 .* is missing"):
+        Store.open(store.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.pop("task"), r"missing or unknown fields \['task'\]"),
+        (lambda m: m.update(owner="x"), r"missing or unknown fields \['owner'\]"),
+        (lambda m: m.pop("format_version"), r"format_version is None, this program reads 1"),
+        (lambda m: m.update(format_version=2), r"format_version is 2, this program reads 1: update"),
+        (lambda m: m["recipe"].update(noise=0.2), r"recipe_hash is not that of the recipe"),
+        (lambda m: m.update(env=3), r"env is 3: expected a str"),
+        (lambda m: m["features"]["action"].update(dtype="float99"), r"action has dtype 'float99'"),
+    ],
+)
+def test_damaged_meta_data_is_refused(store, change, message):
+    edit_meta(store, change)
+    with pytest.raises(ValueError, match=r"meta\.json: .*" + message):
+        Store.open(store.path)
+
+
+def test_meta_data_that_is_not_json_is_refused(store):
+    file = store.path / "meta.json"
+    for content in [b"", file.read_bytes()[:40], b"\xff\xfe"]:
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"meta\.json is damaged"):
+            Store.open(store.path)
+    file.write_text("[]")
+    with pytest.raises(ValueError, match=r"format_version is None"):
+        Store.open(store.path)
+
+
+def test_a_folder_without_a_store_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is not a store of demonstrations"):
+        Store.open(tmp_path)
+
+
+def test_meta_data_that_json_cannot_hold_is_refused(tmp_path):
+    for recipe in [{"noise": float("nan")}, {"path": tmp_path}]:
+        with pytest.raises(ValueError, match="must be plain JSON"):
+            Store.create(tmp_path / "store", replace(META, recipe=recipe))
+    assert not list(tmp_path.iterdir())
+
+
+def test_leftovers_of_a_killed_writer_are_ignored_and_cleaned(store):
+    leftover = store.path / "episodes" / ".000003.npz.tmp-77"
+    leftover.write_bytes(b"half an epi")
+    assert len(Store.open(store.path)) == 3
+    assert leftover.exists()  # reading changes nothing
+    store.append(make_episode(3))
+    assert not leftover.exists()
+    assert Store.open(store.path).seeds == [0, 1, 2, 3]
+
+
+def test_create_never_overwrites(store):
+    with pytest.raises(FileExistsError, match=r"exists: use Store\.open"):
+        Store.create(store.path, META)
+    assert len(Store.open(store.path)) == 3
+    (store.path.parent / "file").touch()
+    with pytest.raises(FileExistsError, match="file exists"):
+        Store.create(store.path.parent / "file", META)
+
+
+def test_of_several_creators_at_once_one_succeeds(tmp_path):
+    outcomes = []
+    barrier = threading.Barrier(8)
+
+    def create():
+        barrier.wait()
+        try:
+            outcomes.append(Store.create(tmp_path / "deep" / "store", META))
+        except FileExistsError:
+            outcomes.append(None)
+
+    threads = [threading.Thread(target=create) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [outcome is not None for outcome in outcomes].count(True) == 1
+    assert len(outcomes) == 8
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["store"]
+
+
+def test_a_second_writer_waits_and_then_continues_the_numbering(store):
+    second = Store.open(store.path)
+    thread = threading.Thread(target=second.append, args=(make_episode(11),))
+    with store.writing():
+        thread.start()
+        time.sleep(0.2)
+        store.append(make_episode(10))
+        assert thread.is_alive()
+    thread.join(timeout=10)
+    assert Store.open(store.path).seeds == [0, 1, 2, 10, 11]
+    assert (len(store), len(second)) == (4, 5)
+
+
+def test_a_store_can_be_moved(store, tmp_path):
+    before = store.hash()
+    shutil.move(store.path, tmp_path / "elsewhere")
+    assert Store.open(tmp_path / "elsewhere").hash() == before

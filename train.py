@@ -1,0 +1,285 @@
+"""Demonstrations -> checkpoint -> success rate. `python train.py --help` lists everything that can be set."""
+
+from __future__ import annotations
+
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+import eval as evaluation
+import policies
+from conf import cli, schema
+from demos.collect import collect
+from demos.store import Store
+from policies.device import select_device
+
+schema.register()
+
+
+class Trainer:
+    """A policy in training. What must survive a stop is in `state`; `restore` takes it back."""
+
+    def __init__(self, config: schema.TrainRoot, spec: policies.Spec, store: Store, device: torch.device):
+        torch.manual_seed(config.seed)  # of the initial weights; all later randomness comes from the generator
+        self.config = config.train
+        chunk = config.chunk
+        self.windows = policies.Windows(store, spec, chunk.history, chunk.prediction_horizon, device)
+        self.policy = policies.Policy(config.policy, spec).to(device)
+        self.policy.fit_normalizers(self.windows.observation, self.windows.action)
+        self.ema = policies.EMA(self.policy, self.config.ema_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
+        )
+        self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.loss = torch.compile(self.policy.loss) if self.config.compile else self.policy.loss
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        self.step = 0  # optimizer steps done
+        self.seconds = 0.0  # spent training, evaluations not counted
+        self.history: list[dict[str, Any]] = []  # log entries
+        self.bad_step = torch.full((), math.inf, device=device)  # the first step whose loss or gradient was not finite
+
+    def learning_rate(self) -> float:
+        """Linear warm-up, then a cosine to zero at the last step."""
+        warm = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+        return self.config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * self.step / self.config.steps))
+
+    def advance(self) -> torch.Tensor:
+        """One optimizer step; returns the loss without waiting for the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        batch = self.windows.draw(self.config.batch_size, self.generator)
+        with self.autocast:
+            loss = self.loss(batch, self.generator)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip_norm)
+        self._guard(loss, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update()
+        self.step += 1
+        return loss.detach()
+
+    def _guard(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        """From the first non-finite loss or gradient on, the optimizer's step does nothing.
+
+        The flag stays on the device (the fused optimizer reads `found_inf`), so that no step waits for an answer;
+        `require_finite` asks at every log entry and before every save.
+        """
+        bad = torch.where(torch.isfinite(loss + norm), math.inf, float(self.step))
+        self.bad_step = torch.minimum(self.bad_step, bad.detach())
+        self.optimizer.found_inf = torch.isfinite(self.bad_step).float()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def require_finite(self) -> None:
+        """Raises `ValueError` naming the first step whose loss or gradient was not finite."""
+        bad = self.bad_step.item()
+        if math.isfinite(bad):
+            raise ValueError(
+                f"the loss or its gradient was not finite at step {int(bad)}; nothing was learned from it. "
+                "Lower train.learning_rate, or look at the demonstrations"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, as tensors, numbers, strings, lists and dicts."""
+        return {
+            "policy": self.policy.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "ema_updates": self.ema.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes back what `state` gave."""
+        self.policy.load_state_dict(state["policy"])
+        self.ema.module.load_state_dict(state["ema"])
+        self.ema.updates = state["ema_updates"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+
+
+class StopRequest:
+    """Notes SIGTERM and SIGINT; a second one ends the program at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+def fit(
+    trainer: Trainer, save: Callable[[], None], score: Callable[[], dict[str, Any]], log: Callable[..., None]
+) -> int:
+    """Trains to the last step, or until a signal arrives; returns the signal's number, 0 when finished."""
+    config, stop = trainer.config, StopRequest()
+    logged, started = trainer.step, time.perf_counter()
+    with tqdm(total=config.steps, initial=trainer.step, desc="train", unit="step", mininterval=1) as bar:
+        while trainer.step < config.steps and not stop.signal:
+            loss = trainer.advance()
+            step = trainer.step
+            bar.update()
+            if step % config.log_every == 0 or step == config.steps:
+                trainer.require_finite()
+                seconds = time.perf_counter() - started
+                rate = (step - logged) * config.batch_size / seconds
+                entry = {"step": step, "loss": loss.item(), "lr": trainer.learning_rate(), "samples_per_s": rate}
+                bar.set_postfix_str(f"loss {entry['loss']:.4f}, {rate:,.0f} samples/s")
+                if config.eval_every and (step % config.eval_every == 0) and step < config.steps:
+                    entry["success"] = score()
+                trainer.seconds += seconds
+                trainer.history.append(entry)
+                log(entry)
+                logged, started = step, time.perf_counter()
+            if step % config.save_every == 0 and step < config.steps:
+                save()
+    trainer.require_finite()
+    save()
+    return stop.signal
+
+
+def train(config: schema.TrainRoot, overrides: list[str], state: dict[str, Any] | None) -> int:
+    """One run from demonstrations to report; returns the number of the signal that stopped it, 0 when finished."""
+    started = time.perf_counter()
+    out = Path(config.out)
+    device = select_device(config.train.device, config.train.threads)
+    if state is None and (out / "checkpoint").exists():
+        raise ValueError(
+            f"{out} already holds a run; go on with it by resume={out}, or choose another folder with out="
+        )
+
+    store = collect(config.env, config.demos)
+    collect_seconds = time.perf_counter() - started
+    trainer = Trainer(config, policies.Spec.from_dict(store.features), store, device)
+    if state is not None:
+        require_same(state["config"], asdict(config), config.resume)
+        trainer.restore(state)
+    size = sum(p.numel() for p in trainer.policy.parameters())
+    print(f"{len(store)} demonstrations, {len(trainer.windows)} windows, {size:,} parameters, {device}, -> {out}")
+
+    golden = trainer.windows.gather(torch.arange(4, device=device) * (len(trainer.windows) // 4)).observation
+    source = provenance(config, store)
+
+    def save() -> None:
+        source.train_steps = trainer.step
+        extra = {"overrides": overrides, "config": asdict(config)}
+        policies.save(out / "checkpoint", trainer.ema.module, source, golden, {**trainer.state(), **extra})
+
+    def score() -> dict[str, Any]:
+        records = evaluation.evaluate(trainer.ema.module, config.env, config.eval)
+        return {"n": len(records), "successes": sum(record.success for record in records)}
+
+    with evaluation.wandb_run(config.wandb, out, asdict(config)) as log:
+        stopped = fit(trainer, save, score, log.log)
+        if stopped:
+            print(f"stopped at step {trainer.step}; go on with: python train.py resume={out}")
+            return stopped
+        if config.eval.episodes:
+            seconds = {"collect": collect_seconds, "train": trainer.seconds}
+            run = evaluation.Run(
+                out / "checkpoint", out, config.env, config.eval, asdict(config), trainer.history, seconds, started
+            )
+            metrics = evaluation.conclude(run, device)
+            evaluation.log_results(log, metrics, out)
+            print(evaluation.closing_line(metrics, out))
+    return 0
+
+
+def provenance(config: schema.TrainRoot, store: Store) -> policies.Provenance:
+    """Where the policy comes from, for its checkpoint."""
+    sha = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return policies.Provenance(
+        env=asdict(config.env),
+        env_version=store.meta.env_version,
+        task=store.meta.task,
+        demonstrations=store.hash(),
+        demonstration_seeds=store.seeds,
+        versions=evaluation.versions(),
+        git_sha=sha,
+        train_steps=0,
+    )
+
+
+def require_same(saved: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
+    """Raises `ValueError` naming the first field that would make the resumed run another run."""
+    for key, old, new in differences(saved, config):
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME):
+            raise ValueError(f"{where} was trained with {key}={old!r}, now it is {new!r}; start a new run to change it")
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """The fields in which two nested configurations differ, with both values."""
+    found = []
+    for key in sorted(a.keys() | b.keys()):
+        x, y, name = a.get(key), b.get(key), f"{prefix}{key}"
+        if isinstance(x, Mapping) and isinstance(y, Mapping):
+            found += differences(x, y, f"{name}.")
+        elif x != y:
+            found.append((name, x, y))
+    return found
+
+
+def compose(cfg: DictConfig) -> tuple[schema.TrainRoot, list[str], dict[str, Any] | None]:
+    """The typed configuration, the command line's overrides, and the state to resume from.
+
+    A resumed run takes the overrides it was started with, followed by those given now.
+    """
+    overrides, state = list(HydraConfig.get().overrides.task), None
+    if cfg.resume:
+        folder = Path(cfg.resume)
+        folder = folder / "checkpoint" if folder.name != "checkpoint" else folder
+        state = policies.load_train_state(folder)
+        overrides = [o for o in state["overrides"] if not o.startswith(("resume=", "out="))] + overrides
+        cfg = hydra.compose("train", overrides)
+    config: schema.TrainRoot = OmegaConf.to_object(cfg)  # pyright: ignore[reportAssignmentType]
+    if config.resume:
+        config.out = str(folder.parent)
+    config.out = (
+        config.out or f"outputs/{getattr(config.env, 'task', config.env.kind)}-{config.head.kind}-{config.seed}"
+    )
+    return config, overrides, state
+
+
+# What may differ when a run is resumed: it changes what is shown and where, not what is learned.
+FREE_ON_RESUME = (
+    "resume",
+    "out",
+    "eval",
+    "wandb",
+    "demos.path",
+    "demos.cache_dir",
+    "demos.workers",
+    *(f"train.{name}" for name in ("save_every", "log_every", "eval_every", "device", "threads")),
+)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> None:
+    """Entry point; a signal ends it with the shell's exit status for that signal."""
+    with cli.one_line_errors():
+        stopped = train(*compose(cfg))
+    if stopped:
+        sys.exit(128 + stopped)
+
+
+if __name__ == "__main__":
+    cli.run(main)
