@@ -11,13 +11,12 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 import numpy as np
 import torch
 import wandb
-from envs.rollout import rollout
 from omegaconf import DictConfig, OmegaConf
 
 import envs
@@ -26,6 +25,7 @@ from conf import cli, schema
 from demos.collect import CollectConfig, attempt
 from envs.records import EpisodeRecord, summarize, write_records
 from envs.report import ChunkComparison, Clip, ReportData, write_report
+from envs.rollout import rollout
 from envs.video import encode_mp4
 from policies.config import build
 from policies.device import select_device, usable_cores
@@ -33,6 +33,7 @@ from policies.device import select_device, usable_cores
 schema.register()
 
 
+T = TypeVar("T")
 CHUNKS_SHOWN = 16  # sampled per state in the report
 FRAME_EVERY = 4  # control steps per video frame
 

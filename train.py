@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -23,6 +23,7 @@ import eval as evaluation
 import policies
 from conf import cli, schema
 from demos.collect import collect
+from demos.episode import Episode
 from demos.store import Store
 from policies.device import select_device
 
@@ -32,11 +33,13 @@ schema.register()
 class Trainer:
     """A policy in training. What must survive a stop is in `state`; `restore` takes it back."""
 
-    def __init__(self, config: schema.TrainRoot, spec: policies.Spec, store: Store, device: torch.device):
+    def __init__(
+        self, config: schema.TrainRoot, spec: policies.Spec, episodes: Iterable[Episode], device: torch.device
+    ):
         torch.manual_seed(config.seed)  # of the initial weights; all later randomness comes from the generator
         self.config = config.train
         chunk = config.chunk
-        self.windows = policies.Windows(store, spec, chunk.history, chunk.prediction_horizon, device)
+        self.windows = policies.Windows(episodes, spec, chunk.history, chunk.prediction_horizon, device)
         self.policy = policies.Policy(config.policy, spec).to(device)
         self.policy.fit_normalizers(self.windows.observation, self.windows.action)
         self.ema = policies.EMA(self.policy, self.config.ema_decay)
@@ -243,9 +246,8 @@ def compose(cfg: DictConfig) -> tuple[schema.TrainRoot, list[str], dict[str, Any
 
     A resumed run takes the overrides it was started with, followed by those given now.
     """
-    overrides, state = list(HydraConfig.get().overrides.task), None
+    overrides, state, folder = list(HydraConfig.get().overrides.task), None, Path(cfg.resume)
     if cfg.resume:
-        folder = Path(cfg.resume)
         folder = folder / "checkpoint" if folder.name != "checkpoint" else folder
         state = policies.load_train_state(folder)
         overrides = [o for o in state["overrides"] if not o.startswith(("resume=", "out="))] + overrides

@@ -1,7 +1,7 @@
-"""Success on all 50 Meta-World tasks, head beside head: one default recipe, the same seeds, the expert's rate beside it.
+"""Success on all 50 Meta-World tasks: one default recipe, flow beside regression, the expert on the same seeds.
 
-    python benchmarks/success.py                 run what is missing, then write the result file
-    python benchmarks/success.py --summary       only write the result file from the finished cells
+    python -m benchmarks.success                 run what is missing, then write the result file
+    python -m benchmarks.success --summary       only write the result file from the finished cells
 
 A cell is one task with one head: collect, train, evaluate. Each finished cell is a file below --cells and is never run
 again, so a killed sweep goes on where it was. Start the command once per core that you want to give it: the processes
@@ -17,19 +17,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
-import torch
-from omegaconf import OmegaConf
 
 import eval as evaluation
 import policies
 import train
-from conf import schema
+from benchmarks.result import write
+from benchmarks.training import compose
 from demos.collect import collect
 from envs.metaworld import TASKS
 from envs.records import EpisodeRecord, wilson
@@ -39,13 +36,6 @@ from policies.device import select_device
 HEADS = ("flow", "regression")
 # The recipe was chosen on these tasks (with seeds from 5,000,000 on); the others had no influence on it.
 CHOSEN_ON = ("lever-pull-v3", "soccer-v3", "stick-pull-v3")
-RESULTS = Path(__file__).parent / "results"
-
-
-def compose(overrides: list[str]) -> schema.TrainRoot:
-    """The configuration that `python train.py OVERRIDES` would have."""
-    with hydra.initialize(version_base="1.3", config_path="../conf"):
-        return OmegaConf.to_object(hydra.compose("train", overrides))  # pyright: ignore[reportReturnType]
 
 
 def run_cell(task: str, head: str, episodes: int, steps: int | None) -> dict[str, Any]:
@@ -126,10 +116,6 @@ def summarize(cells: Path) -> dict[str, Any]:
     complete = [task for task, heads in by_task.items() if all(h in heads for h in ("expert", *HEADS))]
     held_out = [task for task in complete if task not in CHOSEN_ON]
     return {
-        "what": __doc__.splitlines()[0] if __doc__ else "",
-        "date": date.today().isoformat(),
-        "hardware": evaluation.hardware(torch.device("cpu")),
-        "versions": evaluation.versions(),
         "recipe": asdict(compose([])),
         "recipe_chosen_on": CHOSEN_ON,
         "all_tasks": totals(by_task, complete),
@@ -142,8 +128,9 @@ def totals(by_task: dict[str, dict[str, Any]], tasks: list[str]) -> dict[str, An
     """Means over the tasks, and flow against regression on the same seeds."""
     if not tasks:
         return {"tasks": 0}
-    rates = {h: float(np.mean([by_task[t][h]["successes"] / by_task[t][h]["n"] for t in tasks])) for h in ("expert", *HEADS)}
-    seconds = {h: float(np.mean([by_task[t][h]["train_seconds"] for t in tasks])) for h in HEADS}
+    cells = {head: [by_task[task][head] for task in tasks] for head in ("expert", *HEADS)}
+    rates = {head: float(np.mean([c["successes"] / c["n"] for c in of])) for head, of in cells.items()}
+    seconds = {head: float(np.mean([c["train_seconds"] for c in cells[head]])) for head in HEADS}
     flow, regression = ([[bit == "1" for bit in by_task[t][h]["outcomes"]] for t in tasks] for h in HEADS)
     return {
         "tasks": len(tasks),
@@ -162,16 +149,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps (default: the recipe's)")
     parser.add_argument("--cells", type=Path, default=Path("outputs/success"), help="folder of the finished cells")
     parser.add_argument("--summary", action="store_true", help="run nothing, only write the result file")
-    parser.add_argument("--out", type=Path, default=RESULTS / f"success_cpu_{date.today().isoformat()}.json")
+    parser.add_argument("--out", type=Path, default=None, help="result file (default: in benchmarks/results)")
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.tasks) - set(TASKS)):
         parser.error(f"unknown tasks {unknown}; choices: {', '.join(sorted(TASKS))}")
     if not arguments.summary:
         sweep(arguments.cells, arguments.tasks, arguments.episodes, arguments.steps)
     result = summarize(arguments.cells)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["all_tasks"], indent=1))
+    print(write("success", result, arguments.out))
 
 
 if __name__ == "__main__":

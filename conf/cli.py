@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 
 def run(main: Callable[[], object]) -> None:
-    """Runs a Hydra main function whose body stands in `one_line_errors`; catches what composing its arguments raises."""
+    """Runs a Hydra main function whose body stands in `one_line_errors`, and catches what composing raises."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits itself, and hides where other errors come from
     with one_line_errors():
         main()

@@ -55,7 +55,7 @@ class Lane:
             reply = self._step(command) if isinstance(command, np.ndarray) else self._begin(command)
             while self.options.expert and not isinstance(reply, Finished):
                 assert self.env.expert is not None
-                reply = self._step(self.env.expert(self._expert_observation))
+                reply = self._step(self.env.expert(self._info["expert_observation"]))
         except Exception as error:
             error.add_note(f"This happened in {self.env.task}, seed {self._seed}, step {self._steps}.")
             raise
@@ -67,17 +67,15 @@ class Lane:
         self._return = 0.0
         self._first_success: int | None = None
         self._frames: list[np.ndarray] = []
-        observation, info = self.env.reset(seed=seed)
-        self._expert_observation = info.get("expert_observation")
+        observation, self._info = self.env.reset(seed=seed)
         self._keep_frame(last=False)
         return observation
 
     def _step(self, action: np.ndarray) -> Reply:
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        self._expert_observation = info.get("expert_observation")
+        observation, reward, terminated, truncated, self._info = self.env.step(action)
         self._steps += 1
         self._return += float(reward)
-        success = bool(info["success"])
+        success = bool(self._info["success"])
         if success and self._first_success is None:
             self._first_success = self._steps
         done = terminated or truncated or (success and self.options.stop_at_success)

@@ -1,8 +1,8 @@
 """Lane groups in processes of their own.
 
-A worker is a fresh interpreter that imports this package and nothing of the calling script: no `if __name__ == "__main__"` is
-needed there, and a script that imports torch does not make every worker import it. A worker ends when its connection closes, so
-it outlives neither the rollout nor a killed parent. POSIX only (the connection is an inherited socket).
+A worker is a fresh interpreter that imports this package and, unlike those of multiprocessing, not the calling script:
+that needs no `if __name__ == "__main__"`, and workers load no torch because it does. A worker ends when its connection
+closes, so it outlives neither the rollout nor a killed parent. POSIX only: the connection is an inherited socket.
 """
 
 from __future__ import annotations

@@ -1,0 +1,53 @@
+"""The world of every test: seeded, deterministic, one thread, offline, and with the policies' annotations checked."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Before anything imports `policies`: shapes, dtypes and types of all its annotations are checked at every call.
+install_import_hook("policies", "beartype.beartype")
+
+os.environ.setdefault("WANDB_MODE", "disabled")
+torch.use_deterministic_algorithms(True)
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  (simulators still draw from it)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network() -> Iterator[None]:
+    """Lets sockets reach this machine only; a test that needs more is a test that fails on a train."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex"):
+            patch.setattr(socket.socket, name, _local_only(getattr(socket.socket, name)))
+        yield
+
+
+def _local_only(connect):
+    def guarded(self: socket.socket, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_local(address[0]):
+            raise OSError(f"tests must not reach the network, but this one connects to {address!r}")
+        return connect(self, address)
+
+    return guarded
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host in ("", "localhost")

@@ -1,0 +1,86 @@
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from policies import Batch, Feature, Spec
+
+VECTOR = {"shape": [2], "dtype": "float32", "unit": "m", "low": [-1.0, -2.0], "high": [1.0, 2.0]}
+IMAGE = {"shape": [4, 6, 3], "dtype": "uint8", "unit": "", "low": None, "high": None}
+SPEC = {"observation": {"state": VECTOR, "image": IMAGE}, "action": VECTOR, "control_dt_s": 0.05}
+
+
+def test_a_specification_survives_its_json_form():
+    spec = Spec.from_dict(SPEC)
+    assert spec.observation["image"] == Feature((4, 6, 3), "uint8", "")
+    assert spec.action == Feature((2,), "float32", "m", (-1.0, -2.0), (1.0, 2.0))
+    assert spec.control_dt_s == 0.05
+    text = json.dumps(spec.to_dict())
+    assert json.loads(text) == SPEC
+    assert Spec.from_dict(json.loads(text)) == spec
+
+
+def test_size_counts_all_values():
+    assert Feature((4, 6, 3), "uint8", "").size == 72
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "float64"}, "feature dtype 'float64' is unknown; choices: ['float32', 'uint8']"),
+        ({"shape": []}, "feature shape () must be one or more positive integers"),
+        ({"shape": [0]}, "feature shape (0,) must be one or more positive integers"),
+        ({"shape": [2.0]}, "feature shape (2.0,) must be one or more positive integers"),
+        ({"low": [0.0]}, "feature bound 'low' has 1 values, expected 2"),
+        ({"high": [0.0, 0.0, 0.0]}, "feature bound 'high' has 3 values, expected 2"),
+        ({"colour": "red"}, "feature has fields ['colour', 'dtype', 'high', 'low', 'shape', 'unit'], expected"),
+    ],
+)
+def test_a_wrong_feature_is_refused(change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Feature.from_dict({**VECTOR, **change})
+
+
+@pytest.mark.parametrize("shape", [[True, 2], [2, True]])
+def test_a_bool_is_no_size(shape):
+    with pytest.raises(ValueError, match="must be one or more positive integers"):
+        Feature.from_dict({**VECTOR, "shape": shape, "low": None, "high": None})
+
+
+def test_a_feature_without_a_field_is_refused():
+    with pytest.raises(ValueError, match=re.escape("feature has fields ['dtype', 'high', 'low', 'shape'], expected")):
+        Feature.from_dict({k: v for k, v in VECTOR.items() if k != "unit"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"observation": {}}, "the specification has no observation feature"),
+        ({"action": IMAGE}, "the action is uint8 of shape (4, 6, 3), expected a float32 vector (A,)"),
+        ({"action": {**VECTOR, "dtype": "uint8"}}, "the action is uint8 of shape (2,), expected a float32 vector"),
+        ({"control_dt_s": 0}, "control_dt_s is 0.0, expected a positive number of seconds"),
+        ({"control_dt_s": -0.1}, "control_dt_s is -0.1"),
+        ({"control_dt_s": float("nan")}, "control_dt_s is nan"),
+        ({"control_dt_s": float("inf")}, "control_dt_s is inf"),
+        ({"fps": 20}, "specification has fields ['action', 'control_dt_s', 'fps', 'observation'], expected"),
+    ],
+)
+def test_a_wrong_specification_is_refused(change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Spec.from_dict({**SPEC, **change})
+
+
+# "action" would be mistaken for the action, the others cannot name a part of a torch module.
+@pytest.mark.parametrize("name", ["action", "observation.state", "", "keys", "train"])
+def test_a_name_that_cannot_be_kept_apart_is_refused(name):
+    spec = Spec.from_dict(SPEC)
+    with pytest.raises(ValueError, match=re.escape(f"the observation name {name!r}")):
+        replace(spec, observation={name: spec.action})
+
+
+def test_annotations_are_checked_under_pytest():
+    """The import hook of conftest.py is at work: a mask that does not belong to the actions is refused."""
+    with pytest.raises(TypeError, match="mask"):
+        Batch({}, torch.zeros(3, 4, 2), torch.ones(4, 4, dtype=torch.bool))
