@@ -92,9 +92,11 @@ def film(
     """
     chosen: dict[int, str] = {}
     for record in records:
-        outcome = "success" if record.success else "failure"
+        outcome = record.failure or "success"
         if sum(label == outcome for label in chosen.values()) < config.videos:
             chosen[record.seed] = outcome
+    if not chosen:
+        return [], "eval.videos=0 asked for none."
     clips: list[Clip] = []
 
     def keep(record: EpisodeRecord, frames: list[np.ndarray]) -> None:
@@ -133,9 +135,8 @@ class Run:
     started: float  # time.perf_counter() at the start of the command
 
 
-def conclude(run: Run, device: torch.device) -> dict[str, Any]:
-    """Evaluates a checkpoint and writes episodes.jsonl, metrics.json and report.html; returns the metrics."""
-    policy = policies.load(run.checkpoint, device)
+def conclude(run: Run, policy: policies.Policy) -> dict[str, Any]:
+    """Evaluates a loaded checkpoint and writes episodes.jsonl, metrics.json and report.html; returns the metrics."""
     _, _, source = policies.read_config(run.checkpoint)
     used = set(_seeds(run.eval)) & set(source.demonstration_seeds)
     if used:
@@ -163,7 +164,7 @@ def conclude(run: Run, device: torch.device) -> dict[str, Any]:
         clip_note=note,
         checkpoint=str(run.checkpoint),
         dataset_hash=source.demonstrations,
-        hardware=hardware(device),
+        hardware=hardware(policy.action_normalizer.shift.device),
         timings=run.seconds,
         versions=versions(),
         config=run.config,
@@ -261,12 +262,13 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
     config: schema.EvalRoot = OmegaConf.to_object(cfg)  # pyright: ignore[reportAssignmentType]
     device = select_device(config.device, config.threads)
     checkpoint = Path(config.checkpoint)
+    policy = policies.load(checkpoint, device)
     _, _, source = policies.read_config(checkpoint)
     out = Path(config.out or checkpoint.parent / f"eval-{config.eval.seed}-{config.eval.episodes}")
     history = policies.load_train_state(checkpoint)["history"]
     run = Run(checkpoint, out, config.env or env_of(source), config.eval, asdict(config), history, {}, started)
     with wandb_run(config.wandb, out, asdict(config)) as log:
-        metrics = conclude(run, device)
+        metrics = conclude(run, policy)
         log_results(log, metrics, out)
     return closing_line(metrics, out)
 

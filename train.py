@@ -25,7 +25,7 @@ from conf import cli, schema
 from demos.collect import collect
 from demos.episode import Episode
 from demos.store import Store
-from policies.device import select_device
+from policies.device import has_bf16_units, select_device
 
 schema.register()
 
@@ -48,7 +48,8 @@ class Trainer:
         )
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.loss = torch.compile(self.policy.loss) if self.config.compile else self.policy.loss
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        bf16 = has_bf16_units(device) if self.config.precision == "auto" else self.config.precision == "bf16"
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
         self.step = 0  # optimizer steps done
         self.seconds = 0.0  # spent training, evaluations not counted
         self.history: list[dict[str, Any]] = []  # log entries
@@ -201,7 +202,7 @@ def train(config: schema.TrainRoot, overrides: list[str], state: dict[str, Any] 
             run = evaluation.Run(
                 out / "checkpoint", out, config.env, config.eval, asdict(config), trainer.history, seconds, started
             )
-            metrics = evaluation.conclude(run, device)
+            metrics = evaluation.conclude(run, policies.load(out / "checkpoint", device))
             evaluation.log_results(log, metrics, out)
             print(evaluation.closing_line(metrics, out))
     return 0

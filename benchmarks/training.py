@@ -133,7 +133,8 @@ def main() -> None:
     arguments = parser.parse_args()
     cells = []
     for threads in arguments.threads:
-        for overrides in ([], ["train.precision=bf16"], ["head=regression"], ["net=transformer"]):
+        fp32 = "train.precision=fp32"
+        for overrides in ([fp32], ["train.precision=bf16"], [fp32, "head=regression"], [fp32, "net=transformer"]):
             cell = measure(overrides, threads, arguments.rounds)
             cells.append(cell)
             print(

@@ -25,9 +25,9 @@ from policies.policy import ChunkConfig, PolicyConfig
 class TrainingConfig:
     """The optimization."""
 
-    steps: int = 4000  # optimizer steps
+    steps: int = 2000  # optimizer steps
     batch_size: int = 256  # windows per step
-    learning_rate: float = 1e-3  # peak, after the warm-up
+    learning_rate: float = 2e-3  # peak, after the warm-up
     warmup_steps: int = 100  # steps of linear warm-up; a cosine to zero follows
     weight_decay: float = 1e-4  # of AdamW
     clip_norm: float = 1.0  # largest norm of the gradient
@@ -36,7 +36,7 @@ class TrainingConfig:
     log_every: int = 50  # steps between log entries
     eval_every: int = 0  # steps between evaluations during training; 0: only at the end
     device: str = "auto"  # auto (cuda if there is one) | cpu | cuda | cuda:N
-    precision: str = "fp32"  # fp32 | bf16 (autocast)
+    precision: str = "auto"  # fp32 | bf16 (autocast) | auto: bf16 where the device has matrix units for it
     compile: bool = False  # compile the training step with torch.compile (needs a C++ compiler)
     threads: int = 0  # CPU threads of torch; 0: as many as this process may use
 
@@ -50,8 +50,8 @@ class TrainingConfig:
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be positive")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"train.precision={self.precision!r} is unknown; choices: fp32, bf16")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"train.precision={self.precision!r} is unknown; choices: auto, fp32, bf16")
 
 
 @dataclass

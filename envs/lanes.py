@@ -78,6 +78,7 @@ class Lane:
         success = bool(self._info["success"])
         if success and self._first_success is None:
             self._first_success = self._steps
+        self._failure = str(self._info.get("failure", "terminated" if terminated else "time limit"))
         done = terminated or truncated or (success and self.options.stop_at_success)
         self._keep_frame(last=done)
         return Finished(self._record(success), self._frames) if done else observation
@@ -86,6 +87,7 @@ class Lane:
         return EpisodeRecord(
             task=self.env.task,
             seed=self._seed,
+            failure="" if self._first_success is not None else self._failure,
             success=self._first_success is not None,
             final_success=final_success,
             first_success_step=self._first_success,

@@ -20,6 +20,7 @@ import copy
 import functools
 import importlib.metadata
 import warnings
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -169,8 +170,17 @@ class MetaWorldEnv(Env):
         # float32 whatever comes in: Meta-World's arithmetic depends on the dtype, and demonstrations store float32.
         raw, reward, _, _, info = self._raw.step(np.asarray(action, dtype=np.float32))
         self._steps += 1
-        info = {**info, "success": bool(info["success"]), "expert_observation": raw}
+        info = {**info, "success": bool(info["success"]), "expert_observation": raw, "failure": self._failure(raw)}
         return self._observation(raw), float(reward), False, self._steps >= self.config.max_steps, info
+
+    def _failure(self, raw: np.ndarray) -> str:
+        """What to call the episode if it fails: whether the object has moved by 2 cm since the first step."""
+        if self.config.task.startswith("reach"):  # there the object only lies about
+            return "goal not reached"
+        if self._steps == 1:  # not at reset, whose observation is stale in some tasks
+            self._object_start, self._object_moved = raw[4:7].copy(), False
+        self._object_moved |= bool(np.linalg.norm(raw[4:7] - self._object_start) > 0.02)
+        return "object moved, goal not reached" if self._object_moved else "object never moved"
 
     def render(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the camera image, uint8 (image_size, image_size, 3), upright.
@@ -188,7 +198,7 @@ class MetaWorldEnv(Env):
         return np.ascontiguousarray(image[::-1, ::-1]) if upside_down else image
 
     def close(self) -> None:
-        """Free the renderer; an EGL context that lives until the interpreter exits prints a traceback."""
+        """Free the renderer."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
@@ -221,6 +231,8 @@ class MetaWorldEnv(Env):
         # The 4096-pixel shadow map is nine tenths of the cost: 12 images/s with it, 100 without (software, 224 px).
         renderer.scene.flags[self._mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         renderer.scene.flags[self._mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        # Not left to the interpreter's exit, where EGL is gone before the renderer and a traceback is printed.
+        weakref.finalize(self, renderer.close)
         return renderer
 
 

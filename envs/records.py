@@ -19,6 +19,7 @@ class EpisodeRecord:
     seed: int  # fixes the start state and the goal
     success: bool  # at any step
     final_success: bool  # at the last step
+    failure: str  # kind of failure in words; empty if there was success at any step
     first_success_step: int | None  # number of steps after which success was first seen, None if never
     steps: int  # control steps taken
     return_: float  # sum of the rewards
@@ -114,6 +115,7 @@ _KINDS: dict[str, Sequence[type]] = {
     "seed": (int,),
     "success": (bool,),
     "final_success": (bool,),
+    "failure": (str,),
     "first_success_step": (int, type(None)),
     "steps": (int,),
     "return_": (float, int),
@@ -147,5 +149,7 @@ def _check_consistent(record: EpisodeRecord, where: str) -> None:
             f"{where}: success={record.success}, final_success={record.final_success} and "
             f"first_success_step={first} contradict each other"
         )
+    if record.success == bool(record.failure):
+        raise ValueError(f"{where}: success={record.success} and failure={record.failure!r} disagree")
     if first is not None and not 1 <= first <= record.steps:
         raise ValueError(f"{where}: first_success_step is {first}, expected 1 to steps={record.steps}")

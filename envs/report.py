@@ -257,7 +257,7 @@ def _outcome(r: EpisodeRecord) -> str:
 
 def _told(r: EpisodeRecord) -> str:
     if not r.success:
-        return f"failure, {r.steps} steps"
+        return f"{r.failure}, {r.steps} steps"
     return f"success after {r.first_success_step} of {r.steps} steps" + ("" if r.final_success else ", lost by the end")
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
 
@@ -42,7 +42,7 @@ class Feature:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"feature dtype {self.dtype!r} is unknown; choices: {sorted(DTYPES)}")
-        if not self.shape or any(not isinstance(n, int) or n < 1 for n in self.shape):
+        if not self.shape or any(type(n) is not int or n < 1 for n in self.shape):
             raise ValueError(f"feature shape {self.shape} must be one or more positive integers")
         for name in ("low", "high"):
             bound = getattr(self, name)
@@ -63,6 +63,8 @@ class Feature:
         expected = {"shape", "dtype", "unit", "low", "high"}
         if set(data) != expected:
             raise ValueError(f"feature has fields {sorted(data)}, expected {sorted(expected)}")
+        if not isinstance(data["dtype"], str) or not isinstance(data["unit"], str):
+            raise ValueError(f"feature dtype {data['dtype']!r} and unit {data['unit']!r} must be strings")
         bounds = {k: None if data[k] is None else tuple(float(v) for v in data[k]) for k in ("low", "high")}
         return cls(shape=tuple(data["shape"]), dtype=data["dtype"], unit=data["unit"], **bounds)
 
@@ -78,9 +80,15 @@ class Spec:
     def __post_init__(self) -> None:
         if not self.observation:
             raise ValueError("the specification has no observation feature; expected at least one")
-        if len(self.action.shape) != 1:
-            raise ValueError(f"the action has shape {self.action.shape}, expected a vector (A,)")
-        if not self.control_dt_s > 0:
+        for name in self.observation:
+            # They name parts of a torch module beside those of the action.
+            if not name.isidentifier() or name == "action" or hasattr(nn.ModuleDict(), name):
+                raise ValueError(f"the observation name {name!r} is reserved or no identifier; choose another")
+        if len(self.action.shape) != 1 or self.action.dtype != "float32":
+            raise ValueError(
+                f"the action is {self.action.dtype} of shape {self.action.shape}, expected a float32 vector (A,)"
+            )
+        if not 0 < self.control_dt_s < float("inf"):
             raise ValueError(f"control_dt_s is {self.control_dt_s}, expected a positive number of seconds")
 
     @classmethod

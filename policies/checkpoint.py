@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .batch import Spec
+from .batch import DTYPES, Spec
 from .config import build, mapping, policy_config
 from .policy import Policy, PolicyConfig
 
@@ -90,9 +89,9 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Policy:
     """
     path = _complete(Path(path))
     config, spec, _ = read_config(path)
-    policy = Policy(config, spec)
     tensors = _read_tensors(path / "model.safetensors")
-    _require_same_tensors(tensors, policy.state_dict(), path / "model.safetensors")
+    _require_same_tensors(tensors, _expected_tensors(config, spec), path / "model.safetensors")
+    policy = Policy(config, spec)
     policy.load_state_dict(tensors)
     policy.eval().requires_grad_(False)
     policy.check()
@@ -108,13 +107,17 @@ def read_config(path: Path | str) -> tuple[PolicyConfig, Spec, Provenance]:
         raise ValueError(f"{file} has {file.stat().st_size} bytes, more than any checkpoint's configuration")
     try:
         data = mapping(json.loads(file.read_text()), "the checkpoint")
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON ({error}); the checkpoint is damaged") from error
-    if data.get("format_version") != FORMAT_VERSION:
+    version = data.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
         raise ValueError(
-            f"{file} has format version {data.get('format_version')!r}, this flowhand reads {FORMAT_VERSION}; "
+            f"{file} has format version {version!r}, this flowhand reads {FORMAT_VERSION}; "
             "a newer flowhand may have written it"
         )
+    expected = {"format_version", "policy", "spec", "provenance"}
+    if set(data) != expected:
+        raise ValueError(f"{file} has the fields {sorted(data)}, expected {sorted(expected)}")
     try:
         spec = Spec.from_dict(mapping(data.get("spec"), "spec"))
         return policy_config(data.get("policy")), spec, build(Provenance, data.get("provenance"), "provenance")
@@ -126,11 +129,13 @@ def load_train_state(path: Path | str) -> dict[str, Any]:
     """What `save` was given as `train_state`; tensors on the CPU. Runs no code from the file."""
     file = _complete(Path(path)) / "train_state.pt"
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{file} cannot be read ({str(error).splitlines()[0]}); resume from another checkpoint"
-        ) from error
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler meets damaged bytes with errors of any kind
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{file} cannot be read ({reason}); resume from another checkpoint") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{file} holds a {type(state).__name__}, expected a dict; resume from another checkpoint")
+    return state
 
 
 def _golden(policy: Policy, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -147,17 +152,16 @@ def _golden(policy: Policy, observation: Mapping[str, Tensor]) -> dict[str, Tens
 def _check_golden(policy: Policy, file: Path) -> None:
     """Raises `ValueError` when the policy no longer gives the stored action."""
     stored = _read_tensors(file)
-    names = {f"observation.{name}" for name in policy.spec.observation} | {"noise", "action"}
-    if set(stored) != names:
-        raise ValueError(f"{file} holds {sorted(stored)}, expected {sorted(names)}")
-    rows = len(stored["noise"])
-    shapes = {
-        f"observation.{k}": (rows, policy.config.chunk.history, *f.shape) for k, f in policy.spec.observation.items()
-    }
-    shapes |= {"noise": (rows, *policy.chunk_shape), "action": (rows, *policy.chunk_shape)}
-    for name, shape in shapes.items():
-        if tuple(stored[name].shape) != shape:
-            raise ValueError(f"{file}: {name!r} has shape {tuple(stored[name].shape)}, expected {shape}")
+    rows = max(1, len(stored["noise"])) if "noise" in stored and stored["noise"].ndim else 1
+    with torch.device("meta"):
+        expected = {
+            f"observation.{name}": torch.empty(
+                (rows, policy.config.chunk.history, *feature.shape), dtype=DTYPES[feature.dtype]
+            )
+            for name, feature in policy.spec.observation.items()
+        }
+        expected |= {name: torch.empty(rows, *policy.chunk_shape) for name in ("noise", "action")}
+    _require_same_tensors(stored, expected, file)
     observation = {name: stored[f"observation.{name}"] for name in policy.spec.observation}
     with torch.no_grad():
         action = policy.sample(observation, stored["noise"])
@@ -167,6 +171,16 @@ def _check_golden(policy: Policy, file: Path) -> None:
             f"{file}: the policy's action differs from the stored one by {error:.2g} of the action's spread (allowed "
             f"{GOLDEN_TOLERANCE}); the weights or the code have changed since the checkpoint was written"
         )
+
+
+def _expected_tensors(config: PolicyConfig, spec: Spec) -> dict[str, Tensor]:
+    """Shapes and dtypes of the policy's tensors, without memory for them: a hostile configuration asks for any size."""
+    try:
+        with torch.device("meta"):
+            return Policy(config, spec).state_dict()
+    except (RuntimeError, TypeError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the configuration asks for tensors of an impossible size ({reason})") from error
 
 
 def _require_same_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: Path) -> None:
@@ -209,7 +223,7 @@ def _complete(path: Path) -> Path:
 def _replacing(path: Path) -> Iterator[Path]:
     """Gives a new directory beside `path` and puts it in its place when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not (path / "config.json").is_file():
+    if path.exists() and not all((path / name).is_file() for name in FILES):
         raise ValueError(f"{path} exists and is no checkpoint; it is not overwritten, choose another path")
     new = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
     previous = path.with_name(path.name + ".previous")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batch import DTYPES, Batch, Spec
+from .batch import Batch, Spec
 
 
 @runtime_checkable
@@ -89,7 +89,7 @@ def _check(episode: EpisodeLike, spec: Spec, i: int) -> None:
     for name, feature in features.items():
         value = arrays[name]
         expected = (len(episode.action), *feature.shape)
-        if value.shape != expected or torch.from_numpy(value[:0]).dtype != DTYPES[feature.dtype]:
+        if value.shape != expected or value.dtype != np.dtype(feature.dtype):
             raise ValueError(
                 f"episode {i}: {name!r} is {value.dtype} of shape {value.shape}, expected {feature.dtype} {expected}"
             )

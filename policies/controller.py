@@ -45,6 +45,8 @@ class Controller:
             raise ValueError(f"execution_horizon={horizon} must lie in 1..{policy.config.chunk.prediction_horizon}")
         if inference_batch < 1:
             raise ValueError(f"inference_batch={inference_batch} must be at least 1")
+        if not 0 <= noise_seed < 2**32:
+            raise ValueError(f"noise_seed={noise_seed} must lie in [0, 2^32)")
         self.policy = policy
         self.execution_horizon = horizon
         self.inference_batch = inference_batch
@@ -53,7 +55,9 @@ class Controller:
         self._tracks: dict[int, _Track] = {}
 
     def reset(self, lane: int = 0, seed: int = 0) -> None:
-        """Starts an episode in a lane; the seed (0 or greater) fixes all the noise of the episode."""
+        """Starts an episode in a lane; the seed, in [0, 2^32), fixes all the noise of the episode."""
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed={seed} must lie in [0, 2^32)")
         self._tracks[lane] = _Track(seed)
 
     def step(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -67,14 +71,16 @@ class Controller:
             ValueError: an observation that lacks a feature, has the wrong shape or is not finite.
         """
         for lane, observation in observations.items():
+            self._check(lane, observation)
+        for lane, observation in observations.items():
             self._observe(lane, observation)
         waiting = [lane for lane in observations if not self._tracks[lane].queue]
         for start in range(0, len(waiting), self.inference_batch):
             self._decide(waiting[start : start + self.inference_batch])
         return {lane: self._tracks[lane].queue.pop(0) for lane in observations}
 
-    def _observe(self, lane: int, observation: Mapping[str, np.ndarray]) -> None:
-        """Appends the observation to the lane's history, which starts with copies of the first one."""
+    def _check(self, lane: int, observation: Mapping[str, np.ndarray]) -> None:
+        """Raises `ValueError` saying what is wrong with the observation."""
         if lane not in self._tracks:
             raise ValueError(f"lane {lane} has no episode; call reset(lane, seed) first")
         for name, feature in self.policy.spec.observation.items():
@@ -83,8 +89,13 @@ class Controller:
             value = np.asarray(observation[name])
             if value.shape != feature.shape:
                 raise ValueError(f"observation {name!r} has shape {value.shape}, the policy expects {feature.shape}")
+            if not np.can_cast(value.dtype, feature.dtype, "same_kind"):
+                raise ValueError(f"observation {name!r} is {value.dtype}, the policy expects {feature.dtype}")
             if not np.isfinite(value).all():
                 raise ValueError(f"observation {name!r} has NaN or infinity: {value}")
+
+    def _observe(self, lane: int, observation: Mapping[str, np.ndarray]) -> None:
+        """Appends the observation to the lane's history, which starts with copies of the first one."""
         history, length = self._tracks[lane].history, self.policy.config.chunk.history
         taken = {name: np.array(observation[name]) for name in self.policy.spec.observation}
         history.extend([taken] * (1 if history else length))

@@ -26,7 +26,7 @@ class ChunkConfig:
 
     history: int = 2  # control steps of observation, O
     prediction_horizon: int = 16  # control steps predicted, T
-    execution_horizon: int = 8  # control steps executed before the next decision
+    execution_horizon: int = 2  # control steps executed before the next decision
     loss_on_padding: bool = False  # also learn the repeated last action past the end of an episode
 
     def __post_init__(self) -> None:

@@ -18,8 +18,8 @@ class FlowConfig(HeadConfig):
     """Conditional flow matching on the linear path (Lipman 2023, Liu 2023), any number of steps."""
 
     kind: str = "flow"
-    prediction: str = "velocity"  # what the net predicts: velocity | data
-    time: str = "uniform"  # training times: uniform | beta (more near the noise) | logit_normal (more in the middle)
+    prediction: str = "data"  # what the net predicts: velocity | data
+    time: str = "beta"  # training times: uniform | beta (more near the noise) | logit_normal (more in the middle)
     draws: int = 1  # (time, noise) pairs per encoded observation in training
     steps: int = 4  # solver steps K per decision
     solver: str = "euler"  # euler | midpoint | heun | rk4
@@ -31,6 +31,11 @@ class FlowConfig(HeadConfig):
         for name in ("draws", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"head.{name}={getattr(self, name)} must be at least 1")
+        if self.prediction == "data" and 1.0 in SOLVERS[self.solver].c:
+            raise ValueError(
+                f"head.solver={self.solver!r} evaluates at t=1, where the velocity of head.prediction='data' is "
+                "singular; use euler or midpoint"
+            )
 
 
 class FlowHead(Head):

@@ -265,21 +265,29 @@ def test_rendering_changes_nothing_else(pick_place):
         np.testing.assert_array_equal(pick_place.step(np.ones(4))[0]["state"], state)
 
 
+def run_script(script: str, **variables: str) -> subprocess.CompletedProcess:
+    script = "import envs\nenv = envs.make(envs.MetaWorldConfig(task='reach-v3'))\nenv.reset(seed=0)\n" + script
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60)
+
+
 def test_without_a_backend_the_error_names_the_packages():
-    script = (
-        "import envs\n"
-        "env = envs.make(envs.MetaWorldConfig(task='reach-v3'))\n"
-        "env.reset(seed=0)\n"
+    result = run_script(
         "try:\n"
         "    env.render()\n"
         "except envs.RenderingUnavailable as error:\n"
         "    assert 'libegl1 libgl1' in str(error) and 'libosmesa6' in str(error), error\n"
-        "    print('refused')\n"
+        "    print('refused')\n",
+        MUJOCO_GL="disable",
     )
-    environment = {**os.environ, "MUJOCO_GL": "disable"}
-    command = [sys.executable, "-c", script]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert result.stdout.strip() == "refused", result.stderr
+    assert (result.stdout, result.stderr) == ("refused\n", "")
+
+
+def test_an_environment_that_was_not_closed_exits_in_silence(pick_place):
+    pick_place.reset(seed=0)
+    render(pick_place)  # skips where nothing renders
+    result = run_script("print(env.render().shape)")
+    assert (result.stdout, result.stderr) == ("(224, 224, 3)\n", "")
 
 
 @pytest.mark.parametrize(

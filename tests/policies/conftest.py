@@ -58,12 +58,13 @@ def make_policy(spec: Spec) -> Callable[..., Policy]:
         head: str = "flow",
         chunk: ChunkConfig | None = None,
         random_weights: bool = True,
+        width: int = SIZES["width"],
         **head_options: Any,
     ) -> Policy:
         config = PolicyConfig(
             chunk=chunk or ChunkConfig(history=2, prediction_horizon=4, execution_horizon=2),
-            encoder=component(ENCODERS, encoder),
-            net=component(NETS, net),
+            encoder=component(ENCODERS, encoder, width=width),
+            net=component(NETS, net, width=width),
             head=component(HEADS, head, **head_options),
         )
         policy = Policy(config, spec)

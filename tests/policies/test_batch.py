@@ -30,9 +30,10 @@ def test_size_counts_all_values():
     ("change", "message"),
     [
         ({"dtype": "float64"}, "feature dtype 'float64' is unknown; choices: ['float32', 'uint8']"),
+        ({"dtype": ["float32"]}, "feature dtype ['float32'] and unit 'm' must be strings"),
+        ({"unit": 5}, "feature dtype 'float32' and unit 5 must be strings"),
         ({"shape": []}, "feature shape () must be one or more positive integers"),
         ({"shape": [0]}, "feature shape (0,) must be one or more positive integers"),
-        ({"shape": [2.0]}, "feature shape (2.0,) must be one or more positive integers"),
         ({"low": [0.0]}, "feature bound 'low' has 1 values, expected 2"),
         ({"high": [0.0, 0.0, 0.0]}, "feature bound 'high' has 3 values, expected 2"),
         ({"colour": "red"}, "feature has fields ['colour', 'dtype', 'high', 'low', 'shape', 'unit'], expected"),

@@ -1,0 +1,349 @@
+"""Every head with every net, and the flow head against Gaussians, whose optimal flow is known in closed form."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy import integrate as quadrature
+from scipy import stats
+from torch import Tensor, nn
+
+from policies import Batch
+from policies.heads import HEADS
+from policies.heads.flow import FlowConfig, FlowHead
+from policies.nets import NETS, Net
+from policies.paths import PREDICTIONS, TIMES
+from policies.solvers import SOLVERS
+
+DETERMINISTIC = {"regression"}  # heads that give one chunk whatever the noise
+PAIRS = [(head, net) for head in HEADS for net in NETS]
+FLOWS = [
+    {"prediction": prediction, "solver": solver}
+    for prediction in PREDICTIONS
+    for solver, tableau in SOLVERS.items()
+    if prediction == "velocity" or 1.0 not in tableau.c
+]
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class GaussianNet(Net):
+    """The optimum for chunks drawn from N(cond, covariance): conditional expectations given x_t = t x1 + (1-t) x0."""
+
+    def __init__(self, prediction: str, covariance: Tensor, bias: float = 0.0):
+        super().__init__()
+        self.prediction, self.covariance, self.bias = prediction, covariance, bias
+
+    def prepare(self, t: Tensor, cond: Tensor) -> Tensor:
+        return torch.cat([t[..., None], cond.expand(*t.shape, -1)], dim=-1)
+
+    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
+        t, mean = modulation[:, :1], modulation[:, 1:]
+        eye = torch.eye(len(self.covariance))
+        variance = t[..., None] ** 2 * self.covariance + (1 - t[..., None]) ** 2 * eye
+        whitened = torch.linalg.solve(variance, (x_BTA.flatten(1) - t * mean)[..., None])[..., 0]
+        data = mean + t * (whitened @ self.covariance)
+        output = data if self.prediction == "data" else data - (1 - t) * whitened
+        return (output + self.bias).view_as(x_BTA)
+
+
+def random_covariance(size: int) -> tuple[Tensor, Tensor]:
+    """A covariance and its symmetric square root."""
+    root = torch.randn(size, size) * 0.4
+    root = root @ root.T + 0.2 * torch.eye(size)
+    return root @ root, root
+
+
+@pytest.mark.parametrize("options", FLOWS, ids=lambda o: "-".join(o.values()))
+@pytest.mark.parametrize(("horizon", "action"), [(3, 2), (2, 2)])
+def test_the_optimal_flow_of_a_gaussian_gives_that_gaussian(options, horizon, action):
+    """The optimal flow carries x0 to mean + covariance^(1/2) x0, each sample by itself."""
+    covariance, root = random_covariance(horizon * action)
+    steps = {1: 400, 2: 60, 4: 20}[SOLVERS[options["solver"]].order]
+    head = FlowHead(FlowConfig(steps=steps, **options))
+    noise = torch.randn(3000, horizon, action)
+    mean = torch.randn(horizon * action)
+    chunks = head.sample(GaussianNet(options["prediction"], covariance), noise, mean.expand(len(noise), -1)).flatten(1)
+    torch.testing.assert_close(chunks, mean + noise.flatten(1) @ root, atol=0.03, rtol=0)
+    spread = covariance.diagonal().max().item()
+    torch.testing.assert_close(chunks.mean(dim=0), mean, atol=4 * math.sqrt(spread / 3000), rtol=0)
+    torch.testing.assert_close(chunks.T.cov(), covariance, atol=0.1 * spread, rtol=0)
+
+
+def test_each_row_flows_to_its_own_mean_where_rows_steps_and_actions_are_as_many():
+    covariance, root = random_covariance(16)
+    noise, mean = torch.randn(4, 4, 4), torch.randn(4, 16)
+    chunks = FlowHead(FlowConfig(prediction="velocity", steps=30, solver="rk4")).sample(
+        GaussianNet("velocity", covariance), noise, mean
+    )
+    torch.testing.assert_close(chunks.flatten(1), mean + noise.flatten(1) @ root, atol=1e-3, rtol=0)
+
+
+DENSITIES = {
+    "uniform": stats.uniform.pdf,
+    "beta": stats.beta(1, 1.5, loc=0.001, scale=0.999).pdf,
+    "logit_normal": lambda t: stats.norm.pdf(math.log(t / (1 - t))) / (t * (1 - t)),
+}
+
+
+def least_loss(prediction: str, time: str, s: float) -> float:
+    """Var(target | x_t) for data N(m, s^2), averaged over the training times."""
+
+    def variance(t: float) -> float:
+        total = t**2 * s**2 + (1 - t) ** 2
+        return s**2 / total * ((1 - t) ** 2 if prediction == "data" else 1)
+
+    return quadrature.quad(lambda t: DENSITIES[time](t) * variance(t), 1e-9, 1 - 1e-9, limit=200)[0]
+
+
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_loss_of_the_optimum_is_its_closed_form(prediction, time):
+    s, rows = 0.5, 20_000
+    head = FlowHead(FlowConfig(prediction=prediction, time=time))
+    mean = torch.randn(rows, 4)
+    x1 = (mean + s * torch.randn(rows, 4)).view(rows, 2, 2)
+    mask = torch.ones(rows, 2, dtype=torch.bool)
+    expected = least_loss(prediction, time, s)
+    if (prediction, time) == ("velocity", "uniform"):
+        assert expected == pytest.approx(s * math.pi / 2, rel=1e-6)
+    for bias in (0.0, 0.7):  # a constant error adds its square
+        net = GaussianNet(prediction, s**2 * torch.eye(4), bias)
+        loss = head.loss(net, x1, mean, mask, seeded(0)).item()
+        assert loss == pytest.approx(expected + bias**2, rel=0.02)
+
+
+def learn(head: nn.Module, net: Net, batch, steps: int, rate: float) -> None:
+    """A short training on chunks and conditioning from `batch(generator)`."""
+    generator = seeded(1)
+    optimizer = torch.optim.Adam(net.parameters(), rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        x1, cond = batch(generator)
+        loss = head.loss(net, x1, cond, torch.ones(x1.shape[:2], dtype=torch.bool), generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize(("kind", "options"), [*((kind, {}) for kind in HEADS), ("flow", {"prediction": "velocity"})])
+def test_two_ways_to_do_it(tiny, kind, options):
+    """A chunk is near +1 or near -1, with a probability that depends on the conditioning."""
+    share = {-1.0: 0.3, 1.0: 0.8}  # of +1
+    cond = torch.tensor(list(share)).repeat_interleave(100)[:, None]
+    ways = torch.cat([torch.where(torch.arange(100) < 100 * p, 1.0, -1.0) for p in share.values()])[:, None, None]
+
+    def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return ways + 0.05 * torch.randn(200, 2, 1, generator=generator), cond
+
+    config = tiny(HEADS, kind, **options)
+    head = HEADS[kind][1](replace(config, steps=20) if hasattr(config, "steps") else config)
+    net = NETS["mlp"][1](tiny(NETS, "mlp", width=32), (2, 1), 1)
+    learn(head, net, batch, steps=500, rate=1e-2)
+    for value, p in share.items():
+        with torch.no_grad():
+            chunks = head.sample(net, torch.randn(2000, 2, 1), torch.full((2000, 1), value))
+        if kind in DETERMINISTIC:
+            assert (chunks - (2 * p - 1)).abs().max() < 0.1  # the mean, which nobody demonstrated
+            continue
+        assert (chunks[:, 0] > 0).float().mean().item() == pytest.approx(p, abs=0.05)
+        assert (chunks[:, 0].sign() == chunks[:, 1].sign()).float().mean() > 0.97
+        assert ((chunks.abs() - 1).abs() < 0.3).float().mean() > 0.95
+
+
+def repeated(batch: Batch, times: int) -> Batch:
+    observation = {name: value.repeat(times, 1, 1) for name, value in batch.observation.items()}
+    return Batch(observation, batch.action.repeat(times, 1, 1), batch.mask.repeat(times, 1))
+
+
+LEARNERS = [
+    *((head, net, {}) for head, net in PAIRS),
+    *(("flow", net, {"prediction": prediction}) for net in NETS for prediction in PREDICTIONS),
+    *(("flow", "mlp", {"time": time}) for time in TIMES),
+    ("flow", "mlp", {"draws": 4}),
+]
+
+
+@pytest.mark.parametrize(("head", "net", "options"), LEARNERS)
+def test_four_windows_are_learned_by_heart(make_policy, make_batch, head, net, options):
+    policy = make_policy(head=head, net=net, random_weights=False, width=48, **options)
+    batch = make_batch(policy)
+    policy.fit_normalizers({n: v.flatten(0, 1) for n, v in batch.observation.items()}, batch.action.flatten(0, 1))
+    optimizer = torch.optim.Adam(policy.parameters(), 8e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
+    generator, losses, many = seeded(0), [], repeated(batch, 16)
+    for _ in range(200):
+        loss = policy.loss(many, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    assert sum(losses[-20:]) / 20 < 0.05 * losses[0]
+    with torch.no_grad():
+        chunks = policy.sample(batch.observation, torch.randn(batch.action.shape))
+    error = ((chunks - batch.action) / policy.action_normalizer.scale)[batch.mask]
+    assert error.square().mean().sqrt() < 0.1
+
+
+@pytest.fixture
+def make_head(tiny, randomize):
+    """A head, a random net for chunks of 4 x 4, and the conditioning, noise and demonstrated chunks of `rows` rows."""
+
+    def make(head: str, net: str, rows: int = 6, **options):
+        # 32: torch computes the last elements of an array that do not fill two vector registers with other
+        # instructions, so that a narrower row's last bit depends on where it stands.
+        module = NETS[net][1](tiny(NETS, net, width=32), (4, 4), 3)
+        randomize(module)
+        return HEADS[head][1](tiny(HEADS, head, **options)), module, torch.randn(rows, 3), *torch.randn(2, rows, 4, 4)
+
+    return make
+
+
+def some_mask(rows: int) -> Tensor:
+    """Chunks that end after 4, 3, 2, 1, 4, 3 ... of their four steps."""
+    return torch.arange(4) < 4 - torch.arange(rows)[:, None] % 4
+
+
+@pytest.mark.parametrize(("head", "net"), PAIRS)
+def test_gradients_are_finite_and_reach_every_weight(make_head, head, net):
+    kind = head
+    head, net, cond, _, x1 = make_head(head, net)
+    cond.requires_grad_()
+    head.loss(net, x1, cond, some_mask(6), None).backward()
+    for name, value in [*net.named_parameters(), ("cond", cond)]:
+        assert value.grad is not None, name
+        assert value.grad.isfinite().all(), name
+        # Where there is no noise to look at, the weights that would look at it have nothing to learn.
+        assert (value.grad != 0).any() or (kind in DETERMINISTIC and name == "inlet.weight"), name
+
+
+@pytest.mark.parametrize(("head", "net"), PAIRS)
+def test_the_loss_follows_from_the_generator(make_head, head, net):
+    kind = head
+    head, net, cond, _, x1 = make_head(head, net)
+    first, second, third = (head.loss(net, x1, cond, some_mask(6), seeded(s)) for s in (0, 0, 1))
+    assert first.shape == ()
+    assert torch.equal(first, second)
+    assert torch.equal(first, third) == (kind in DETERMINISTIC)
+
+
+@pytest.mark.parametrize(("head", "net"), PAIRS)
+def test_the_loss_is_a_mean_over_the_steps_that_count(make_head, head, net):
+    """A loss under a mask and under its complement, weighted by their sizes, make up the loss over all steps."""
+    head, net, cond, _, x1 = make_head(head, net)
+    mask = some_mask(6)
+    share = mask.float().mean()
+    all_of_it, kept, dropped = (head.loss(net, x1, cond, m, seeded(0)) for m in (torch.ones_like(mask), mask, ~mask))
+    torch.testing.assert_close(share * kept + (1 - share) * dropped, all_of_it)
+    assert (kept - dropped).abs() > 1e-3
+    assert head.loss(net, x1, cond, torch.zeros_like(mask), seeded(0)) == 0
+
+
+class StepwiseNet(Net):
+    """Predicts each step of the chunk from that step alone, so that steps can only meet in the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.cond, self.layer = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def prepare(self, t: Tensor, cond: Tensor) -> Tensor:
+        return self.cond(cond) + t[..., None]
+
+    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
+        return self.layer(x_BTA + modulation[:, None])
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_masked_actions_influence_neither_loss_nor_gradient(make_head, kind):
+    head, _, cond, _, x1 = make_head(kind, "mlp")
+    net, mask = StepwiseNet(), some_mask(6)
+    gradients = []
+    for padding in (0.0, 1e3):
+        chunks = torch.where(mask[..., None], x1, torch.tensor(padding))
+        loss = head.loss(net, chunks, cond, mask, seeded(0))
+        gradients.append([loss.detach(), *torch.autograd.grad(loss, list(net.parameters()))])
+    for first, second in zip(*gradients, strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_more_draws_make_the_loss_less_noisy(make_head, net):
+    losses = {}
+    for draws in (1, 8):
+        torch.manual_seed(0)  # the same net and chunks
+        head, module, cond, _, x1 = make_head("flow", net, draws=draws)
+        with torch.no_grad():
+            losses[draws] = torch.stack([head.loss(module, x1, cond, some_mask(6), seeded(s)) for s in range(200)])
+    ratio = losses[1].var() / losses[8].var()
+    assert 8 / 1.6 < ratio < 8 * 1.6  # the F distribution with 199 and 199 degrees leaves this 1 in 1000 times
+    error = (losses[1].var() / 200 + losses[8].var() / 200).sqrt()
+    assert (losses[1].mean() - losses[8].mean()).abs() < 4 * error
+
+
+@pytest.mark.parametrize(("head", "net"), PAIRS)
+@pytest.mark.parametrize("rows", [4, 7, 16])  # 4: as many rows as steps and actions
+def test_a_row_gives_the_same_chunk_wherever_it_stands(make_head, head, net, rows):
+    """Bit for bit at one batch size, whoever stands beside it; up to rounding at another."""
+    head, net, cond, noise, _ = make_head(head, net, rows=rows)
+    with torch.no_grad():
+        chunks = head.sample(net, noise, cond)
+        assert chunks.shape == noise.shape
+        assert torch.equal(head.sample(net, noise, cond), chunks)
+        order = torch.randperm(rows)
+        assert torch.equal(head.sample(net, noise[order], cond[order]), chunks[order])
+        others = head.sample(net, torch.randn(rows, 4, 4).index_copy(0, torch.tensor([0]), noise[:1]), cond)
+        assert torch.equal(others[0], chunks[0])
+        for size in (1, 2, rows - 1):
+            torch.testing.assert_close(head.sample(net, noise[:size], cond[:size]), chunks[:size], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("head", "net"), PAIRS)
+def test_a_chunk_depends_on_noise_and_conditioning(make_head, head, net):
+    kind = head
+    head, net, cond, noise, _ = make_head(head, net)
+    chunks = head.sample(net, noise, cond)
+    assert torch.equal(head.sample(net, noise + 1, cond), chunks) == (kind in DETERMINISTIC)
+    assert not torch.allclose(head.sample(net, noise, cond + 1), chunks)
+
+
+@pytest.mark.parametrize(("head", "net"), PAIRS)
+def test_evaluations_are_counted(make_head, head, net):
+    head, net, cond, noise, _ = make_head(head, net)
+    calls = []
+    net.register_forward_hook(lambda *_: calls.append(1))
+    head.sample(net, noise, cond)
+    assert len(calls) == head.evaluations
+
+
+@pytest.mark.parametrize("options", FLOWS, ids=lambda o: "-".join(o.values()))
+def test_evaluations_of_a_flow_are_steps_times_stages(options):
+    assert FlowHead(FlowConfig(steps=3, **options)).evaluations == 3 * SOLVERS[options["solver"]].stages
+
+
+@pytest.mark.parametrize("solver", ["heun", "rk4"])
+def test_a_data_prediction_refuses_a_solver_that_looks_at_the_end(solver):
+    """At t=1 the velocity is (x1 - x) / 0: with heun the smallest error of the net became a jump of the arm."""
+    with pytest.raises(ValueError, match=rf"head.solver='{solver}' evaluates at t=1.*use euler or midpoint"):
+        FlowConfig(prediction="data", solver=solver)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prediction": "noise"}, "head.prediction='noise' is unknown; choices: velocity, data"),
+        ({"time": "cosine"}, "head.time='cosine' is unknown; choices: uniform, beta, logit_normal"),
+        ({"solver": "dopri5"}, "head.solver='dopri5' is unknown; choices: euler, midpoint, heun, rk4"),
+        ({"draws": 0}, "head.draws=0 must be at least 1"),
+        ({"steps": 0}, "head.steps=0 must be at least 1"),
+    ],
+)
+def test_a_wrong_option_is_an_error(options, message):
+    with pytest.raises(ValueError, match=message):
+        FlowConfig(**options)

@@ -1,0 +1,221 @@
+"""Evaluation: records that depend on the seed alone, and errors that a user can mend."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+import envs
+import eval as evaluation
+import policies
+import train
+from conf import cli, schema
+from demos.collect import CollectConfig, collect
+from envs.records import read_records
+from policies.nets.mlp import MLPConfig
+
+ENV = envs.MetaWorldConfig(task="reach-v3", max_steps=60)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A short training run with everything that belongs to it, through the command line."""
+    folder = tmp_path_factory.mktemp("run")
+    out = call(
+        train.main,
+        "env.task=reach-v3",
+        "env.max_steps=60",
+        "demos.episodes=20",
+        f"demos.cache_dir={folder}/demos",
+        f"out={folder}/run",
+        "train.steps=150",
+        "train.threads=1",
+        "net.width=64",
+        "net.blocks=1",
+        "eval.episodes=6",
+        "eval.videos=1",
+        "eval.workers=inline",
+        "wandb.mode=disabled",
+    )
+    assert out is None
+    return folder / "run" / "checkpoint"
+
+
+def call(main, *overrides):
+    """Runs a Hydra main function in this process with these overrides; the exit message if it ends the program."""
+    GlobalHydra.instance().clear()
+    argv, sys.argv = sys.argv, ["program", *overrides]
+    try:
+        cli.run(main)
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        sys.argv = argv
+        torch.set_num_threads(1)
+    return None
+
+
+def outcomes(records):
+    return [(r.seed, r.success, r.final_success, r.first_success_step, r.steps, r.return_) for r in records]
+
+
+def test_records_do_not_depend_on_what_runs_beside_them(checkpoint):
+    policy = policies.load(checkpoint)
+
+    def run(**options):
+        config = schema.EvaluationConfig(episodes=9, inference_batch=4, **options)
+        return outcomes(evaluation.evaluate(policy, ENV, config))
+
+    alone = run(n_envs=1, workers="inline")
+    assert run(n_envs=4, workers="inline") == alone
+    assert run(n_envs=16, workers="process") == alone
+    other_noise = run(n_envs=4, workers="inline", noise_seed=1)
+    assert [r[0] for r in other_noise] == [r[0] for r in alone]
+    assert other_noise != alone
+
+
+def test_a_run_leaves_everything_behind(checkpoint):
+    run = checkpoint.parent
+    metrics = json.loads((run / "metrics.json").read_text())
+    records = read_records(run / "episodes.jsonl")
+    assert {
+        "task",
+        "n",
+        "successes",
+        "wilson_low",
+        "wilson_high",
+        "expert_rate",
+        "train_seconds",
+        "total_seconds",
+    } <= set(metrics)
+    assert metrics["n"] == len(records) == 6
+    assert metrics["successes"] == sum(r.success for r in records)
+    assert [r.seed for r in records] == list(range(1_000_000, 1_000_006))
+    page = (run / "report.html").read_text()
+    assert f"{metrics['successes']}/{metrics['n']}" in page.replace(" ", "") or str(metrics["successes"]) in page
+
+
+def test_eval_repeats_what_train_found(checkpoint, tmp_path):
+    told = call(
+        evaluation.main,
+        f"checkpoint={checkpoint}",
+        "eval.episodes=6",
+        "eval.n_envs=3",
+        "eval.workers=inline",
+        "eval.videos=0",
+        "wandb.mode=disabled",
+        f"out={tmp_path}",
+    )
+    assert told is None
+    before = read_records(checkpoint.parent / "episodes.jsonl")
+    assert outcomes(read_records(tmp_path / "episodes.jsonl")) == outcomes(before)
+
+
+def test_demonstrated_seeds_are_not_evaluated(checkpoint, tmp_path):
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["provenance"]["demonstration_seeds"] = [1_000_002]
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, copy)
+    (copy / "config.json").write_text(json.dumps(config))
+    told = call(evaluation.main, f"checkpoint={copy}", "wandb.mode=disabled")
+    assert "evaluation seeds [1000002] were demonstrated" in told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.stepz=3"], "unknown configuration key 'train.stepz'; did you mean 'steps'?"),
+        (["head.stepz=3"], "unknown configuration key 'head.stepz'; did you mean 'steps'?"),
+        (["train.steps=ten"], "Value 'ten' of type 'str' could not be converted to Integer"),
+        (["train.steps=0"], "train.steps=0 must be at least 1"),
+        (["head=flaw"], "Could not find 'head/flaw'"),
+        (["head.solver=eular"], "head.solver='eular' is unknown; choices: euler, midpoint, heun, rk4"),
+        (["env.task=pick-plaze-v3"], "did you mean pick-place-v3"),
+        (["chunk.execution_horizon=17"], "execute at most what is predicted"),
+        (["normalizer.action=none"], "normalizer.action='none' is unknown; choices: mean_std, min_max"),
+        (["train.precision=fp16"], "train.precision='fp16' is unknown; choices: auto, fp32, bf16"),
+        (["eval.seed=5"], "eval.seed=5 lies among the demonstrations' seeds"),
+        (["train.device=tpu"], "device 'tpu'"),
+        (["demos.noise=-1"], "demos.noise is -1"),
+        (["resume=/does/not/exist"], "there is no checkpoint directory at /does/not/exist"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(overrides, expected, tmp_path):
+    told = call(train.main, *overrides, f"out={tmp_path}/run", "wandb.mode=disabled", f"demos.cache_dir={tmp_path}")
+    assert isinstance(told, str)
+    assert told.startswith("error: ")
+    assert "\n" not in told
+    assert expected in told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "golden.safetensors", "train_state.pt"])
+def test_a_damaged_checkpoint_is_named(file, checkpoint, tmp_path):
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, copy)
+    content = (copy / file).read_bytes()
+    (copy / file).write_bytes(content[: len(content) // 2])
+    told = call(evaluation.main, f"checkpoint={copy}", "wandb.mode=disabled")
+    assert told.startswith("error: ")
+    assert file in told
+    (copy / file).unlink()
+    told = call(evaluation.main, f"checkpoint={copy}", "wandb.mode=disabled")
+    assert f"{file} is missing" in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+
+
+def test_eval_needs_a_checkpoint(tmp_path):
+    assert "which checkpoint?" in call(evaluation.main)
+    assert "there is no checkpoint directory" in call(evaluation.main, f"checkpoint={tmp_path}/none")
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({"kind": "os.system"}, "the checkpoint's environment 'os.system' is unknown"),
+        ({"kind": "gymnasium", "id": "os:evil"}, "the checkpoint asks to import 'os:evil'"),
+        ({"kind": "metaworld", "task": "../../etc"}, "lacks the field"),
+    ],
+)
+def test_a_checkpoint_cannot_name_code_or_files(env, expected, checkpoint, tmp_path):
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["provenance"]["env"] = env
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, copy)
+    (copy / "config.json").write_text(json.dumps(config))
+    told = call(evaluation.main, f"checkpoint={copy}", "wandb.mode=disabled")
+    assert expected in told
+
+
+def test_nan_in_demonstrations_stops_training(tmp_path):
+    import numpy as np
+
+    config = CollectConfig(path=str(tmp_path / "store"), episodes=2)
+    collect(ENV, config, progress=False)
+    file = tmp_path / "store" / "episodes" / "000001.npz"
+    with np.load(file) as arrays:
+        content = dict(arrays)
+    content["action"][3, 1] = np.nan
+    np.savez(file, **content)
+    told = call(
+        train.main,
+        "env.task=reach-v3",
+        "env.max_steps=60",
+        "demos.episodes=2",
+        f"demos.path={tmp_path}/store",
+        f"out={tmp_path}/run",
+        "wandb.mode=disabled",
+    )
+    assert told.startswith("error: ")
+    assert "000001.npz" in told
+    assert "nan" in told.lower()
+    assert not (tmp_path / "run").exists()
+
+
+def test_config_of_the_report_is_the_config_of_the_run(checkpoint):
+    state = policies.load_train_state(checkpoint)
+    assert state["config"]["net"]["width"] == MLPConfig(width=64).width
+    assert state["history"][-1]["step"] == 150
