@@ -18,6 +18,7 @@ Generation time runs from t=0 (noise) to t=1 (data).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -48,6 +49,8 @@ class Feature:
             bound = getattr(self, name)
             if bound is not None and len(bound) != self.size:
                 raise ValueError(f"feature bound {name!r} has {len(bound)} values, expected {self.size}")
+            if bound is not None and any(math.isnan(value) for value in bound):
+                raise ValueError(f"feature bound {name!r} has NaN; write None where no bound is known")
 
     @property
     def size(self) -> int:
@@ -97,6 +100,8 @@ class Spec:
         expected = {"observation", "action", "control_dt_s"}
         if set(data) != expected:
             raise ValueError(f"specification has fields {sorted(data)}, expected {sorted(expected)}")
+        if isinstance(data["control_dt_s"], bool) or not isinstance(data["control_dt_s"], int | float):
+            raise ValueError(f"control_dt_s is {data['control_dt_s']!r}, expected a positive number of seconds")
         observation = {name: Feature.from_dict(f) for name, f in data["observation"].items()}
         return cls(observation, Feature.from_dict(data["action"]), float(data["control_dt_s"]))
 

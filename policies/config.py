@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -53,11 +54,11 @@ def build(cls: type[T], data: Any, where: str) -> T:
         if not fits(values[name], hints[name]):
             expected = hints[name] if typing.get_args(hints[name]) else hints[name].__name__
             raise ValueError(f"{where}.{name} is {values[name]!r}, expected a value of type {expected}")
-    return cls(**values)
+    return cls(**{name: float(v) if hints[name] is float else v for name, v in values.items()})
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of the annotated type, elements included; an int is a float, a bool is no int."""
+    """Whether a JSON value is of the annotated type, elements included; floats are finite, a bool is no number."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return any(fits(value, choice) for choice in arguments)
@@ -69,8 +70,9 @@ def fits(value: Any, hint: Any) -> bool:
         )
     if hint is Any:
         return True
-    allowed = (int, float) if hint is float else hint
-    return isinstance(value, allowed) and isinstance(value, bool) == (hint is bool)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, hint) and isinstance(value, bool) == (hint is bool)
 
 
 def mapping(data: Any, where: str) -> Mapping[str, Any]:

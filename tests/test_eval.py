@@ -81,21 +81,13 @@ def test_a_run_leaves_everything_behind(checkpoint):
     run = checkpoint.parent
     metrics = json.loads((run / "metrics.json").read_text())
     records = read_records(run / "episodes.jsonl")
-    assert {
-        "task",
-        "n",
-        "successes",
-        "wilson_low",
-        "wilson_high",
-        "expert_rate",
-        "train_seconds",
-        "total_seconds",
-    } <= set(metrics)
+    needed = {"task", "n", "successes", "wilson_low", "wilson_high", "expert_rate", "train_seconds", "total_seconds"}
+    assert needed <= set(metrics)
     assert metrics["n"] == len(records) == 6
     assert metrics["successes"] == sum(r.success for r in records)
     assert [r.seed for r in records] == list(range(1_000_000, 1_000_006))
     page = (run / "report.html").read_text()
-    assert f"{metrics['successes']}/{metrics['n']}" in page.replace(" ", "") or str(metrics["successes"]) in page
+    assert all(str(record.seed) in page for record in records)
 
 
 def test_eval_repeats_what_train_found(checkpoint, tmp_path):

@@ -17,7 +17,8 @@ HOSTILE = "</style></script><script>alert(1)</script><img src='http://evil.examp
 def record(i: int, first: int | None, steps: int, final: bool | None = None) -> EpisodeRecord:
     success = first is not None
     final = success if final is None else final
-    return EpisodeRecord("reach", FIRST + i, success, final, "" if success else "object never moved", first, steps, 10.5 + i, 0.25)
+    failure = "" if success else "object never moved"
+    return EpisodeRecord("reach", FIRST + i, success, final, failure, first, steps, 10.5 + i, 0.25)
 
 
 def comparison(step: int = 8) -> ChunkComparison:

@@ -36,6 +36,7 @@ def test_size_counts_all_values():
         ({"shape": [0]}, "feature shape (0,) must be one or more positive integers"),
         ({"low": [0.0]}, "feature bound 'low' has 1 values, expected 2"),
         ({"high": [0.0, 0.0, 0.0]}, "feature bound 'high' has 3 values, expected 2"),
+        ({"high": [0.0, float("nan")]}, "feature bound 'high' has NaN; write None where no bound is known"),
         ({"colour": "red"}, "feature has fields ['colour', 'dtype', 'high', 'low', 'shape', 'unit'], expected"),
     ],
 )
@@ -65,6 +66,8 @@ def test_a_feature_without_a_field_is_refused():
         ({"control_dt_s": -0.1}, "control_dt_s is -0.1"),
         ({"control_dt_s": float("nan")}, "control_dt_s is nan"),
         ({"control_dt_s": float("inf")}, "control_dt_s is inf"),
+        ({"control_dt_s": True}, "control_dt_s is True, expected a positive number of seconds"),
+        ({"control_dt_s": "0.1"}, "control_dt_s is '0.1', expected a positive number of seconds"),
         ({"fps": 20}, "specification has fields ['action', 'control_dt_s', 'fps', 'observation'], expected"),
     ],
 )

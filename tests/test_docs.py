@@ -1,0 +1,234 @@
+"""The documents: their Python runs, their commands compose, what they name exists, and their walkthroughs work."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pkgutil
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import envs
+import policies
+from conf import schema
+from envs.records import write_records
+from envs.rollout import rollout
+from policies.encoders import ENCODERS
+from policies.encoders.state import StateEncoderConfig
+from policies.heads import HEADS
+from policies.nets import NETS
+from policies.nets.mlp import MLPConfig
+
+ROOT = Path(__file__).parents[1]
+WALKTHROUGHS = ("docs/add_a_head.md", "docs/add_an_env.md")
+DOCS = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
+PARTS = ("policies", "envs", "demos", "conf", "docs", "train.py", "eval.py", "pyproject.toml")
+CONFIGS = {"train.py": "train", "eval.py": "eval", "demos.collect": "collect"}
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"`([\w/]+\.(?:py|yaml))`[^`]*:$")  # the end of a line that names the file of the block below it
+TREE = re.compile(r"(?:policies|envs|demos|conf|docs|tests|benchmarks|deploy|\.ci)/[\w./-]*|[\w-]+\.(?:py|md|toml|txt)")
+
+
+@dataclass
+class Block:
+    language: str
+    text: str
+    line: int  # of its first line of text
+    file: str  # that the line before it names, or ""
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text()
+
+
+def blocks(page: str, *languages: str) -> list[Block]:
+    found, text = [], text_of(page)
+    for match in FENCE.finditer(text):
+        before = text[: match.start()].rstrip()
+        file = FILE.search(before.splitlines()[-1])
+        line = text.count("\n", 0, match.start()) + 2
+        found.append(Block(match[1], match[2], line, file[1] if file else ""))
+    return [block for block in found if block.language in languages]
+
+
+def inline_code(page: str) -> set[str]:
+    return set(re.findall(r"`([^`\n]+)`", FENCE.sub("", text_of(page))))
+
+
+def commands(page: str) -> Iterator[list[str]]:
+    for block in blocks(page, "sh"):
+        for line in block.text.splitlines():
+            yield shlex.split(line, comments=True)
+
+
+def execute(page: str) -> None:
+    """Runs the Python blocks of a page one after the other, as one program."""
+    namespace = {"__name__": page}
+    for block in blocks(page, "python"):
+        if not block.file:
+            source = "\n" * (block.line - 1) + block.text  # so that a traceback names the line of the page
+            exec(compile(source, page, "exec", dont_inherit=True), namespace)
+
+
+def compose(words: list[str]) -> None:
+    """Composes the configuration that a command line asks for, once for every run of a sweep."""
+    program = words[2] if words[1] == "-m" else words[1]
+    choices = [[word] for word in words[words.index(program) + 1 :] if not word.startswith("--")]
+    if "--multirun" in words:
+        pairs = [word[0].split("=", 1) for word in choices]
+        choices = [[f"{key}={value}" for value in values.split(",")] for key, values in pairs]
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for overrides in itertools.product(*choices):
+            OmegaConf.to_object(hydra.compose(CONFIGS[program], list(overrides)))
+
+
+def follow(pages: Iterable[str]) -> None:
+    """What the reader does after the edits of a walkthrough."""
+    schema.register()
+    for page in pages:
+        execute(page)
+        for words in commands(page):
+            if words[0] == "python":
+                compose(words)
+
+
+def insert(original: str, diff: str) -> str:
+    """The text with each added line of a diff after the line that precedes it there."""
+    lines, place = original.splitlines(), -1
+    for line in diff.splitlines():
+        if line.startswith("+"):
+            place += 1
+            lines.insert(place, line[1:])
+        else:
+            place = lines.index(line[1:], place + 1)
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """A working directory with what a reader has who has run the demo and the evaluations."""
+    monkeypatch.chdir(tmp_path)
+    world = envs.MetaWorldConfig(task="reach-v3", max_steps=30)
+    env = envs.make(world)
+    spec = policies.Spec.from_dict(env.features)
+    chunk = policies.ChunkConfig()
+    config = policies.PolicyConfig(chunk=chunk, encoder=StateEncoderConfig(width=16), net=MLPConfig(width=16))
+    policy = policies.Policy(config, spec)
+    data = {name: torch.randn(50, feature.size) for name, feature in spec.observation.items()}
+    policy.fit_normalizers(data, torch.randn(50, spec.action.size))
+    source = policies.Provenance({"kind": "metaworld"}, env.version, env.task_text, "", [], {}, "", 0)
+    golden = {name: torch.randn(1, chunk.history, feature.size) for name, feature in spec.observation.items()}
+    policies.save("outputs/demo/checkpoint", policy, source, golden, {"step": 0})
+    records = rollout(partial(envs.make, world), "expert", range(1_000_000, 1_000_004))
+    for name in ("eval-flow", "eval-regression"):
+        write_records(f"outputs/{name}/episodes.jsonl", records)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") and page not in WALKTHROUGHS])
+def test_the_python_of_a_page_runs(page, workplace):
+    execute(page)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in WALKTHROUGHS])
+def test_every_setting_of_every_command_exists(page):
+    schema.register()
+    for words in commands(page):
+        if words[0] == "python" and "benchmarks" not in words[2]:
+            compose(words)
+        else:
+            assert words[0] in ("python", "make", "apt-get"), f"{page} has a command that no test understands: {words}"
+
+
+def test_a_setting_that_does_not_exist_is_found():
+    with pytest.raises(Exception, match="stepz"):
+        compose(["python", "train.py", "train.stepz=3"])
+    with pytest.raises(ValueError, match="prediction_horizon"):
+        compose(["python", "train.py", "--multirun", "chunk.execution_horizon=8,99"])
+
+
+def known_keys() -> set[str]:
+    keys = {f.name for root in (schema.TrainRoot, schema.EvalRoot) for f in fields(root)} | {"experiment"}
+    parts = {"train": schema.TrainingConfig, "eval": schema.EvaluationConfig, "wandb": schema.WandbConfig}
+    parts |= {"chunk": policies.ChunkConfig, "demos": schema.CollectConfig, "normalizer": schema.NormalizerConfig}
+    keys |= {f"{group}.{f.name}" for group, config in parts.items() for f in fields(config)}
+    for group, table in (("env", envs.ENVS), ("encoder", ENCODERS), ("net", NETS), ("head", HEADS)):
+        keys |= {f"{group}.{f.name}" for config, _ in table.values() for f in fields(config)}
+    return keys
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_everything_a_page_names_exists(page):
+    created = {block.file for walkthrough in WALKTHROUGHS for block in blocks(walkthrough, "python", "yaml")}
+    for code in inline_code(page) - created:
+        if TREE.fullmatch(code):
+            assert (ROOT / code).exists(), f"{page} names the file {code}"
+        if setting := re.match(r"\+?([a-z_]+(?:\.[a-z_]+)?)=", code):
+            assert setting[1] in known_keys(), f"{page} names the setting {code}"
+        if name := re.match(r"(?:policies|envs|demos)(?:\.\w+)+", code):
+            pkgutil.resolve_name(name[0])
+        if module := re.match(r"python -m ([\w.]+)", code):
+            assert (ROOT / module[1].replace(".", "/")).with_suffix(".py").exists(), f"{page} names {code}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_make_targets_exist(page):
+    targets = set(re.findall(r"^([\w-]+):", text_of("Makefile"), re.MULTILINE))
+    used = {words[1] for words in commands(page) if words[0] == "make"}
+    used |= {code.split()[1] for code in inline_code(page) if code.startswith("make ")}
+    assert used <= targets
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text_of(page)):
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), f"{page} links to {target}"
+        headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+        assert not anchor or anchor in anchors, f"{page} links to {target}"
+
+
+def test_no_number_is_left_open():
+    assert re.findall(r"@@\w*@@", "".join(map(text_of, PAGES))) == []
+
+
+def test_the_walkthroughs_work_when_followed_literally(tmp_path):
+    for part in PARTS:
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, tmp_path / part)
+    (tmp_path / "tests").mkdir()
+    shutil.copy(__file__, tmp_path / "tests")
+    edits = [block for page in WALKTHROUGHS for block in blocks(page, "python", "yaml", "diff") if block.file]
+    assert [block.language for block in edits] == ["python", "diff", "yaml"] * 2
+    for block in edits:
+        file = tmp_path / block.file
+        assert file.exists() == (block.language == "diff"), f"{block.file} is an example that became a part"
+        file.write_text(insert(file.read_text(), block.text) if block.language == "diff" else block.text)
+
+    run = partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    for check in (["check"], ["format", "--check"]):
+        files = [block.file for block in edits if block.file.endswith(".py")]
+        result = run([sys.executable, "-m", "ruff", *check, "--no-cache", *files])
+        assert result.returncode == 0, result.stdout + result.stderr
+    result = run([sys.executable, "-m", "tests.test_docs"], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr
+
+
+if __name__ == "__main__":
+    follow(WALKTHROUGHS)
