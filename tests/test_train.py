@@ -191,7 +191,8 @@ def test_an_interrupted_run_goes_on_bit_for_bit(number, cache, tmp_path, uninter
     elif process.returncode != 0:  # zero: it had finished before the signal came
         assert process.returncode == 128 + number
         assert f"resume={out}" in output
-    resumed = subprocess.run(command(f"resume={out}", "train.save_every=40"), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    again = command(f"resume={out}", "train.save_every=40")
+    resumed = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_state(
         {k: v for k, v in policies.load_train_state(uninterrupted / "checkpoint").items() if k not in LEFT_OUT},
