@@ -16,7 +16,7 @@ install: .venv/installed
 
 # Goes on where an interrupted demo stopped; a finished one is evaluated again.
 demo: install
-	@if [ -d $(OUT)/checkpoint ]; then $(BIN)/python train.py resume=$(OUT); \
+	@if [ -d $(OUT)/checkpoint ] || [ -d $(OUT)/checkpoint.previous ]; then $(BIN)/python train.py resume=$(OUT); \
 	else $(BIN)/python train.py experiment=demo out=$(OUT); fi
 
 test: install

@@ -206,10 +206,11 @@ def fresh(path: Path) -> Path:
 
 def closing_line(metrics: dict[str, Any], out: Path) -> str:
     """One line with all that matters."""
-    expert = "no scripted expert" if metrics["expert_rate"] is None else f"expert {metrics['expert_rate']:.1%}"
+    rate = metrics["expert_rate"]
+    expert = "no scripted expert" if rate is None else f"expert {rate:.1%} on the same seeds"
     return (
         f"{metrics['task']}: {metrics['successes']}/{metrics['n']} = {metrics['rate']:.1%} "
-        f"[{metrics['wilson_low']:.1%}, {metrics['wilson_high']:.1%}] (95 % Wilson), {expert} on the same seeds; "
+        f"[{metrics['wilson_low']:.1%}, {metrics['wilson_high']:.1%}] (95 % Wilson), {expert}; "
         f"report: {out / 'report.html'}"
     )
 
@@ -240,6 +241,8 @@ def hardware(device: torch.device) -> str:
 def env_of(source: policies.Provenance) -> envs.EnvConfig:
     """The environment that a checkpoint was trained in; `ValueError` if this flowhand does not know it."""
     kind = source.env.get("kind")
+    if kind == "none":
+        raise ValueError("the checkpoint was trained without an environment; give env=... to evaluate it in one")
     if kind not in envs.ENVS:
         raise ValueError(f"the checkpoint's environment {kind!r} is unknown; choices: {', '.join(sorted(envs.ENVS))}")
     if ":" in str(source.env.get("id", "")):
@@ -260,6 +263,8 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
     if OmegaConf.is_missing(cfg, "checkpoint"):
         raise ValueError("which checkpoint? Give checkpoint=PATH, the folder that train.py wrote")
     config: schema.EvalRoot = OmegaConf.to_object(cfg)  # pyright: ignore[reportAssignmentType]
+    if not config.eval.episodes:
+        raise ValueError("eval.episodes=0 leaves nothing to evaluate; give 1 or more")
     device = select_device(config.device, config.threads)
     checkpoint = Path(config.checkpoint)
     policy = policies.load(checkpoint, device)

@@ -156,7 +156,6 @@ def fit(
                 logged, started = step, time.perf_counter()
             if step % config.save_every == 0 and step < config.steps:
                 save()
-    trainer.require_finite()
     save()
     return stop.signal
 
@@ -171,7 +170,7 @@ def train(config: schema.TrainRoot, overrides: list[str], state: dict[str, Any] 
             f"{out} already holds a run; go on with it by resume={out}, or choose another folder with out="
         )
 
-    store = collect(config.env, config.demos)
+    store = demonstrations(config)
     collect_seconds = time.perf_counter() - started
     trainer = Trainer(config, policies.Spec.from_dict(store.features), store, device)
     if state is not None:
@@ -184,6 +183,7 @@ def train(config: schema.TrainRoot, overrides: list[str], state: dict[str, Any] 
     source = provenance(config, store)
 
     def save() -> None:
+        trainer.require_finite()
         source.train_steps = trainer.step
         extra = {"overrides": overrides, "config": asdict(config)}
         policies.save(out / "checkpoint", trainer.ema.module, source, golden, {**trainer.state(), **extra})
@@ -206,6 +206,21 @@ def train(config: schema.TrainRoot, overrides: list[str], state: dict[str, Any] 
             evaluation.log_results(log, metrics, out)
             print(evaluation.closing_line(metrics, out))
     return 0
+
+
+def demonstrations(config: schema.TrainRoot) -> Store:
+    """Collected by the environment's expert, or, with env=none, the recorded ones at demos.path.
+
+    Raises:
+        ValueError: without an environment, the path is missing or an evaluation is asked for.
+    """
+    if config.env.kind != "none":
+        return collect(config.env, config.demos)
+    if not config.demos.path:
+        raise ValueError("env=none trains on recorded demonstrations; give their store with demos.path=")
+    if config.eval.episodes:
+        raise ValueError("env=none has nothing to evaluate in; set eval.episodes=0")
+    return Store.open(config.demos.path).head(config.demos.episodes)
 
 
 def provenance(config: schema.TrainRoot, store: Store) -> policies.Provenance:

@@ -144,6 +144,7 @@ def register() -> None:
     store.store(name="train_schema", node=TrainRoot)
     store.store(name="eval_schema", node=EvalRoot)
     store.store(name="collect_schema", node=CollectRoot)
+    store.store(group="env", name="base_none", node=EnvConfig(kind="none"))
     for group, table in (("env", ENVS), ("encoder", ENCODERS), ("net", NETS), ("head", HEADS)):
         for kind, (config, _) in table.items():
             store.store(group=group, name=f"base_{kind}", node=config)

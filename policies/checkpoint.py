@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -225,7 +225,8 @@ def _replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not all((path / name).is_file() for name in FILES):
         raise ValueError(f"{path} exists and is no checkpoint; it is not overwritten, choose another path")
-    new = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
+    new = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
+    new.mkdir()
     previous = path.with_name(path.name + ".previous")
     try:
         yield new

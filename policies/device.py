@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -33,10 +34,11 @@ def select_device(name: str, threads: int = 0) -> torch.device:
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """CPU cores that this process may use, by its affinity and, in a container, by its quota; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")  # "<microseconds> <period>" or "max <period>"
+    allowed, _, period = quota.read_text().partition(" ") if quota.is_file() else ("max", "", "")
+    return cores if allowed == "max" else max(1, min(cores, int(allowed) // int(period)))
 
 
 def has_bf16_units(device: torch.device) -> bool:

@@ -71,7 +71,7 @@ class Policy(nn.Module):
         self.action_normalizer = Normalizer(spec.action.size)
         self.encoder = component(ENCODERS, config.encoder, "encoder")(config.encoder, spec, config.chunk.history)
         self.net = component(NETS, config.net, "net")(config.net, self.chunk_shape, self.encoder.size)
-        self.head = component(HEADS, config.head, "head")(config.head)
+        self.head = component(HEADS, config.head, "head")(config.head, self.encoder.size)
 
     def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor) -> None:
         """Takes the statistics of the demonstrations: each (N, *shape), N control steps."""

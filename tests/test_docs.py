@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 WALKTHROUGHS = ("docs/add_a_head.md", "docs/add_an_env.md")
 DOCS = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
-PARTS = ("policies", "envs", "demos", "conf", "docs", "train.py", "eval.py", "pyproject.toml")
+PARTS = ("policies", "envs", "demos", "conf", "docs", "train.py", "eval.py", "pyproject.toml", *PAGES[:3])
 CONFIGS = {"train.py": "train", "eval.py": "eval", "demos.collect": "collect"}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

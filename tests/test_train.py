@@ -234,3 +234,18 @@ def test_the_checkpoint_loads_without_simulator_or_hydra(uninterrupted):
         [sys.executable, "-c", program, str(uninterrupted / "checkpoint")], cwd=ROOT, capture_output=True, text=True
     )
     assert result.stdout.strip() == "(16, 4)", result.stderr
+
+
+def test_recorded_demonstrations_need_no_simulator(cache, uninterrupted, tmp_path):
+    store = next(path for path in cache.iterdir() if path.is_dir())
+    options = (*TINY, "env=none", "eval.episodes=0", "wandb.mode=disabled", "demos.episodes=3", f"out={tmp_path}/run")
+    config = configure(*options, f"demos.path={store}")
+    assert train.train(config, [], None) == 0
+    policy = policies.load(tmp_path / "run" / "checkpoint")
+    assert policy.spec.action.size == 4
+    with pytest.raises(ValueError, match=r"give their store with demos\.path="):
+        train.demonstrations(configure(*options))
+    with pytest.raises(ValueError, match=r"set eval\.episodes=0"):
+        train.demonstrations(configure(*options, f"demos.path={store}", "eval.episodes=5"))
+    with pytest.raises(ValueError, match="9 episodes asked for, the store has 3"):
+        train.demonstrations(configure(*options, f"demos.path={store}", "demos.episodes=9"))

@@ -20,7 +20,9 @@ class HeadConfig:
 class Head(nn.Module):
     """Decides what the net is asked in training and how its answers become a chunk.
 
-    Works on normalized actions. Heads share identical nets, so that comparing heads compares nothing else.
+    Works on normalized actions. Heads share identical nets, so that comparing heads compares nothing else. A head is
+    built from its configuration and the size of the conditioning vector; one that needs a second time (the end of an
+    interval, the length of a step) embeds it itself and adds it to the conditioning.
     """
 
     @property

@@ -41,7 +41,7 @@ class FlowConfig(HeadConfig):
 class FlowHead(Head):
     """Learns the velocity of the linear path and integrates it from noise to data."""
 
-    def __init__(self, config: FlowConfig):
+    def __init__(self, config: FlowConfig, cond_size: int):
         super().__init__()
         self.config = config
         self.tableau = SOLVERS[config.solver]

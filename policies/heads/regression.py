@@ -21,7 +21,7 @@ class RegressionConfig(HeadConfig):
 class RegressionHead(Head):
     """Predicts the mean chunk: the same net, at t=0, with zeros in place of the noise."""
 
-    def __init__(self, config: RegressionConfig):
+    def __init__(self, config: RegressionConfig, cond_size: int):
         super().__init__()
         self.config = config
 

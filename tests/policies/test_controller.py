@@ -1,5 +1,6 @@
 import itertools
 import re
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ class Scripted(Policy):
         vectors = Spec({"state": SPEC.observation["state"]}, SPEC.action, SPEC.control_dt_s)
         super().__init__(PolicyConfig(ChunkConfig(history, prediction_horizon, execution_horizon)), vectors)
         self.spec = SPEC
-        self.asked: list[tuple[dict[str, torch.Tensor], torch.Tensor]] = []
+        self.asked: list[tuple[Mapping[str, torch.Tensor], torch.Tensor]] = []
 
     def sample(self, observation, noise):
         self.asked.append((observation, noise))
@@ -156,7 +157,9 @@ def test_noise_follows_from_noise_seed_episode_and_decision_alone():
     assert all(np.array_equal(a, b) for a, b in zip(of_lane_7, expected, strict=True))
 
 
-@pytest.mark.parametrize(("lanes", "batch", "calls"), [(1, 1, 1), (3, 1, 3), (3, 4, 1), (4, 4, 1), (5, 4, 2), (9, 4, 3)])
+@pytest.mark.parametrize(
+    ("lanes", "batch", "calls"), [(1, 1, 1), (3, 1, 3), (3, 4, 1), (4, 4, 1), (5, 4, 2), (9, 4, 3)]
+)
 def test_every_inference_call_has_the_same_number_of_rows(lanes, batch, calls):
     policy = Scripted()
     controller = Controller(policy, inference_batch=batch)
@@ -241,6 +244,7 @@ def test_more_than_was_asked_for_and_finer_numbers_are_welcome():
         ({"state": np.zeros((1, 1))}, "observation 'state' has shape (1, 1), the policy expects (1,)"),
         ({"state": np.array([np.nan])}, "observation 'state' has NaN or infinity"),
         ({"state": np.array([-np.inf])}, "observation 'state' has NaN or infinity"),
+        ({"state": np.array([1e39])}, "observation 'state' has NaN or infinity"),  # in float32
         ({"state": np.array(["1"])}, "observation 'state' is <U1, the policy expects float32"),
         ({"state": np.array([None])}, "observation 'state' is object, the policy expects float32"),
         ({"image": np.zeros((2, 2, 1), np.float32)}, "observation 'image' is float32, the policy expects uint8"),
