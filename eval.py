@@ -28,7 +28,7 @@ from envs.report import ChunkComparison, Clip, ReportData, write_report
 from envs.rollout import rollout
 from envs.video import encode_mp4
 from policies.config import build
-from policies.device import select_device, usable_cores
+from policies.device import cpu_threads, select_device, usable_cores
 
 schema.register()
 
@@ -43,7 +43,8 @@ def evaluate(policy: policies.Policy, env: envs.EnvConfig, config: schema.Evalua
     controller = policies.Controller(
         policy, config.execution_horizon or None, config.inference_batch, config.noise_seed
     )
-    return rollout(partial(envs.make, env), controller, _seeds(config), progress=True, **_lanes(config))
+    with cpu_threads(1):
+        return rollout(partial(envs.make, env), controller, _seeds(config), progress=True, **_lanes(config))
 
 
 def evaluate_expert(env: envs.EnvConfig, config: schema.EvaluationConfig) -> list[EpisodeRecord]:
@@ -75,7 +76,7 @@ def compare_chunks(policy: policies.Policy, env_config: envs.EnvConfig, seeds: S
             windows = policies.Windows([episode], policy.spec, chunk.history, chunk.prediction_horizon, device)
             for step in (0, len(episode) // 3, 2 * len(episode) // 3):
                 batch = windows.gather(torch.full((CHUNKS_SHOWN,), step, device=device))
-                noise = torch.randn((CHUNKS_SHOWN, *policy.chunk_shape), generator=torch.Generator().manual_seed(seed))
+                noise = torch.randn((CHUNKS_SHOWN, *policy.noise_shape), generator=torch.Generator().manual_seed(seed))
                 with torch.no_grad():
                     sampled = policy.sample(batch.observation, noise.to(device)).cpu().numpy()
                 expert = batch.action[0].cpu().numpy()
@@ -107,15 +108,16 @@ def film(
         policy, config.execution_horizon or None, config.inference_batch, config.noise_seed
     )
     try:
-        rollout(
-            partial(envs.make, env),
-            controller,
-            sorted(chosen),
-            stop_at_success=config.stop_at_success,
-            frame_seeds=chosen.keys(),
-            frame_every=FRAME_EVERY,
-            on_frames=keep,
-        )
+        with cpu_threads(1):  # as in the evaluation, so that the episodes come out the same to the last bit
+            rollout(
+                partial(envs.make, env),
+                controller,
+                sorted(chosen),
+                stop_at_success=config.stop_at_success,
+                frame_seeds=chosen.keys(),
+                frame_every=FRAME_EVERY,
+                on_frames=keep,
+            )
     except envs.RenderingUnavailable as error:
         return [], str(error)
     return clips, f"The first {config.videos} episodes of each outcome, in the order of the seeds."
@@ -147,7 +149,8 @@ def conclude(run: Run, policy: policies.Policy) -> dict[str, Any]:
     beyond = run.eval.seed + run.eval.episodes
     chunks = compare_chunks(policy, run.env, range(beyond, beyond + 2)) if expert else []
     clips, note = timed(run, "film", lambda: film(policy, run.env, run.eval, records))
-    metrics = summary(run, records, expert)
+    device = policy.action_normalizer.shift.device
+    metrics = summary(run, records, expert, device)
 
     write_records(fresh(run.out / "episodes.jsonl"), records)
     (run.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
@@ -164,7 +167,7 @@ def conclude(run: Run, policy: policies.Policy) -> dict[str, Any]:
         clip_note=note,
         checkpoint=str(run.checkpoint),
         dataset_hash=source.demonstrations,
-        hardware=hardware(policy.action_normalizer.shift.device),
+        hardware=hardware(device),
         timings=run.seconds,
         versions=versions(),
         config=run.config,
@@ -181,7 +184,9 @@ def timed(run: Run, name: str, work: Callable[[], T]) -> T:
     return result
 
 
-def summary(run: Run, records: list[EpisodeRecord], expert: list[EpisodeRecord]) -> dict[str, Any]:
+def summary(
+    run: Run, records: list[EpisodeRecord], expert: list[EpisodeRecord], device: torch.device
+) -> dict[str, Any]:
     """The numbers of metrics.json."""
     expert_summary = summarize(expert) if expert else None
     return {
@@ -194,6 +199,7 @@ def summary(run: Run, records: list[EpisodeRecord], expert: list[EpisodeRecord])
         "checkpoint": str(run.checkpoint),
         "seed": run.eval.seed,
         "versions": versions(),
+        "hardware": hardware(device),
     }
 
 
@@ -270,7 +276,9 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
     policy = policies.load(checkpoint, device)
     _, _, source = policies.read_config(checkpoint)
     out = Path(config.out or checkpoint.parent / f"eval-{config.eval.seed}-{config.eval.episodes}")
-    history = policies.load_train_state(checkpoint)["history"]
+    # A checkpoint made lighter for a robot has no training state, and so no learning curve to show.
+    has_state = (checkpoint / "train_state.pt").is_file()
+    history = policies.load_train_state(checkpoint)["history"] if has_state else []
     run = Run(checkpoint, out, config.env or env_of(source), config.eval, asdict(config), history, {}, started)
     with wandb_run(config.wandb, out, asdict(config)) as log:
         metrics = conclude(run, policy)

@@ -47,7 +47,8 @@ class Trainer:
             self.policy.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
         )
         self.generator = torch.Generator(device).manual_seed(config.seed)
-        self.loss = torch.compile(self.policy.loss) if self.config.compile else self.policy.loss
+        loss = torch.compile(self.policy.loss) if self.config.compile else self.policy.loss
+        self.loss: Callable[[policies.Batch, torch.Generator], torch.Tensor] = loss
         bf16 = has_bf16_units(device) if self.config.precision == "auto" else self.config.precision == "bf16"
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
         self.step = 0  # optimizer steps done
@@ -119,12 +120,16 @@ class Trainer:
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGINT; a second one ends the program at once."""
+    """Notes SIGTERM and SIGINT inside its block, so that a step is finished first; a second one ends the program."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> StopRequest:
         self.signal = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
@@ -135,28 +140,30 @@ def fit(
     trainer: Trainer, save: Callable[[], None], score: Callable[[], dict[str, Any]], log: Callable[..., None]
 ) -> int:
     """Trains to the last step, or until a signal arrives; returns the signal's number, 0 when finished."""
-    config, stop = trainer.config, StopRequest()
+    config = trainer.config
     logged, started = trainer.step, time.perf_counter()
-    with tqdm(total=config.steps, initial=trainer.step, desc="train", unit="step", mininterval=1) as bar:
+    bar = tqdm(total=config.steps, initial=trainer.step, desc="train", unit="step", mininterval=1)
+    with bar, StopRequest() as stop:
         while trainer.step < config.steps and not stop.signal:
             loss = trainer.advance()
             step = trainer.step
             bar.update()
-            if step % config.log_every == 0 or step == config.steps:
+            evaluate = config.eval_every > 0 and step % config.eval_every == 0 and step < config.steps
+            if step % config.log_every == 0 or step == config.steps or evaluate:
                 trainer.require_finite()
                 seconds = time.perf_counter() - started
                 rate = (step - logged) * config.batch_size / seconds
                 entry = {"step": step, "loss": loss.item(), "lr": trainer.learning_rate(), "samples_per_s": rate}
                 bar.set_postfix_str(f"loss {entry['loss']:.4f}, {rate:,.0f} samples/s")
-                if config.eval_every and (step % config.eval_every == 0) and step < config.steps:
+                if evaluate:
                     entry["success"] = score()
                 trainer.seconds += seconds
                 trainer.history.append(entry)
-                log(entry)
+                log(entry, step=step)
                 logged, started = step, time.perf_counter()
             if step % config.save_every == 0 and step < config.steps:
                 save()
-    save()
+        save()
     return stop.signal
 
 

@@ -18,7 +18,8 @@ import torch
 
 import policies
 from benchmarks.result import write
-from benchmarks.training import FEATURES, compose
+from benchmarks.training import FEATURES
+from conf.cli import compose
 from policies.device import select_device
 
 
@@ -51,7 +52,7 @@ def measure(overrides: list[str], calls: int) -> dict[str, Any]:
     for parameter in policy.parameters():  # the net starts at zero, which no machine may profit from
         torch.nn.init.normal_(parameter, std=0.02)
     observation = {name: torch.randn(1, config.chunk.history, values.shape[1]) for name, values in data.items()}
-    noise = torch.randn(1, *policy.chunk_shape)
+    noise = torch.randn(1, *policy.noise_shape)
     policy.eval().requires_grad_(False)
     with torch.no_grad():
         for _ in range(50):

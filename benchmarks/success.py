@@ -26,7 +26,7 @@ import eval as evaluation
 import policies
 import train
 from benchmarks.result import write
-from benchmarks.training import compose
+from conf.cli import compose
 from demos.collect import collect
 from envs.metaworld import TASKS
 from envs.records import EpisodeRecord, wilson

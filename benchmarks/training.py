@@ -15,16 +15,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import policies
 import train
 from benchmarks.result import write
-from conf import schema
+from conf.cli import compose
 from demos.episode import Episode
 from policies.device import select_device
 
@@ -36,12 +34,6 @@ FEATURES: dict[str, Any] = {
     "action": {"shape": [4], "dtype": "float32", "unit": "", "low": None, "high": None},
     "control_dt_s": 0.0125,
 }
-
-
-def compose(overrides: list[str]) -> schema.TrainRoot:
-    """The configuration that `python train.py OVERRIDES` would have."""
-    with hydra.initialize(version_base="1.3", config_path="../conf"):
-        return OmegaConf.to_object(hydra.compose("train", overrides))  # pyright: ignore[reportReturnType]
 
 
 def episodes(count: int = 50, length: int = 80) -> list[Episode]:

@@ -1,4 +1,4 @@
-"""Errors that a user can mend are one line on stderr and exit status 1."""
+"""The command line: composing a configuration, and telling errors in one line with exit status 1."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import hydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from . import schema
 
 
 def run(main: Callable[[], object]) -> None:
@@ -18,6 +21,13 @@ def run(main: Callable[[], object]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits itself, and hides where other errors come from
     with one_line_errors():
         main()
+
+
+def compose(overrides: list[str]) -> schema.TrainRoot:
+    """The configuration that `python train.py OVERRIDES` would have."""
+    schema.register()
+    with hydra.initialize(version_base="1.3", config_path="."):
+        return OmegaConf.to_object(hydra.compose("train", overrides))  # pyright: ignore[reportReturnType]
 
 
 @contextmanager

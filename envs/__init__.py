@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .base import Env, EnvConfig, Feature, Features, Observation, RenderingUnavailable, choose_gl_backend, nearest
+from .detour import DetourConfig, DetourEnv
 from .gymnasium_env import GymnasiumConfig, GymnasiumEnv
 from .metaworld import MetaWorldConfig, MetaWorldEnv
 
@@ -14,6 +15,7 @@ choose_gl_backend()
 
 # A config is always given to the function beside its own class, which the type cannot say.
 ENVS: dict[str, tuple[type[EnvConfig], Callable[[Any], Env]]] = {
+    "detour": (DetourConfig, DetourEnv),
     "gymnasium": (GymnasiumConfig, GymnasiumEnv),
     "metaworld": (MetaWorldConfig, MetaWorldEnv),
 }
@@ -35,6 +37,7 @@ def make(config: EnvConfig) -> Env:
 
 __all__ = [
     "ENVS",
+    "DetourConfig",
     "Env",
     "EnvConfig",
     "Feature",

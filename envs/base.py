@@ -53,7 +53,8 @@ class Env(gymnasium.Env[Observation, np.ndarray]):
 
     `reset(seed=...)` and `step(action)` follow Gymnasium. Where there is a scripted expert, their `info` holds what it
     sees as `expert_observation`, which may be more than the policy sees. The `info` of `step` always holds `success`
-    (bool, this step), and may hold `failure`: what kind of failure it is, in words, if the episode ends here.
+    (bool, this step). It may hold `failure`, what kind of failure it is, in words, if the episode ends here, and
+    `mode`, which of several ways the episode has taken.
 
     Attributes:
         features: names, shapes, dtypes, units and ranges of observation and action, and the control period.

@@ -88,6 +88,7 @@ class Lane:
             task=self.env.task,
             seed=self._seed,
             failure="" if self._first_success is not None else self._failure,
+            mode=str(self._info.get("mode", "")),
             success=self._first_success is not None,
             final_success=final_success,
             first_success_step=self._first_success,

@@ -20,6 +20,7 @@ class EpisodeRecord:
     success: bool  # at any step
     final_success: bool  # at the last step
     failure: str  # kind of failure in words; empty if there was success at any step
+    mode: str  # which way it was done, where the world tells ways apart; empty elsewhere
     first_success_step: int | None  # number of steps after which success was first seen, None if never
     steps: int  # control steps taken
     return_: float  # sum of the rewards
@@ -116,6 +117,7 @@ _KINDS: dict[str, Sequence[type]] = {
     "success": (bool,),
     "final_success": (bool,),
     "failure": (str,),
+    "mode": (str,),
     "first_success_step": (int, type(None)),
     "steps": (int,),
     "return_": (float, int),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -44,3 +46,18 @@ def usable_cores() -> int:
 def has_bf16_units(device: torch.device) -> bool:
     """Whether the device multiplies bf16 matrices several times faster than fp32 ones: CUDA, and CPUs with AMX."""
     return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """So many torch threads inside the block.
+
+    Inference on a small batch is fastest on one thread, which leaves the other cores to the simulations, and its last
+    bits then do not depend on how many cores a machine has.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

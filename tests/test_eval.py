@@ -40,22 +40,22 @@ def checkpoint(tmp_path_factory):
         "eval.workers=inline",
         "wandb.mode=disabled",
     )
-    assert out is None
+    assert out == ""
     return folder / "run" / "checkpoint"
 
 
 def call(main, *overrides):
-    """Runs a Hydra main function in this process with these overrides; the exit message if it ends the program."""
+    """Runs a Hydra main function in this process with these overrides; the exit message, empty if there is none."""
     GlobalHydra.instance().clear()
     argv, sys.argv = sys.argv, ["program", *overrides]
     try:
         cli.run(main)
     except SystemExit as stop:
-        return stop.code
+        return str(stop.code)
     finally:
         sys.argv = argv
         torch.set_num_threads(1)
-    return None
+    return ""
 
 
 def outcomes(records):
@@ -101,7 +101,7 @@ def test_eval_repeats_what_train_found(checkpoint, tmp_path):
         "wandb.mode=disabled",
         f"out={tmp_path}",
     )
-    assert told is None
+    assert told == ""
     before = read_records(checkpoint.parent / "episodes.jsonl")
     assert outcomes(read_records(tmp_path / "episodes.jsonl")) == outcomes(before)
 
@@ -153,9 +153,10 @@ def test_a_damaged_checkpoint_is_named(file, checkpoint, tmp_path):
     told = call(evaluation.main, f"checkpoint={copy}", "wandb.mode=disabled")
     assert told.startswith("error: ")
     assert file in told
-    (copy / file).unlink()
-    told = call(evaluation.main, f"checkpoint={copy}", "wandb.mode=disabled")
-    assert f"{file} is missing" in told
+    if file != "train_state.pt":  # a robot's checkpoint may leave it out
+        (copy / file).unlink()
+        told = call(evaluation.main, f"checkpoint={copy}", "wandb.mode=disabled")
+        assert f"{file} is missing" in told
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
 
 

@@ -1,6 +1,7 @@
 """Training: resume equals never having stopped, kills lose nothing, bad numbers stop before they are learned."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize
-from omegaconf import OmegaConf
 
 import policies
 import train
+from conf.cli import compose
 from demos.episode import Episode
 
 ROOT = Path(__file__).parent.parent
@@ -36,8 +36,7 @@ FEATURES = {
 
 
 def configure(*overrides):
-    with initialize(version_base="1.3", config_path="../conf"):
-        return OmegaConf.to_object(compose("train", [*TINY, *overrides]))
+    return compose([*TINY, *overrides])
 
 
 def make_trainer(*overrides):
@@ -249,3 +248,36 @@ def test_recorded_demonstrations_need_no_simulator(cache, uninterrupted, tmp_pat
         train.demonstrations(configure(*options, f"demos.path={store}", "eval.episodes=5"))
     with pytest.raises(ValueError, match="9 episodes asked for, the store has 3"):
         train.demonstrations(configure(*options, f"demos.path={store}", "demos.episodes=9"))
+
+
+def test_evaluation_during_training_comes_at_its_own_steps():
+    trainer = make_trainer("train.log_every=10", "train.eval_every=15", "train.steps=40")
+    asked, logged, saved = [], [], []
+    before = signal.getsignal(signal.SIGINT)
+    stopped = train.fit(
+        trainer,
+        save=lambda: saved.append(trainer.step),
+        score=lambda: asked.append(trainer.step) or {"n": 2, "successes": 1},
+        log=lambda entry, step: logged.append(step),
+    )
+    assert stopped == 0
+    assert asked == [15, 30]
+    assert logged == [10, 15, 20, 30, 40]
+    assert saved == [40]
+    assert [entry["step"] for entry in trainer.history if "success" in entry] == [15, 30]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_lets_the_step_finish_and_saves():
+    trainer = make_trainer("train.steps=1000", "train.save_every=1000")
+    honest, saved = trainer.loss, []
+
+    def interrupted(batch, generator):
+        if trainer.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return honest(batch, generator)
+
+    trainer.loss = interrupted
+    stopped = train.fit(trainer, lambda: saved.append(trainer.step), dict, lambda entry, step: None)
+    assert stopped == signal.SIGTERM
+    assert saved == [8]

@@ -10,7 +10,7 @@ from envs.records import EpisodeRecord, RecordWriter, read_records, summarize, w
 
 def record(seed: int = 0, success: bool = True, final: bool = True) -> EpisodeRecord:
     first, failure = (7, "") if success else (None, "time limit")
-    return EpisodeRecord("reach-v3", seed, success, success and final, failure, first, 9, 1.5, 0.25)
+    return EpisodeRecord("reach-v3", seed, success, success and final, failure, "", first, 9, 1.5, 0.25)
 
 
 def test_records_come_back_as_they_were_written(tmp_path):

@@ -133,7 +133,7 @@ def test_the_records_equal_a_plain_loop():
                 successes.append(info["success"])
                 total += reward
             first = successes.index(True) + 1 if any(successes) else None
-            told = (any(successes), successes[-1], "" if any(successes) else "time limit")
+            told = (any(successes), successes[-1], "" if any(successes) else "time limit", "")
             expected = EpisodeRecord("walk", seed, *told, first, len(successes), total, 0.0)
             assert without_time([record]) == [expected]
 

@@ -1,0 +1,161 @@
+"""Detour: drive round a pillar, on either side. The smallest task with two right answers.
+
+A disc of 1 kg and 3 cm radius starts on the left, must reach the goal on the right, and must not touch the pillar of
+15 cm radius between them. Its demonstrator passes on the left or on the right side by the toss of a coin, so from the
+same start there are two good motions, and their mean drives into the pillar.
+
+| observation | size | unit | meaning |
+|---|---|---|---|
+| state | 4 | m, m/s | position x, y and velocity x, y |
+| goal | 2 | m | position x, y |
+
+| action | range | unit | meaning |
+|---|---|---|---|
+| 0, 1 | -0.5 to 0.5 | m/s | wanted velocity along x and y |
+
+Start: x = -0.45 m, y uniform in +-0.03 m, at rest. Goal: x = 0.45 m, y uniform in +-0.03 m. Success: within 3 cm of the
+goal. The episode terminates when the pillar is touched. Control at 20 Hz. `info["mode"]` says on which side the disc
+passed: "left", "right" (seen along the drive), or "" before.
+
+Version 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .base import Env, EnvConfig, Features, Observation, RenderingUnavailable, load_mujoco, rendering_help
+
+if TYPE_CHECKING:
+    import mujoco
+
+SUBSTEPS = 10  # of 5 ms
+SPEED = 0.4  # of the demonstrator, m/s
+CLEARANCE = 0.26  # of its way from the pillar's centre, m
+REACHED = 0.03  # m
+
+
+@dataclass
+class DetourConfig(EnvConfig):
+    """The task has no choices but how long and how it looks."""
+
+    kind: str = "detour"
+    max_steps: int = 120  # control steps (20 per second)
+    image_size: int = 224  # pixels, height and width of render(), at most 480
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps is {self.max_steps}, expected 1 or more")
+        if not 1 <= self.image_size <= 480:
+            raise ValueError(f"image_size is {self.image_size}, expected 1 to 480 pixels")
+
+
+class DetourEnv(Env):
+    """The world of this file."""
+
+    task = "detour"
+    task_text = "drive round the pillar to the goal"
+
+    def __init__(self, config: DetourConfig):
+        self.config = config
+        self._mujoco = load_mujoco()
+        self._model = self._mujoco.MjModel.from_xml_path(str(Path(__file__).parent / "assets" / "detour.xml"))
+        self._data = self._mujoco.MjData(self._model)
+        self._renderer: mujoco.Renderer | None = None
+        self.version = f"detour 1, mujoco {self._mujoco.__version__}"
+        self.features = _features(self._model.opt.timestep * SUBSTEPS)
+        self.expert = _Demonstrator(1.0)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
+        """Start the episode that belongs to the seed; without one, draw one."""
+        super().reset(seed=seed, options=options)
+        self._mujoco.mj_resetData(self._model, self._data)
+        start, goal = self.np_random.uniform(-0.03, 0.03, size=2)
+        self._data.qpos[:] = (-0.45, start)
+        self._goal = np.array([0.45, goal])
+        self._model.site("goal").pos[:2] = self._goal
+        self.expert = _Demonstrator(self.np_random.choice([-1.0, 1.0]))
+        self._mujoco.mj_forward(self._model, self._data)
+        self._steps, self._mode = 0, ""
+        return self._observation(), {"expert_observation": self._all()}
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
+        """Act for one control period (50 ms); the action is clipped to its range. Reward: minus the distance, in m."""
+        self._data.ctrl[:] = np.clip(action, -0.5, 0.5)
+        touched = False
+        for _ in range(SUBSTEPS):
+            self._mujoco.mj_step(self._model, self._data)
+            touched |= self._data.ncon > 0
+        self._steps += 1
+        x, y = self._data.qpos
+        if not self._mode and x > 0:
+            self._mode = "left" if y > 0 else "right"
+        distance = float(np.hypot(*(self._data.qpos - self._goal)))
+        info = {
+            "success": distance < REACHED and not touched,
+            "failure": "touched the pillar" if touched else "goal not reached",
+            "mode": self._mode,
+            "expert_observation": self._all(),
+        }
+        return self._observation(), -distance, touched, self._steps >= self.config.max_steps, info
+
+    def render(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the view from above, uint8 (image_size, image_size, 3).
+
+        Raises:
+            RenderingUnavailable: no OpenGL backend works here.
+        """
+        renderer = self._renderer = self._renderer or self._make_renderer()
+        renderer.update_scene(self._data, "top")
+        return renderer.render()
+
+    def _make_renderer(self) -> mujoco.Renderer:
+        try:
+            return self._mujoco.Renderer(self._model, self.config.image_size, self.config.image_size)
+        # What a missing library raises depends on the backend: AttributeError, ImportError, RuntimeError ...
+        except Exception as error:
+            raise RenderingUnavailable(rendering_help()) from error
+
+    def close(self) -> None:
+        """Free the renderer."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    def _all(self) -> np.ndarray:
+        """Position, velocity and goal, float64 (6,): what the demonstrator sees."""
+        return np.concatenate([self._data.qpos, self._data.qvel, self._goal])
+
+    def _observation(self) -> Observation:
+        everything = self._all().astype(np.float32)
+        return {"state": everything[:4], "goal": everything[4:]}
+
+
+class _Demonstrator:
+    """Drives over a point beside the pillar, then to the goal, at constant speed that fades near the goal."""
+
+    def __init__(self, side: float):
+        self.side = side  # +1 left, -1 right
+        self._passed = False
+
+    def __call__(self, observation: np.ndarray) -> np.ndarray:
+        position, goal = observation[:2], observation[4:]
+        self._passed |= bool(position[0] > 0)
+        target = goal if self._passed else np.array([0.02, self.side * CLEARANCE])
+        way = target - position
+        distance = float(np.hypot(*way))
+        speed = min(SPEED, 4 * distance) if self._passed else SPEED
+        return (way / max(distance, 1e-6) * speed).astype(np.float32)
+
+
+def _features(control_dt_s: float) -> Features:
+    def feature(size: int, unit: str, limit: float | None) -> Any:
+        low, high = (None, None) if limit is None else ([-limit] * size, [limit] * size)
+        return {"shape": [size], "dtype": "float32", "unit": unit, "low": low, "high": high}
+
+    observation = {"state": feature(4, "position m, velocity m/s", None), "goal": feature(2, "m", None)}
+    return {"observation": observation, "action": feature(2, "m/s", 0.5), "control_dt_s": float(control_dt_s)}
