@@ -11,11 +11,8 @@ share the cells out among themselves. Every process computes with one thread.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,15 +20,12 @@ from typing import Any
 import numpy as np
 
 import eval as evaluation
-import policies
-import train
+from benchmarks import cells
 from benchmarks.result import write
 from conf.cli import compose
-from demos.collect import collect
 from envs.metaworld import TASKS
-from envs.records import EpisodeRecord, wilson
+from envs.records import wilson
 from envs.statistics import compare_paired
-from policies.device import select_device
 
 HEADS = ("flow", "regression")
 # The recipe was chosen on these tasks (with seeds from 5,000,000 on); the others had no influence on it.
@@ -40,74 +34,38 @@ CHOSEN_ON = ("lever-pull-v3", "soccer-v3", "stick-pull-v3")
 
 def run_cell(task: str, head: str, episodes: int, steps: int | None) -> dict[str, Any]:
     """Collects, trains and evaluates; the outcomes of the episodes in the order of their seeds."""
-    overrides = [f"env.task={task}", f"head={head}", f"eval.episodes={episodes}", "eval.workers=inline"]
-    overrides += ["eval.n_envs=8", "train.threads=1", *([f"train.steps={steps}"] if steps else [])]
-    config = compose(overrides)
-    device = select_device("cpu", config.train.threads)
+    overrides = [f"env.task={task}", f"head={head}", *([f"train.steps={steps}"] if steps else [])]
+    config = cells.configure(overrides, episodes)
+    trainer, about = cells.learn(config)
     started = time.perf_counter()
-    store = collect(config.env, config.demos, progress=False)
-    collected = time.perf_counter()
-    trainer = train.Trainer(config, policies.Spec.from_dict(store.features), store, device)
-    while trainer.step < config.train.steps:
-        trainer.advance()
-    trainer.require_finite()
-    trained = time.perf_counter()
     records = evaluation.evaluate(trainer.ema.module, config.env, config.eval)
-    return {
-        **outcomes(task, head, records),
-        "steps": trainer.step,
-        "parameters": sum(p.numel() for p in trainer.policy.parameters()),
-        "evaluations_per_decision": trainer.policy.head.evaluations,
-        "collect_seconds": round(collected - started, 1),
-        "train_seconds": round(trained - collected, 1),
-        "evaluate_seconds": round(time.perf_counter() - trained, 1),
-        "demonstrations": store.hash(),
-    }
+    evaluated = round(time.perf_counter() - started, 1)
+    evaluations = trainer.policy.head.evaluations
+    told = {"evaluations_per_decision": evaluations, "evaluate_seconds": evaluated}
+    return {"task": task, "head": head, **cells.outcomes(records), **about, **told}
 
 
 def run_expert(task: str, episodes: int) -> dict[str, Any]:
     """The scripted expert on the same seeds."""
-    config = compose([f"env.task={task}", f"eval.episodes={episodes}", "eval.workers=inline", "eval.n_envs=1"])
-    return outcomes(task, "expert", evaluation.evaluate_expert(config.env, config.eval))
+    config = cells.configure([f"env.task={task}"], episodes)
+    return {"task": task, "head": "expert", **cells.outcomes(evaluation.evaluate_expert(config.env, config.eval))}
 
 
-def outcomes(task: str, head: str, records: list[EpisodeRecord]) -> dict[str, Any]:
-    """What a cell keeps of its episodes: one character per seed, 1 for success."""
-    bits = "".join("1" if record.success else "0" for record in records)
-    return {"task": task, "head": head, "first_seed": records[0].seed, "n": len(bits), "outcomes": bits}
-
-
-@contextmanager
-def claim(path: Path) -> Iterator[bool]:
-    """True inside the block if this process may run the cell; the system frees a dead process's claim."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield not path.exists()
-
-
-def sweep(cells: Path, tasks: list[str], episodes: int, steps: int | None) -> None:
+def sweep(folder: Path, tasks: list[str], episodes: int, steps: int | None) -> None:
     """Runs every cell that is not finished and that no other process is at."""
     for task in tasks:
         for head in ("expert", *HEADS):
-            path = cells / f"{task}-{head}.json"
-            with claim(path) as mine:
-                if not mine:
+            with cells.claim(folder / f"{task}-{head}.json") as save:
+                if save is None:
                     continue
                 cell = run_expert(task, episodes) if head == "expert" else run_cell(task, head, episodes, steps)
-                unfinished = path.with_suffix(".tmp")
-                unfinished.write_text(json.dumps(cell))
-                unfinished.replace(path)
+                save(cell)
                 print(f"{task:30s} {head:11s} {cell['outcomes'].count('1')}/{cell['n']}", flush=True)
 
 
-def summarize(cells: Path) -> dict[str, Any]:
+def summarize(folder: Path) -> dict[str, Any]:
     """The result file: every finished cell, the means, and the paired comparison of the heads."""
-    finished = [json.loads(path.read_text()) for path in sorted(cells.glob("*.json"))]
+    finished = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     by_task: dict[str, dict[str, Any]] = {}
     for cell in finished:
         low, high = wilson(cell["outcomes"].count("1"), cell["n"])
@@ -128,9 +86,9 @@ def totals(by_task: dict[str, dict[str, Any]], tasks: list[str]) -> dict[str, An
     """Means over the tasks, and flow against regression on the same seeds."""
     if not tasks:
         return {"tasks": 0}
-    cells = {head: [by_task[task][head] for task in tasks] for head in ("expert", *HEADS)}
-    rates = {head: float(np.mean([c["successes"] / c["n"] for c in of])) for head, of in cells.items()}
-    seconds = {head: float(np.mean([c["train_seconds"] for c in cells[head]])) for head in HEADS}
+    chosen = {head: [by_task[task][head] for task in tasks] for head in ("expert", *HEADS)}
+    rates = {head: float(np.mean([c["successes"] / c["n"] for c in of])) for head, of in chosen.items()}
+    seconds = {head: float(np.mean([c["train_seconds"] for c in chosen[head]])) for head in HEADS}
     flow, regression = ([[bit == "1" for bit in by_task[t][h]["outcomes"]] for t in tasks] for h in HEADS)
     return {
         "tasks": len(tasks),

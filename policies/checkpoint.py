@@ -1,8 +1,8 @@
 """The checkpoint directory: a contract. See docs/concepts.md for the files in it.
 
-config.json and model.safetensors are all that a robot needs; golden.safetensors proves at every load that they still
-give the action they once gave; train_state.pt is what a training run needs to go on. There is no pickle that could run
-code, and nothing in a checkpoint names code to import.
+config.json and model.safetensors are the policy; golden.safetensors proves at every load that they still give the
+action they once gave. These three are all that a robot needs. train_state.pt is what a training run needs to go on.
+There is no pickle that could run code, and nothing in a checkpoint names code to import.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .config import build, mapping, policy_config
 from .policy import Policy, PolicyConfig
 
 FORMAT_VERSION = 1
-FILES = ("config.json", "model.safetensors", "golden.safetensors", "train_state.pt")
+FILES = ("config.json", "model.safetensors", "golden.safetensors")  # what every checkpoint must have
 # The golden action may differ by this share of an action's spread: other CPUs sum in another order.
 GOLDEN_TOLERANCE = 1e-3
 MAX_CONFIG_BYTES = 16 * 2**20
@@ -128,6 +128,8 @@ def read_config(path: Path | str) -> tuple[PolicyConfig, Spec, Provenance]:
 def load_train_state(path: Path | str) -> dict[str, Any]:
     """What `save` was given as `train_state`; tensors on the CPU. Runs no code from the file."""
     file = _complete(Path(path)) / "train_state.pt"
+    if not file.is_file():
+        raise ValueError(f"{file} is missing, so no run can go on from this checkpoint")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler meets damaged bytes with errors of any kind
@@ -142,7 +144,7 @@ def _golden(policy: Policy, observation: Mapping[str, Tensor]) -> dict[str, Tens
     """The observation, noise for it, and the action that the policy gives, as they are stored."""
     rows = len(next(iter(observation.values())))
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn((rows, *policy.chunk_shape), generator=generator).to(policy.action_normalizer.shift.device)
+    noise = torch.randn((rows, *policy.noise_shape), generator=generator).to(policy.action_normalizer.shift.device)
     with torch.no_grad():
         action = policy.sample(observation, noise)
     named = {f"observation.{name}": value for name, value in observation.items()}
@@ -160,7 +162,8 @@ def _check_golden(policy: Policy, file: Path) -> None:
             )
             for name, feature in policy.spec.observation.items()
         }
-        expected |= {name: torch.empty(rows, *policy.chunk_shape) for name in ("noise", "action")}
+        expected["noise"] = torch.empty(rows, *policy.noise_shape)
+        expected["action"] = torch.empty(rows, *policy.chunk_shape)
     _require_same_tensors(stored, expected, file)
     observation = {name: stored[f"observation.{name}"] for name in policy.spec.observation}
     with torch.no_grad():
@@ -225,6 +228,8 @@ def _replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not all((path / name).is_file() for name in FILES):
         raise ValueError(f"{path} exists and is no checkpoint; it is not overwritten, choose another path")
+    for left_by_a_killed_writer in path.parent.glob(f"{path.name}.tmp-*"):
+        shutil.rmtree(left_by_a_killed_writer, ignore_errors=True)
     new = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
     new.mkdir()
     previous = path.with_name(path.name + ".previous")

@@ -39,10 +39,15 @@ def policy_config(data: Any) -> PolicyConfig:
 
 
 def build(cls: type[T], data: Any, where: str) -> T:
-    """A dataclass from a mapping with exactly its fields, each value of its field's type; `ValueError` otherwise."""
-    values = mapping(data, where)
+    """A dataclass from a mapping with exactly its fields, each value of its field's type; `ValueError` otherwise.
+
+    A field that came after the first release says in its metadata what a mapping from before meant by leaving it out:
+    `path: str = field(default="cosine", metadata={"before": "linear"})`.
+    """
+    known = fields(cls)  # pyright: ignore[reportArgumentType]  (T is always a dataclass)
+    values = {f.name: f.metadata["before"] for f in known if "before" in f.metadata} | dict(mapping(data, where))
     hints = typing.get_type_hints(cls)
-    names = [f.name for f in fields(cls)]  # pyright: ignore[reportArgumentType]  (T is always a dataclass)
+    names = [f.name for f in known]
     for key in values:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1)

@@ -103,7 +103,7 @@ class Controller:
 
     def _decide(self, lanes: list[int]) -> None:
         """Fills the queues of at most `inference_batch` lanes with one inference call."""
-        noise = np.zeros((self.inference_batch, *self.policy.chunk_shape), np.float32)
+        noise = np.zeros((self.inference_batch, *self.policy.noise_shape), np.float32)
         for row, lane in enumerate(lanes):
             noise[row] = self._noise(self._tracks[lane])
         with torch.no_grad():
@@ -123,7 +123,7 @@ class Controller:
         return stacked
 
     def _noise(self, track: _Track) -> np.ndarray:
-        """Standard normal noise (T, A) of the lane's next decision: the counter-based Philox generator."""
+        """Standard normal noise (*noise_shape) of the lane's next decision: the counter-based Philox generator."""
         key = np.array([(self.noise_seed << 32) + track.seed, track.decisions], np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key))
-        return generator.standard_normal(self.policy.chunk_shape, np.float32)
+        return generator.standard_normal(self.policy.noise_shape, np.float32)

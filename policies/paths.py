@@ -7,13 +7,15 @@ Velocity, data and noise are linear in each other given the four coefficients, w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-PREDICTIONS = ("velocity", "data")
+PREDICTIONS = ("velocity", "data", "noise")
 TIMES = ("uniform", "beta", "logit_normal")
+SMALLEST = 1e-4  # alpha and sigma count as at least this where they divide; below any that a sampler meets
 
 
 @dataclass(frozen=True)
@@ -32,19 +34,77 @@ def linear(t: Tensor) -> Coefficients:
     return Coefficients(t, 1 - t, one, -one)
 
 
+def cosine(t: Tensor) -> Coefficients:
+    """The arc x_t = sin(pi t / 2) x1 + cos(pi t / 2) x0, which keeps the variance of normalized data (Albergo 2023)."""
+    rate = math.pi / 2
+    alpha, sigma = (rate * t).sin(), (rate * (1 - t)).sin()
+    return Coefficients(alpha, sigma, rate * sigma, -rate * alpha)
+
+
+PATHS = {"linear": linear, "cosine": cosine}
+
+
+def squared_cosine(t: Tensor, steps: int) -> Coefficients:
+    """The variance-preserving path of Diffusion Policy: alpha^2 = f(1-t) / f(0), f(s) = cos^2(pi/2 (s + .008) / 1.008).
+
+    At t = 1 - (k+1) / steps this is index k of the table that Nichol 2021 (Eq. 17) makes in so many steps. There the
+    last beta is clipped at 0.999, so the noise end keeps alpha = 5e-4 (for 100 steps) where the curve would reach 0;
+    alpha stays at that value from there on.
+    """
+    rate = math.pi / 2 / 1.008
+    angle = rate * (1 - t + 0.008)
+    start = math.cos(rate * 0.008)
+    least = math.sqrt(1 - 0.999) * math.cos(rate * (1 - 1 / steps + 0.008)) / start
+    free = angle.cos() / start
+    alpha = free.clamp(min=least)
+    sigma = ((1 - alpha) * (1 + alpha)).clamp(min=0).sqrt()
+    d_alpha = torch.where(free > least, rate * angle.sin() / start, 0)
+    return Coefficients(alpha, sigma, d_alpha, -alpha * d_alpha / sigma.clamp(min=SMALLEST))
+
+
+def along_angle(alpha: Tensor, sigma: Tensor) -> Coefficients:
+    """A point of a variance-preserving path with derivatives with respect to its angle, arctan(alpha / sigma).
+
+    The velocity sigma x1 - alpha x0 then has the size of the data at every t; negated it is the v-prediction of
+    Salimans 2022.
+    """
+    return Coefficients(alpha, sigma, sigma, -alpha)
+
+
 def to_velocity(prediction: str, output: Tensor, x_t: Tensor, c: Coefficients) -> Tensor:
     """Velocity of the path from what the network predicted.
 
-    From data: x0 = (x_t - alpha x1) / sigma, hence v = d_alpha x1 + d_sigma x0. On the linear path this is
-    (x1 - x_t) / (1 - t), whose limit at t=1 is finite only for an exact x1; sigma is kept above 1e-3, far below the
-    last step of any solver in use.
+    From data it is singular where sigma = 0, from noise where alpha = 0. On the linear path, for example, the data
+    give (x1 - x_t) / (1 - t), whose limit at t=1 is finite only for an exact x1.
     """
     if prediction == "velocity":
         return output
+    return c.d_alpha * to_data(prediction, output, x_t, c) + c.d_sigma * to_noise(prediction, output, x_t, c)
+
+
+def to_data(prediction: str, output: Tensor, x_t: Tensor, c: Coefficients) -> Tensor:
+    """Data x1 from what the network predicted; from noise it is singular where alpha = 0."""
     if prediction == "data":
-        noise = (x_t - c.alpha * output) / c.sigma.clamp(min=1e-3)
-        return c.d_alpha * output + c.d_sigma * noise
-    raise ValueError(f"prediction {prediction!r} is unknown; choices: {', '.join(PREDICTIONS)}")
+        return output
+    if prediction == "noise":
+        return (x_t - c.sigma * output) / c.alpha.clamp(min=SMALLEST)
+    _require_known(prediction)
+    return (c.d_sigma * x_t - c.sigma * output) / (c.alpha * c.d_sigma - c.sigma * c.d_alpha)
+
+
+def to_noise(prediction: str, output: Tensor, x_t: Tensor, c: Coefficients) -> Tensor:
+    """Noise x0 from what the network predicted; from data it is singular where sigma = 0."""
+    if prediction == "noise":
+        return output
+    if prediction == "data":
+        return (x_t - c.alpha * output) / c.sigma.clamp(min=SMALLEST)
+    _require_known(prediction)
+    return (c.alpha * output - c.d_alpha * x_t) / (c.alpha * c.d_sigma - c.sigma * c.d_alpha)
+
+
+def _require_known(prediction: str) -> None:
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction {prediction!r} is unknown; choices: {', '.join(PREDICTIONS)}")
 
 
 def sample_time(kind: str, shape: tuple[int, ...], reference: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -69,9 +69,18 @@ class Policy(nn.Module):
         vectors = {name: f for name, f in spec.observation.items() if f.dtype == "float32"}
         self.observation_normalizers = nn.ModuleDict({name: Normalizer(f.size) for name, f in vectors.items()})
         self.action_normalizer = Normalizer(spec.action.size)
-        self.encoder = component(ENCODERS, config.encoder, "encoder")(config.encoder, spec, config.chunk.history)
-        self.net = component(NETS, config.net, "net")(config.net, self.chunk_shape, self.encoder.size)
+        self.encoder = component(ENCODERS, config.encoder, "encoder")(
+            config.encoder, spec, config.chunk.history, config.net.attends
+        )
+        self.net = component(NETS, config.net, "net")(
+            config.net, self.chunk_shape, self.encoder.size, self.encoder.tokens
+        )
         self.head = component(HEADS, config.head, "head")(config.head, self.encoder.size)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise of one decision: the chunk's own, or larger where the head draws more than once."""
+        return self.head.noise_shape(self.chunk_shape)
 
     def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor) -> None:
         """Takes the statistics of the demonstrations: each (N, *shape), N control steps."""
@@ -99,13 +108,18 @@ class Policy(nn.Module):
         x1_BTA = self.action_normalizer.normalize(batch.action)
         return self.head.loss(self.net, x1_BTA, self.encode(batch.observation), mask, generator)
 
-    def sample(self, observation: Mapping[str, Tensor], noise: Float[Tensor, "B T A"]) -> Float[Tensor, "B T A"]:
+    def sample(self, observation: Mapping[str, Tensor], noise: Float[Tensor, "B ..."]) -> Float[Tensor, "B T A"]:
         """Chunks of actions in physical units, decided from observation histories and noise.
 
         Args:
             observation: each (B, O, *shape), in physical units.
-            noise: standard normal, (B, T, A). The same weights, observation and noise give the same actions.
+            noise: standard normal, (B, *noise_shape). The same weights, observation and noise give the same actions.
+
+        Raises:
+            ValueError: noise of another shape.
         """
+        if tuple(noise.shape[1:]) != self.noise_shape:
+            raise ValueError(f"noise has shape {tuple(noise.shape)}, expected (rows, *{self.noise_shape})")
         x_BTA = self.head.sample(self.net, noise, self.encode(observation))
         return self.action_normalizer.denormalize(x_BTA)
 

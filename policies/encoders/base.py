@@ -15,10 +15,16 @@ class EncoderConfig:
 
 
 class Encoder(nn.Module):
-    """Turns a normalized observation history into one conditioning vector."""
+    """Turns a normalized observation history into the conditioning: a vector and, where the net asks for them, tokens.
 
-    size: int  # E, length of the conditioning vector
+    An encoder is built from its configuration, the specification, the history O, and whether the net attends to
+    tokens; one that has none to give may ignore that. The tokens lie flattened behind the vector, so that the
+    conditioning is one tensor to all that neither makes nor attends to them.
+    """
+
+    size: int  # E, length of the conditioning, tokens included
+    tokens: tuple[int, int] = (0, 0)  # number N of tokens, and features W of each
 
     def forward(self, observation: dict[str, Tensor]) -> Tensor:
-        """Observations (B, O, *shape) to conditioning (B, E)."""
+        """Observations (B, O, *shape) to conditioning (B, E), whose last N * W numbers are the tokens."""
         raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +25,12 @@ class StateEncoderConfig(EncoderConfig):
 
 
 class StateEncoder(Encoder):
-    """Concatenates the history of all vectors (in the order of their names) and applies two layers."""
+    """Concatenates the history of all vectors (in the order of their names) and applies two layers.
 
-    def __init__(self, config: StateEncoderConfig, spec: Spec, history: int):
+    A token is one vector at one step of the history; it has a quarter of the encoder's width.
+    """
+
+    def __init__(self, config: StateEncoderConfig, spec: Spec, history: int, tokens: bool = False):
         super().__init__()
         for name, feature in spec.observation.items():
             if feature.dtype != "float32" or len(feature.shape) != 1:
@@ -37,8 +41,17 @@ class StateEncoder(Encoder):
         self.names = sorted(spec.observation)
         inputs = history * sum(feature.size for feature in spec.observation.values())
         self.layers = nn.Sequential(nn.Linear(inputs, config.width), nn.SiLU(), nn.Linear(config.width, config.width))
-        self.size = config.width
+        if tokens:
+            width = max(1, config.width // 4)
+            self.tokens = (len(self.names) * history, width)
+            self.embed = nn.ModuleDict({name: nn.Linear(spec.observation[name].size, width) for name in self.names})
+            self.places = nn.Parameter(torch.randn(len(self.names), history, width) * 0.02)
+        self.size = config.width + math.prod(self.tokens)
 
     def forward(self, observation: dict[str, Tensor]) -> Tensor:
-        """Vectors (B, O, S) each to conditioning (B, E)."""
-        return self.layers(torch.cat([observation[name].flatten(1) for name in self.names], dim=1))
+        """Vectors (B, O, S) each to conditioning (B, E), whose last N * W numbers are the tokens."""
+        vector = self.layers(torch.cat([observation[name].flatten(1) for name in self.names], dim=1))
+        if not self.tokens[0]:
+            return vector
+        tokens = torch.stack([self.embed[name](observation[name]) for name in self.names], dim=1) + self.places
+        return torch.cat([vector, tokens.flatten(1)], dim=1)

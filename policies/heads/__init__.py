@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from .base import Head, HeadConfig
+from .consistency import ConsistencyConfig, ConsistencyHead
+from .diffusion import DiffusionConfig, DiffusionHead
+from .edm import EDMConfig, EDMHead
 from .flow import FlowConfig, FlowHead
+from .mean_flow import MeanFlowConfig, MeanFlowHead
+from .mip import MIPConfig, MIPHead
 from .regression import RegressionConfig, RegressionHead
+from .shortcut import ShortcutConfig, ShortcutHead
 
 HEADS = {
+    "consistency": (ConsistencyConfig, ConsistencyHead),
+    "diffusion": (DiffusionConfig, DiffusionHead),
+    "edm": (EDMConfig, EDMHead),
     "flow": (FlowConfig, FlowHead),
+    "mean_flow": (MeanFlowConfig, MeanFlowHead),
+    "mip": (MIPConfig, MIPHead),
     "regression": (RegressionConfig, RegressionHead),
+    "shortcut": (ShortcutConfig, ShortcutHead),
 }
 
 __all__ = ["HEADS", "Head", "HeadConfig"]

@@ -30,6 +30,13 @@ class Head(nn.Module):
         """Network evaluations per decision."""
         raise NotImplementedError
 
+    def noise_shape(self, chunk_shape: tuple[int, int]) -> tuple[int, ...]:
+        """Shape of the noise that a row of `sample` needs; larger than the chunk if a sampler draws again on the way.
+
+        All of it is given beforehand, so that an action stays a function of the weights, the observation and the noise.
+        """
+        return chunk_shape
+
     def loss(
         self, net: Net, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
@@ -37,7 +44,10 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
-        """A chunk (B, T, A) for each row, a function of the weights, the conditioning and the noise alone."""
+        """A chunk (B, T, A) for each row, a function of the weights, the conditioning and the noise alone.
+
+        The noise is (B, *noise_shape), which is (B, T, A) unless the head says otherwise.
+        """
         raise NotImplementedError
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +33,13 @@ class MLP(Net):
     each block two fifths of all multiplications went into modulation; shared, the same time buys another block.
     """
 
-    def __init__(self, config: MLPConfig, chunk_shape: tuple[int, int], cond_size: int):
+    waves: Tensor
+
+    def __init__(
+        self, config: MLPConfig, chunk_shape: tuple[int, int], cond_size: int, tokens: tuple[int, int] = (0, 0)
+    ):
         super().__init__()
+        config.check_tokens(tokens)
         self.chunk_shape = chunk_shape
         size, width = chunk_shape[0] * chunk_shape[1], config.width
         self.time = TimeEmbedding(width)
@@ -49,10 +55,17 @@ class MLP(Net):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         nn.init.ones_(self.offsets.data[:, 2 * width :])  # gates
+        self.register_buffer("waves", cosines(chunk_shape[0], width), persistent=False)
 
-    def prepare(self, t: Tensor, cond: Tensor) -> Tensor:
-        """Times (..., B) and conditioning (B, E) to the modulation (..., B, M)."""
-        return self.modulation(F.silu(self.time(t) + self.cond(cond)))
+    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
+        """Times (..., B), or (..., B, T) one per action, and conditioning (B, E) to the modulation (..., B, M)."""
+        time = self._embed_each(t) if per_action else self.time(t)
+        return self.modulation(F.silu(time + self.cond(cond)))
+
+    def _embed_each(self, t: Tensor) -> Tensor:
+        """Times (..., T) to (..., width): the earliest one's embedding, and a transform of the others' differences."""
+        earliest = self.time(t.amin(dim=-1))
+        return earliest + (self.waves * (self.time(t) - earliest.unsqueeze(-2))).sum(dim=-2)
 
     def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
         """Noisy chunk (B, T, A) and modulation (B, M) to the prediction (B, T, A)."""
@@ -63,3 +76,15 @@ class MLP(Net):
             shift, scale, gate = (shared + offset).chunk(3, dim=-1)
             h = h + gate * down(F.gelu(up(modulate(h, shift, scale)), approximate="tanh"))
         return self.outlet(modulate(h, last_shift, last_scale)).unflatten(1, self.chunk_shape)
+
+
+def cosines(count: int, width: int) -> Tensor:
+    """The orthonormal cosine transform of `count` values (DCT-II) as (count, width), its columns repeated to width.
+
+    Each feature of an embedding sees another wave over the actions, so that together they tell which action has which
+    time, without a weight for it.
+    """
+    place = torch.arange(count, dtype=torch.float64)[:, None] + 0.5
+    frequency = torch.arange(width, dtype=torch.float64) % count
+    scale = torch.where(frequency == 0, 1.0, math.sqrt(2)) / math.sqrt(count)
+    return (scale * torch.cos(math.pi / count * place * frequency)).float()

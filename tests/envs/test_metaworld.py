@@ -209,7 +209,7 @@ def test_make_knows_the_adapter(pick_place):
     assert env.task == "pick-place-v3"
     assert env.task_text == "pick up the puck and place it at the goal"
     assert env.version.startswith("metaworld 3.")
-    with pytest.raises(ValueError, match=r"unknown kind of env 'meta_world': did you mean metaworld\?"):
+    with pytest.raises(ValueError, match=r"unknown kind of env 'meta_world': did you mean metaworld"):
         envs.make(MetaWorldConfig(kind="meta_world"))
     with pytest.raises(ValueError, match="'gymnasium' takes a GymnasiumConfig, got a MetaWorldConfig"):
         envs.make(MetaWorldConfig(kind="gymnasium"))

@@ -21,6 +21,9 @@ SIZES = {"width": 16, "blocks": 2, "heads": 2}  # given to every component that 
 def component(table: Mapping[str, tuple[Any, Any]], kind: str, **options: Any) -> Any:
     cls = table[kind][0]
     names = {f.name for f in fields(cls)}
+    if "down_dims" in names:  # a net of several widths
+        width = options.pop("width", SIZES["width"])
+        options = {"down_dims": [width // 2, width], "groups": 2, **options}
     return cls(**{**{name: size for name, size in SIZES.items() if name in names}, **options})
 
 

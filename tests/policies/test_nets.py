@@ -112,10 +112,10 @@ def test_a_net_at_zero_learns(make_net, kind):
     assert losses[-1] < 0.1 * losses[0]
 
 
-@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("kind", ["mlp", "transformer"])
 @pytest.mark.parametrize("field", ["width", "blocks", "expansion"])
 def test_a_size_below_one_is_an_error(tiny, kind, field):
-    with pytest.raises(ValueError, match=rf"net.{field}=0 must be at least 1"):
+    with pytest.raises(ValueError, match=rf"net.{field}=0 must lie in 1..65536"):
         tiny(NETS, kind, **{field: 0})
 
 

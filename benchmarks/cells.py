@@ -1,0 +1,72 @@
+"""Cells of a sweep: train one policy in one world, keep what came of it, never run a finished cell again."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import policies
+import train
+from conf import schema
+from conf.cli import compose
+from demos.collect import collect
+from envs.records import EpisodeRecord
+from policies.device import select_device
+
+
+def configure(overrides: list[str], episodes: int) -> schema.TrainRoot:
+    """The configuration of a cell: the recipe with these overrides, in one process with one thread."""
+    lanes = [f"eval.episodes={episodes}", "eval.workers=inline", "eval.n_envs=8"]
+    return compose([*overrides, *lanes, "train.threads=1", "train.device=cpu"])
+
+
+def learn(config: schema.TrainRoot) -> tuple[train.Trainer, dict[str, Any]]:
+    """The trained policy, and what to remember of its training."""
+    device = select_device(config.train.device, config.train.threads)
+    started = time.perf_counter()
+    store = collect(config.env, config.demos, progress=False)
+    collected = time.perf_counter()
+    trainer = train.Trainer(config, policies.Spec.from_dict(store.features), store, device)
+    while trainer.step < config.train.steps:
+        trainer.advance()
+    trainer.require_finite()
+    return trainer, {
+        "steps": trainer.step,
+        "parameters": sum(p.numel() for p in trainer.policy.parameters()),
+        "collect_seconds": round(collected - started, 1),
+        "train_seconds": round(time.perf_counter() - collected, 1),
+        "demonstrations": store.hash(),
+    }
+
+
+def outcomes(records: list[EpisodeRecord]) -> dict[str, Any]:
+    """What a cell keeps of its episodes: one character per seed, 1 for success."""
+    bits = "".join("1" if record.success else "0" for record in records)
+    return {"first_seed": records[0].seed, "n": len(bits), "outcomes": bits}
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[Callable[[dict[str, Any]], None] | None]:
+    """A function that keeps the finished cell; None if it is finished or another process is at it.
+
+    The claim is a lock that the system takes from a process that dies.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+
+        def save(cell: dict[str, Any]) -> None:
+            unfinished = path.with_suffix(".tmp")
+            unfinished.write_text(json.dumps(cell))
+            unfinished.replace(path)
+
+        yield None if path.exists() else save

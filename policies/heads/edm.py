@@ -1,0 +1,99 @@
+"""EDM head: diffusion with the preconditioning, noise levels and solver of Karras 2022."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..nets import Net
+from .base import Head, HeadConfig, masked_mean
+
+
+@dataclass
+class EDMConfig(HeadConfig):
+    """Diffusion in the design of Karras 2022: x = x1 + sigma x0, a preconditioned net, and a second-order solver.
+
+    The noise levels are those of the paper where they belong to the spread of the data (which is 0.5 there), and
+    smaller at both ends, where an image needs more than a chunk of actions: sigma_max has to hide the largest distance
+    between two chunks, about sqrt(2 T A) for T A independent numbers.
+    """
+
+    kind: str = "edm"
+    steps: int = 10  # Heun steps K per decision, 2 K - 1 network evaluations; fewer than 5 overshoot
+    sigma_data: float = 1.0  # spread of the data, normalized units: 1 for mean_std, about 0.5 for min_max
+    sigma_min: float = 0.02  # noise of the last level before the data, normalized units; 0.002 in the paper
+    sigma_max: float = 20.0  # noise at the start, normalized units; 80 in the paper
+    rho: float = 7.0  # how much the levels crowd near the data
+    log_mean: float = -0.5  # mean of ln(sigma) in training; the paper's -1.2 for sigma_data=0.5, moved by ln(1 / 0.5)
+    log_std: float = 1.2  # its standard deviation
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000:
+            raise ValueError(f"head.steps={self.steps} must lie in 1..1000")
+        for name in ("sigma_data", "sigma_min", "sigma_max", "rho", "log_std"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"head.{name}={getattr(self, name)} must be positive")
+        if self.sigma_max <= self.sigma_min:
+            raise ValueError(f"head.sigma_max={self.sigma_max} must be larger than head.sigma_min={self.sigma_min}")
+
+
+def karras_levels(config: EDMConfig) -> list[float]:
+    """The noise levels of the steps, largest first, and 0 (Karras 2022, Eq. 5)."""
+    high, low = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
+    last = max(config.steps - 1, 1)
+    return [(high + i / last * (low - high)) ** config.rho for i in range(config.steps)] + [0.0]
+
+
+class EDMHead(Head):
+    """Learns a denoiser whose input and target have unit variance at every noise level."""
+
+    times: Tensor
+
+    def __init__(self, config: EDMConfig, cond_size: int):
+        super().__init__()
+        self.config = config
+        self.levels = karras_levels(config)
+        times = [math.log(level) / 4 for level in self.levels[:-1]]
+        self.register_buffer("times", torch.tensor(times, dtype=torch.float32), persistent=False)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per decision."""
+        return 2 * self.config.steps - 1
+
+    def loss(
+        self, net: Net, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """Mean squared error of the denoised chunk, weighted to unit size at every level (Karras 2022, Eq. 8).
+
+        With the weight 1 / c_out^2 that is the mean squared error of what the net itself must give.
+        """
+        options = {"generator": generator, "device": x1_BTA.device, "dtype": x1_BTA.dtype}
+        log_level = self.config.log_mean + self.config.log_std * torch.randn(len(x1_BTA), **options)
+        level, spread = log_level.exp()[:, None, None], self.config.sigma_data
+        x0, total = torch.randn(x1_BTA.shape, **options), (level**2 + spread**2).sqrt()
+        target = (level / spread * x1_BTA - spread * x0) / total  # (x1 - c_skip x) / c_out, without the cancellation
+        output = net((x1_BTA + level * x0) / total, net.prepare(log_level / 4, cond_BE))
+        return masked_mean((output - target).square(), mask_BT)
+
+    def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
+        """Heun's method down the noise levels (Karras 2022, Algorithm 1), the last step to 0 by Euler's."""
+        prepared = net.prepare(self.times[:, None].expand(-1, len(noise_BTA)), cond_BE)
+
+        def slope(x: Tensor, i: int) -> Tensor:
+            """Change of x with sigma at level i: (x - denoised x) / sigma."""
+            level, spread = self.levels[i], self.config.sigma_data
+            total = math.hypot(level, spread)
+            return (level / total**2) * x - (spread / total) * net(x / total, prepared[i])
+
+        x = self.levels[0] * noise_BTA
+        for i in range(self.config.steps):
+            step = self.levels[i + 1] - self.levels[i]
+            first = slope(x, i)
+            euler = x + step * first
+            last = i + 1 == self.config.steps
+            x = euler if last else x + step / 2 * (first + slope(euler, i + 1))
+        return x

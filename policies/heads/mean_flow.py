@@ -1,0 +1,127 @@
+"""Mean-flow head: the average velocity of an interval, so that one evaluation carries noise to data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..nets import Net
+from ..nets.embed import TimeEmbedding
+from ..paths import TIMES, sample_time
+from .base import Head, HeadConfig, masked_mean
+
+# The head learns from the net's derivative in time. The nets resolve a 4e-3 of the interval, which makes that
+# derivative a thousand times the value and the training diverge, so they are shown time slowed down until the fastest
+# sine makes a quarter turn from noise to data (Geng 2025 and Lu & Song 2024 have embeddings as slow as that).
+TIME_SCALE = 1e-3
+
+
+@dataclass
+class MeanFlowConfig(HeadConfig):
+    """Mean flow (Geng 2025, arXiv 2505.13447) or improved mean flow (Geng 2025, arXiv 2512.02012), one step."""
+
+    kind: str = "mean_flow"
+    improved: bool = True  # the net's own velocity moves the derivative; False: the velocity of the drawn noise
+    time: str = "uniform"  # both ends of an interval: uniform | beta (more near the noise) | logit_normal
+    flow_share: float = 0.5  # share of the batch with intervals of length 0: flow matching (0.75 in 2505.13447)
+    weight_power: float = 1.0  # 0: all steps of a chunk count alike; 1: they count less the more their target is moved
+    steps: int = 1  # jumps K per decision, all of the same length
+
+    def __post_init__(self) -> None:
+        if self.time not in TIMES:
+            raise ValueError(f"head.time={self.time!r} is unknown; choices: {', '.join(TIMES)}")
+        if not 0 < self.flow_share < 1:
+            raise ValueError(f"head.flow_share={self.flow_share} must lie inside (0, 1): both kinds of row are needed")
+        if not 0 <= self.weight_power <= 2:
+            raise ValueError(f"head.weight_power={self.weight_power} must lie in 0..2")
+        if not 1 <= self.steps <= 1000:
+            raise ValueError(f"head.steps={self.steps} must lie in 1..1000")
+
+
+class MeanFlowHead(Head):
+    """Learns the average velocity u(x, t, s) of the flow between the times t <= s and jumps by it.
+
+    The papers have t=1 at the noise and jump to r < t; here t=0 is noise, x_t = t x1 + (1-t) x0, and a jump goes from t
+    to s > t. The average velocity along a trajectory of the flow dx/dt = v(x, t),
+
+        (s - t) u(x_t, t, s) = integral of v(x_tau, tau) over tau from t to s,
+
+    differentiated in its start t (the left side moves with x_t, the integral loses its lower end), gives the identity
+
+        -u + (s - t) du/dt = -v,    so    u(x, t, s) = v(x, t) + (s - t) du/dt,    du/dt = (du/dx) v + du/dt|x.
+
+    With 1-t in place of t, velocities change sign and their derivatives in time do not, which turns the papers'
+    u = v - (t - r) du/dt into this. The right side, without gradient, is what u is trained to be; at s = t it is flow
+    matching. In it the first v is x1 - x0, whose mean given x_t is the velocity. The v in the derivative is x1 - x0 too
+    (mean flow), which multiplies its noise by du/dx, or u(x, t, t) of the net (improved mean flow).
+    """
+
+    def __init__(self, config: MeanFlowConfig, cond_size: int):
+        super().__init__()
+        self.config = config
+        self.length = TimeEmbedding(cond_size)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per decision."""
+        return self.config.steps
+
+    def prepare(self, net: Net, t: Tensor, length: Tensor, cond: Tensor) -> Tensor:
+        """The net's modulation for jumps of the given length from t, all (..., B) or broadcast to it."""
+        return net.prepare(TIME_SCALE * t, cond + self.length(TIME_SCALE * length))
+
+    def loss(
+        self, net: Net, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """Weighted mean squared error of the average velocity; some rows, drawn anew, have an interval to average over.
+
+        The weight of an action is (1 + |(s-t) du/dt|^2)^-power, mean square over its numbers. The papers divide by the
+        error itself, which is what tells one way of doing it from another: with few dimensions the net then learns the
+        more frequent way only (measured: 1.00 where the demonstrations have 0.8). What divides here depends on the
+        noise only through the derivative, in improved mean flow not at all, so that it cannot prefer a way.
+        """
+        B = len(x1_BTA)
+        options = {"generator": generator, "device": x1_BTA.device}
+        times = sample_time(self.config.time, (2, B), x1_BTA, generator)
+        x0 = torch.randn(x1_BTA.shape, dtype=x1_BTA.dtype, **options)
+        rows = torch.randperm(B, **options)[: max(1, round((1 - self.config.flow_share) * B))]
+        t = times.amin(dim=0)
+        length = torch.zeros_like(t).index_copy(0, rows, (times.amax(dim=0) - t)[rows])
+        velocity = x1_BTA - x0
+        x_t = x0 + t[:, None, None] * velocity
+        output = net(x_t, self.prepare(net, t, length, cond_BE))
+        derivative = self.derivative(net, x_t[rows], velocity[rows], t[rows], length[rows], cond_BE[rows])
+        move = torch.zeros_like(velocity).index_copy(0, rows, length[rows, None, None] * derivative)
+        weight = (1 + move.square().mean(dim=-1, keepdim=True)) ** -self.config.weight_power
+        return masked_mean(weight * (output - velocity - move).square(), mask_BT)
+
+    @torch.no_grad()
+    def derivative(self, net: Net, x: Tensor, velocity: Tensor, t: Tensor, length: Tensor, cond: Tensor) -> Tensor:
+        """du/dt of the net along the flow at a fixed end of the interval, without gradient; (B, T, A), float32.
+
+        Forward mode, in full precision whatever the training's, with the one attention that supports it.
+        """
+        end, cond = t + length, cond.to(x.dtype)
+
+        def average(x: Tensor, t: Tensor) -> Tensor:
+            return net(x, self.prepare(net, t, end - t, cond))
+
+        with torch.autocast(x.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+            if self.config.improved:
+                velocity = net(x, self.prepare(net, t, torch.zeros_like(t), cond))
+            _, derivative = torch.func.jvp(average, (x, t), (velocity, torch.ones_like(t)))
+        return derivative
+
+    def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
+        """Jumps from the noise to the data in K equal jumps."""
+        steps = self.config.steps
+        times = torch.arange(steps, device=noise_BTA.device) / steps
+        length = torch.full((1,), 1 / steps, device=noise_BTA.device)
+        prepared = self.prepare(net, times[:, None].expand(-1, len(noise_BTA)), length, cond_BE)
+        x_BTA = noise_BTA
+        for k in range(steps):
+            x_BTA = x_BTA + net(x_BTA, prepared[k]) / steps
+        return x_BTA

@@ -1,0 +1,294 @@
+"""The diffusion head against the schedulers of diffusers, and against Gaussians, whose optimum is known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.schedulers import scheduling_ddpm
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from torch import Tensor
+
+import policies
+from policies import Controller
+from policies.heads.diffusion import SAMPLERS, SPACINGS, DiffusionConfig, DiffusionHead, visited
+from policies.nets import Net
+from policies.paths import PREDICTIONS
+
+COND = 3
+THEIR_NAMES = {"noise": "epsilon", "data": "sample", "velocity": "v_prediction"}
+UNCLIPPED = 1e9
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def head(**options) -> DiffusionHead:
+    return DiffusionHead(DiffusionConfig(**{"clip": UNCLIPPED, **options}), COND)
+
+
+class Wavy(Net):
+    """A fixed smooth function of chunk, time and conditioning that notes the chunks it was asked about."""
+
+    def __init__(self, chunk_shape: tuple[int, int]):
+        super().__init__()
+        size = chunk_shape[0] * chunk_shape[1]
+        self.mix, self.cond = torch.randn(size, size) / size**0.5, torch.randn(COND, size)
+        self.asked: list[Tensor] = []
+
+    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
+        return torch.sin(5 * t)[..., None] + cond @ self.cond
+
+    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
+        self.asked.append(x_BTA)
+        return torch.sin(x_BTA.flatten(1) @ self.mix + modulation).view_as(x_BTA)
+
+
+def their_walk(scheduler, net: Wavy, noise: Tensor, cond: Tensor, T: int) -> Tensor:
+    """Sampling as diffusers does it, with our net: their v-prediction is the velocity towards the noise."""
+    x, sign = noise, -1 if scheduler.config.prediction_type == "v_prediction" else 1
+    for k in scheduler.timesteps:
+        output = net(x, net.prepare((1 - (k + 1) / T).expand(len(x)), cond))
+        x = scheduler.step(sign * output, k, x).prev_sample
+    return x
+
+
+def compare(head: DiffusionHead, scheduler, noise: Tensor, T: int) -> None:
+    """Every chunk on the way and the last one are those of diffusers."""
+    start = noise[:, 0] if head.config.sampler == "ddpm" else noise
+    cond, net = torch.randn(len(noise), COND), Wavy((start.shape[1], start.shape[2]))
+    theirs = their_walk(scheduler, net, start, cond, T)
+    expected = [*net.asked, theirs]
+    net.asked.clear()
+    ours = head.sample(net, noise, cond)
+    assert len(net.asked) == len(expected) - 1 == head.evaluations
+    for mine, other in zip([*net.asked, ours], expected, strict=True):
+        # Noise prediction makes numbers in the thousands where alpha = 5e-4.
+        torch.testing.assert_close(mine, other, atol=1e-5 * max(1.0, other.abs().max().item()), rtol=0)
+
+
+def exact(scheduler):
+    """The scheduler with its table in float64: in float32 the last 1 - beta, 0.001, has only four digits."""
+    T, rate = scheduler.config.num_train_timesteps, math.pi / 2 / 1.008
+    ratios = [(math.cos(rate * ((k + 1) / T + 0.008)) / math.cos(rate * (k / T + 0.008))) ** 2 for k in range(T)]
+    table = torch.tensor(ratios, dtype=torch.float64).clamp(min=0.001).cumprod(0)
+    torch.testing.assert_close(scheduler.alphas_cumprod.double(), table, rtol=1e-4, atol=0)
+    scheduler.alphas_cumprod = table
+    return scheduler
+
+
+def options(prediction: str, clip: float | None = None) -> dict[str, Any]:
+    """Their settings; DPM-Solver has no clip."""
+    clipping = {} if clip is None else {"clip_sample": clip < UNCLIPPED, "clip_sample_range": clip}
+    return {"prediction_type": THEIR_NAMES[prediction], "beta_schedule": "squaredcos_cap_v2", **clipping}
+
+
+SHAPES = [(5, 3, 2), (4, 4, 4)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("T", "steps", "spacing"), [(100, 10, "trailing"), (100, 16, "leading"), (50, 50, "trailing")])
+@pytest.mark.parametrize("clip", [1.0, UNCLIPPED])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ddim_is_that_of_diffusers(prediction, clip, T, steps, spacing, shape):
+    scheduler = DDIMScheduler(num_train_timesteps=T, timestep_spacing=spacing, **options(prediction, clip))
+    if prediction == "noise" and clip == UNCLIPPED:
+        exact(scheduler)
+    scheduler.set_timesteps(steps)
+    ours = head(prediction=prediction, clip=clip, train_steps=T, steps=steps, spacing=spacing)
+    compare(ours, scheduler, torch.randn(shape), T)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("T", "steps", "spacing"), [(100, 100, "trailing"), (100, 7, "leading"), (40, 7, "trailing")])
+@pytest.mark.parametrize("clip", [1.0, UNCLIPPED])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ddpm_is_that_of_diffusers(monkeypatch, prediction, clip, T, steps, spacing, shape):
+    """With the variance of Diffusion Policy, and their random numbers replaced by ours."""
+    rows, horizon, action = shape
+    noise = torch.randn(rows, steps, horizon, action)
+    draws = iter([*noise.unbind(1)[1:], torch.randn(shape)])  # they also draw after the last step, with variance 0
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, **__: next(draws))
+    scheduler = DDPMScheduler(
+        num_train_timesteps=T,
+        timestep_spacing=spacing,
+        variance_type="fixed_small",
+        **options(prediction, clip),
+    )
+    if prediction == "noise" and clip == UNCLIPPED:
+        exact(scheduler)
+    scheduler.set_timesteps(steps)
+    ours = head(sampler="ddpm", prediction=prediction, clip=clip, train_steps=T, steps=steps, spacing=spacing)
+    compare(ours, scheduler, noise, T)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers calls np.array(tensor)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("T", "steps"), [(100, 10), (100, 5), (60, 20), (100, 1), (100, 2)])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_dpm_solver_is_that_of_diffusers(prediction, spacing, T, steps, shape):
+    scheduler = DPMSolverMultistepScheduler(
+        num_train_timesteps=T,
+        final_sigmas_type="zero",
+        **options(prediction),
+    )
+    if prediction == "noise":
+        exact(scheduler)
+    scheduler.set_timesteps(timesteps=visited(spacing, T, steps))
+    ours = head(sampler="dpmpp_2m", prediction=prediction, train_steps=T, steps=steps, spacing=spacing)
+    compare(ours, scheduler, torch.randn(shape), T)
+
+
+@pytest.mark.parametrize("T", [1, 7, 100])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_the_levels_are_those_of_diffusers(spacing, T):
+    scheduler = DDPMScheduler(num_train_timesteps=T, timestep_spacing=spacing)
+    for steps in range(1, T + 1):
+        ours = visited(spacing, T, steps)
+        assert len(set(ours)) == len(ours) == steps
+        assert min(ours) >= 0
+        scheduler.set_timesteps(steps)
+        # np.arange may give one value too many, and its sums fall to either side of a half.
+        wholes = [i for i in range(steps) if 2 * T * (steps - i) % (2 * steps) != steps]
+        assert [ours[i] for i in wholes] == [scheduler.timesteps[i] for i in wholes]
+
+
+class GaussianNet(Net):
+    """The optimum for chunks drawn from N(cond, covariance), given a noisy chunk and t."""
+
+    def __init__(self, head: DiffusionHead, covariance: Tensor, bias: float = 0.0):
+        super().__init__()
+        self.head, self.covariance, self.bias = head, covariance, bias
+        T = head.config.train_steps
+        self.alpha_bar = DDPMScheduler(num_train_timesteps=T, beta_schedule="squaredcos_cap_v2").alphas_cumprod
+
+    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
+        return torch.cat([t[..., None], cond.expand(*t.shape, -1)], dim=-1)
+
+    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
+        mean, T = modulation[:, 1:], self.head.config.train_steps
+        alpha_bar = self.alpha_bar[(T * (1 - modulation[:, 0]) - 1).round().long()].double()[:, None]
+        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        values, vectors = torch.linalg.eigh(self.covariance.double())
+        centred = (x_BTA.flatten(1) - alpha * mean) @ vectors / (alpha_bar * values + 1 - alpha_bar)
+        data = mean + (alpha * values * centred) @ vectors.T
+        noise = (sigma * centred) @ vectors.T
+        outputs = {"data": data, "noise": noise, "velocity": sigma * data - alpha * noise}
+        return (outputs[self.head.config.prediction] + self.bias).view_as(x_BTA).float()
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_optimum_for_a_gaussian_gives_that_gaussian(sampler, prediction):
+    """It is affine in the noise, so that zero and the unit vectors give the mean and the covariance exactly."""
+    steps, (horizon, action) = 400 if sampler == "ddpm" else 200, (3, 2)
+    root = torch.randn(6, 6) * 0.4
+    covariance, mean = root @ root.T + 0.2 * torch.eye(6), torch.randn(6)
+    ours = head(sampler=sampler, prediction=prediction, train_steps=steps, steps=steps)
+    shape = ours.noise_shape((horizon, action))
+    noise = torch.cat([torch.zeros(1, *shape), torch.eye(math.prod(shape)).unflatten(1, shape)])
+    chunks = ours.sample(GaussianNet(ours, covariance), noise, mean.expand(len(noise), -1)).flatten(1)
+    torch.testing.assert_close(chunks[0], mean, atol=0.01, rtol=0)
+    moved = chunks[1:] - chunks[0]
+    torch.testing.assert_close(moved.T @ moved, covariance, atol=0.02 * covariance.max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_loss_of_the_optimum_is_its_closed_form(prediction):
+    """Var(target | x_t) for data N(m, s^2), averaged over the noise levels."""
+    s, rows = 0.5, 20_000
+    ours = head(prediction=prediction)
+    mean = torch.randn(rows, 4)
+    x1 = (mean + s * torch.randn(rows, 4)).view(rows, 2, 2)
+    net = GaussianNet(ours, s**2 * torch.eye(4))
+    a = net.alpha_bar.double()
+    share = {"data": 1 - a, "noise": a, "velocity": torch.ones_like(a)}[prediction]
+    expected = (share * s**2 / (a * s**2 + 1 - a)).mean().item()
+    mask = torch.ones(rows, 2, dtype=torch.bool)
+    for bias in (0.0, 0.7):  # a constant error adds its square
+        net.bias = bias
+        assert ours.loss(net, x1, mean, mask, seeded(0)).item() == pytest.approx(expected + bias**2, rel=0.02)
+
+
+@pytest.fixture
+def ddpm(make_policy) -> policies.Policy:
+    return make_policy(head="diffusion", sampler="ddpm", steps=3)
+
+
+def test_ddpm_takes_all_its_noise_beforehand(ddpm, make_batch):
+    """And uses all of it, row by row."""
+    assert ddpm.noise_shape == (3, 4, 2)
+    observation, noise = make_batch(ddpm, 5).observation, torch.randn(5, 3, 4, 2)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        chunks = ddpm.sample(observation, noise)
+        assert torch.equal(ddpm.sample(observation, noise), chunks)
+        for draw in range(3):
+            other = noise.clone()
+            other[2, draw] += 1
+            changed = (ddpm.sample(observation, other) != chunks).any(dim=(1, 2))
+            assert changed.tolist() == [False, False, True, False, False]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 2), (5, 2, 4, 2), (5, 3, 2, 4)])
+def test_noise_of_another_shape_is_an_error(ddpm, make_batch, shape):
+    with pytest.raises(ValueError, match=r"noise has shape \(5, .*expected \(rows, \*\(3, 4, 2\)\)"):
+        ddpm.sample(make_batch(ddpm, 5).observation, torch.randn(shape))
+
+
+def test_the_controller_gives_each_decision_its_noise(ddpm):
+    observation = {"state": np.ones(3, np.float32), "goal": np.ones(2, np.float32)}
+    asked = []
+    sample = ddpm.sample
+    ddpm.sample = lambda o, noise: asked.append(noise) or sample(o, noise)
+    alone, beside = Controller(ddpm, inference_batch=2), Controller(ddpm, inference_batch=2)
+    alone.reset(0, seed=4)
+    beside.reset(7, seed=9)
+    beside.reset(0, seed=4)
+    for _ in range(4):
+        together = beside.act({7: observation, 0: observation})
+        assert np.array_equal(alone.act({0: observation})[0], together[0])
+        assert not np.array_equal(together[0], together[7])
+    assert {tuple(noise.shape) for noise in asked} == {(2, 3, 4, 2)}
+
+
+def test_a_checkpoint_keeps_all_the_noise_of_its_golden_action(ddpm, make_batch, provenance, tmp_path):
+    policies.save(tmp_path / "checkpoint", ddpm, provenance, make_batch(ddpm).observation, {})
+    loaded = policies.load(tmp_path / "checkpoint")
+    assert asdict(loaded.config) == asdict(ddpm.config)
+    observation, noise = make_batch(ddpm).observation, torch.randn(4, 3, 4, 2)
+    with torch.no_grad():
+        assert torch.equal(loaded.sample(observation, noise), ddpm.sample(observation, noise))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prediction": "score"}, "head.prediction='score' is unknown; choices: velocity, data, noise"),
+        ({"sampler": "euler"}, "head.sampler='euler' is unknown; choices: ddim, ddpm, dpmpp_2m"),
+        ({"spacing": "linspace"}, "head.spacing='linspace' is unknown; choices: trailing, leading"),
+        ({"train_steps": 0}, "head.train_steps=0 must lie in 1..1000"),
+        ({"train_steps": 1001}, "head.train_steps=1001 must lie in 1..1000"),
+        ({"steps": 0}, "head.steps=0 must lie in 1..100"),
+        ({"steps": 101}, "head.steps=101 must lie in 1..100"),
+        ({"clip": -1.0}, "head.clip=-1.0 must not be negative"),
+        ({"clip": math.nan}, "head.clip=nan must not be negative"),
+        ({"prediction": "noise"}, "head.prediction='noise' needs head.clip"),
+    ],
+)
+def test_a_wrong_option_is_an_error(options, message):
+    with pytest.raises(ValueError, match=message):
+        DiffusionConfig(**options)
+
+
+def test_every_sampler_is_named_in_the_configuration():
+    assert set(SAMPLERS) == {"ddim", "ddpm", "dpmpp_2m"}
