@@ -112,8 +112,7 @@ class MeanFlowHead(Head):
         with torch.autocast(x.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
             if self.config.improved:
                 velocity = net(x, self.prepare(net, t, torch.zeros_like(t), cond))
-            _, derivative = torch.func.jvp(average, (x, t), (velocity, torch.ones_like(t)))
-        return derivative
+            return torch.func.jvp(average, (x, t), (velocity, torch.ones_like(t)))[1]
 
     def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
         """Jumps from the noise to the data in K equal jumps."""

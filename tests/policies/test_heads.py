@@ -41,7 +41,7 @@ class GaussianNet(Net):
         super().__init__()
         self.prediction, self.covariance, self.bias = prediction, covariance, bias
 
-    def prepare(self, t: Tensor, cond: Tensor) -> Tensor:
+    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
         return torch.cat([t[..., None], cond.expand(*t.shape, -1)], dim=-1)
 
     def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ class StepwiseNet(Net):
         super().__init__()
         self.cond, self.layer = nn.Linear(COND, 4), nn.Linear(4, 4)
 
-    def prepare(self, t: Tensor, cond: Tensor) -> Tensor:
+    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
         return self.cond(cond) + t[..., None]
 
     def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class AverageNet(Net):
         self.axes, self.variances = axes, variances
         self.bias, self.gain = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
 
-    def prepare(self, t: Tensor, cond: Tensor) -> Tensor:
+    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
         return torch.cat([t[..., None], cond.expand(*t.shape, -1)], dim=-1)
 
     def sd(self, t: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ def test_one_jump_reproduces_two_ways(tiny):
 class Wavy(Net):
     """A fixed smooth function without random numbers."""
 
-    def prepare(self, t: Tensor, cond: Tensor) -> Tensor:
+    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
         return torch.cat([t[..., None] / TIME_SCALE, cond.expand(*t.shape, -1)], dim=-1)
 
     def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
