@@ -99,6 +99,30 @@ def totals(by_task: dict[str, dict[str, Any]], tasks: list[str]) -> dict[str, An
     }
 
 
+def page(result: dict[str, Any], source: Path) -> str:
+    """The table of every task, as docs/results.md."""
+    by_task: dict[str, dict[str, dict[str, Any]]] = {}
+    for cell in result["cells"]:
+        by_task.setdefault(cell["task"], {})[cell["head"]] = cell
+    lines = [
+        "# Success on every Meta-World task",
+        "",
+        f"Successes of held-out episodes with 95 % Wilson intervals in percent, from `benchmarks/results/{source.name}`",
+        "(`python -m benchmarks.success` wrote both). Goal visible; success at any time within 500 steps.",
+        f"The recipe was chosen on {', '.join(CHOSEN_ON)}, with other seeds.",
+        "",
+        "| task | expert | flow | regression |",
+        "|---|---|---|---|",
+    ]
+    for task, heads in by_task.items():
+        told = [
+            f"{c['successes']}/{c['n']} ({100 * c['wilson_low']:.0f} to {100 * c['wilson_high']:.0f})"
+            for c in (heads[head] for head in ("expert", *HEADS) if head in heads)
+        ]
+        lines.append(f"| {task} | {' | '.join(told)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -115,7 +139,9 @@ def main() -> None:
         sweep(arguments.cells, arguments.tasks, arguments.episodes, arguments.steps)
     result = summarize(arguments.cells)
     print(json.dumps(result["all_tasks"], indent=1))
-    print(write("success", result, arguments.out))
+    written = write("success", result, arguments.out)
+    Path("docs/results.md").write_text(page(result, written))
+    print(written)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ class ConsistencyConfig(HeadConfig):
     it from 10 to 1280 in 400,000 steps, and here a loss does not know its step. And pseudo-Huber turns from a square to
     an absolute value far above the differences, not far below: below, the net learns the median of its targets in place
     of their mean, which with few dimensions is the more frequent way of doing it. Demonstrations with one of two ways
-    in 0.3 of all cases come out as 0.29 with huber=1 and 0.10 with huber=0.01, however long the training; in return 0.99
-    and not 0.80 of the chunks are then clearly one way or the other (docs/heads.md).
+    in 0.3 of all cases come out as 0.29 with huber=1 and 0.10 with huber=0.01, however long the training; in return
+    0.99 and not 0.80 of the chunks are then clearly one way or the other (docs/heads.md).
     """
 
     kind: str = "consistency"
