@@ -107,8 +107,8 @@ def page(result: dict[str, Any], source: Path) -> str:
     lines = [
         "# Success on every Meta-World task",
         "",
-        f"Successes of held-out episodes with 95 % Wilson intervals in percent, from `benchmarks/results/{source.name}`",
-        "(`python -m benchmarks.success` wrote both). Goal visible; success at any time within 500 steps.",
+        "Successes of held-out episodes with 95 % Wilson intervals in percent. `python -m benchmarks.success` wrote this",
+        f"page from `benchmarks/results/{source.name}`. Goal visible; success at any time within 500 steps.",
         f"The recipe was chosen on {', '.join(CHOSEN_ON)}, with other seeds.",
         "",
         "| task | expert | flow | regression |",
