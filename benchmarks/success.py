@@ -107,8 +107,8 @@ def page(result: dict[str, Any], source: Path) -> str:
     lines = [
         "# Success on every Meta-World task",
         "",
-        "Successes of held-out episodes with 95 % Wilson intervals in percent. `python -m benchmarks.success` wrote this",
-        f"page from `benchmarks/results/{source.name}`. Goal visible; success at any time within 500 steps.",
+        "Successes of held-out episodes with 95 % Wilson intervals in percent. `python -m benchmarks.success` wrote",
+        f"this page from `benchmarks/results/{source.name}`. Goal visible; success at any time within 500 steps.",
         f"The recipe was chosen on {', '.join(CHOSEN_ON)}, with other seeds.",
         "",
         "| task | expert | flow | regression |",
