@@ -134,7 +134,7 @@ def learn(head: Head, net: Net, batch, steps: int, rate: float) -> None:
         schedule.step()
 
 
-CLEAR = {"consistency": 0.6}  # its blur has a limit in closed form, see test_consistency.py
+CLEAR = {"consistency": 0.6}  # with a finite number of intervals its chunks stay blurred
 
 
 @pytest.mark.parametrize(("kind", "options"), [*((kind, {}) for kind in HEADS), ("flow", {"prediction": "velocity"})])

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from policies.heads.mean_flow import TIME_SCALE, MeanFlowConfig, MeanFlowHead
 from policies.nets import NETS, Net
-from policies.nets.mlp import MLPConfig
 
 SHAPE = (3, 2)  # of a chunk
 SIZE = SHAPE[0] * SHAPE[1]
@@ -186,28 +185,6 @@ def test_the_share_of_the_batch_without_an_interval(tiny, flow_share, flow_rows)
     assert len(intervals) == 100 - flow_rows
 
 
-def test_one_jump_reproduces_two_ways(tiny):
-    """Chunks of one number near -1 or +1, 0.3 and 0.8 of them +1: both ways, in these proportions, little between."""
-    share, way = torch.tensor([0.3, 0.8]).repeat_interleave(100), torch.arange(100).repeat(2)
-    cond = (share[:, None] > 0.5).float() * 2 - 1
-    ways = torch.where(way < 100 * share, 1.0, -1.0)[:, None, None]
-    head, net = MeanFlowHead(MeanFlowConfig(), 1), NETS["mlp"][1](MLPConfig(width=32, blocks=2), (1, 1), 1)
-    optimizer = torch.optim.Adam([*head.parameters(), *net.parameters()], 1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 500)
-    generator, mask = seeded(1), torch.ones(200, 1, dtype=torch.bool)
-    for _ in range(500):
-        loss = head.loss(net, ways + 0.05 * torch.randn(200, 1, 1, generator=generator), cond, mask, generator)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    for value, expected in ((-1.0, 0.3), (1.0, 0.8)):
-        with torch.no_grad():
-            chunks = head.sample(net, torch.randn(4000, 1, 1), torch.full((4000, 1), value))
-        assert (chunks > 0).float().mean().item() == pytest.approx(expected, abs=0.07)
-        assert ((chunks.abs() - 1).abs() < 0.3).float().mean() > 0.6
-
-
 class Wavy(Net):
     """A fixed smooth function without random numbers."""
 
@@ -221,9 +198,9 @@ class Wavy(Net):
 @pytest.mark.parametrize(
     ("options", "golden"),
     [
-        ({}, 0.0),
-        ({"improved": False, "flow_share": 0.75, "weight_power": 0.0}, 0.0),
-        ({"time": "beta", "weight_power": 0.5}, 0.0),
+        ({}, 2.93620),
+        ({"improved": False, "flow_share": 0.75, "weight_power": 0.0}, 3.24452),
+        ({"time": "beta", "weight_power": 0.5}, 3.13637),
     ],
 )
 def test_golden_loss(options, golden):
