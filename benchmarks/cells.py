@@ -21,7 +21,7 @@ from policies.device import select_device
 
 def configure(overrides: list[str], episodes: int) -> schema.TrainRoot:
     """The configuration of a cell: the recipe with these overrides, in one process with one thread."""
-    lanes = [f"eval.episodes={episodes}", "eval.workers=inline", "eval.n_envs=8"]
+    lanes = [f"eval.episodes={episodes}", "eval.workers=inline", "eval.n_envs=16"]
     return compose([*overrides, *lanes, "train.threads=1", "train.device=cpu"])
 
 

@@ -3,9 +3,10 @@
     python -m benchmarks.heads                  run what is missing, then write the result file
     python -m benchmarks.heads --summary        only write the result file from the finished cells
 
-A cell is one world with one trained head; it is evaluated with every sampler setting of that head. Finished cells are
-kept below --cells, so a killed run goes on where it was; start the command once per core that you want to give it.
-The worlds are Meta-World tasks of mixed difficulty and detour, where there are two right ways.
+Two tables: every head on the default mlp, and three heads on three nets of equal size. A cell is one world with one
+trained head; it is evaluated with every sampler setting of that head. Finished cells are kept below --cells, so a
+killed run goes on where it was; start the command once per core that you want to give it. The worlds are Meta-World
+tasks of mixed difficulty and detour, where there are two right ways (8 steps are executed open-loop there).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,66 +29,96 @@ from benchmarks.result import write
 from envs.records import EpisodeRecord, wilson
 from envs.statistics import compare_paired
 
-WORLDS = {
-    **{
-        task: [f"env.task={task}-v3"]
-        for task in (
-            "assembly",
-            "basketball",
-            "disassemble",
-            "hammer",
-            "peg-insert-side",
-            "pick-place-wall",
-            "push-back",
-            "soccer",
-            "stick-pull",
-        )
-    },
-    "detour": ["env=detour", "demos.noise=0.05"],
-}
+TASKS = (
+    "assembly",
+    "peg-insert-side",
+    "soccer",
+    "stick-pull",
+    "basketball",
+    "hammer",
+    "pick-place-wall",
+    "push-back",
+)
+WORLDS = {**{task: [f"env.task={task}-v3"] for task in TASKS}, "detour": ["env=detour", "demos.noise=0.05", "chunk.execution_horizon=8"]}
 # Name: what is trained, and the head's fields of every sampler setting it is evaluated with.
 ARMS: dict[str, tuple[list[str], dict[str, dict[str, Any]]]] = {
     "flow": (["head=flow"], {f"flow-{k}": {"steps": k} for k in (1, 2, 4, 10)}),
-    "velocity": (["head=flow", "head.prediction=velocity"], {f"velocity-{k}": {"steps": k} for k in (1, 4, 10)}),
     "regression": (["head=regression"], {"regression": {}}),
     "mip": (["head=mip"], {"mip": {}}),
+    "shortcut": (["head=shortcut"], {f"shortcut-{k}": {"steps": k} for k in (1, 4)}),
+    "mean_flow": (["head=mean_flow"], {"mean_flow": {}}),
+    "drift": (["head=drift"], {"drift": {}}),
+    "consistency": (["head=consistency"], {"consistency": {}}),
     "diffusion": (["head=diffusion"], {"ddim-10": {}, "dpmpp-10": {"sampler": "dpmpp_2m"}}),
+    "edm": (["head=edm"], {"edm": {}}),
+    "velocity": (["head=flow", "head.prediction=velocity"], {f"velocity-{k}": {"steps": k} for k in (1, 10)}),
     "diffusion-noise": (
         ["head=diffusion", "head.prediction=noise", "head.clip=1", "normalizer.action=min_max"],
         {"noise-ddim-10": {}, "noise-ddpm-100": {"sampler": "ddpm", "steps": 100}},
     ),
-    "edm": (["head=edm"], {"edm": {}}),
-    "mean_flow": (["head=mean_flow"], {"mean_flow": {}}),
-    "shortcut": (["head=shortcut"], {f"shortcut-{k}": {"steps": k} for k in (1, 4)}),
-    "consistency": (["head=consistency"], {"consistency": {}}),
 }
-ON_OTHER_NETS = ("flow", "diffusion", "regression")
-# About as many parameters as the default mlp (within 10 %).
+# Settings that answer whether one evaluation is as good as ten: they get the full number of episodes.
+ONE_STEP = ("flow-1", "regression", "shortcut-1", "mean_flow", "drift", "consistency")
+# The nets, at as many parameters as the default mlp (within 10 %), on the first worlds and with a quarter of the batch:
+# the transformer and the UNet cost five to ten times the mlp's time per window.
 NETS: dict[str, list[str]] = {
-    "mlp": [],
-    "unet1d": ["net=unet1d"],
-    "transformer": ["net=transformer"],
+    "mlp": ["net=mlp"],
+    "unet1d": ["net=unet1d", "net.down_dims=[32,64,128]"],
+    "transformer": ["net=transformer", "net.width=144"],
 }
+NET_ARMS = ("flow", "diffusion", "regression")
+NET_BUDGET = ["train.batch_size=64"]
 BASELINE = "flow-10"  # every sampler setting is compared with it on the same seeds
 MARGIN = 0.02  # largest loss in success rate that still counts as not worse
+FEW = 100  # held-out episodes of the settings that are not in ONE_STEP
 
 
-def run_cell(world: str, net: str, arm: str, episodes: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Cell:
+    """One policy to train and evaluate."""
+
+    table: str  # heads: all heads on the mlp | nets: few heads on all nets
+    world: str
+    net: str
+    arm: str
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.table}-{self.world}-{self.net}-{self.arm}"
+
+    @property
+    def overrides(self) -> list[str]:
+        """Its configuration."""
+        return [*WORLDS[self.world], *NETS[self.net], *ARMS[self.arm][0], *(NET_BUDGET if self.table == "nets" else [])]
+
+    def episodes(self, setting: str, many: int) -> int:
+        """Held-out episodes of a sampler setting."""
+        long = self.table == "heads" and self.world != "detour" and setting in (BASELINE, *ONE_STEP)
+        return many if long else FEW
+
+
+PLAN = {
+    "heads": [Cell("heads", world, "mlp", arm) for world in WORLDS for arm in ARMS],
+    "nets": [Cell("nets", world, net, arm) for world in TASKS[:4] for net in NETS for arm in NET_ARMS],
+}
+
+
+def run_cell(cell: Cell, many: int) -> dict[str, Any]:
     """Trains once and evaluates with every sampler setting."""
-    overrides, samplers = ARMS[arm]
-    config = cells.configure([*WORLDS[world], *NETS[net], *overrides], episodes)
+    config = cells.configure(cell.overrides, many)
     trainer, about = cells.learn(config)
     results = {}
-    for name, fields in samplers.items():
+    for name, fields in ARMS[cell.arm][1].items():
         policy = with_sampler(trainer.ema.module, fields)
-        records = evaluation.evaluate(policy, config.env, config.eval)
+        records = evaluation.evaluate(policy, config.env, replace(config.eval, episodes=cell.episodes(name, many)))
         results[name] = {
             **cells.outcomes(records),
             "modes": modes(records),
             "evaluations_per_decision": policy.head.evaluations,
             "decision_ms": decision_ms(policy, trainer),
         }
-    return {"world": world, "net": net, "arm": arm, **about, "results": results}
+    return {**asdict(cell), **about, "results": results}
 
 
 def with_sampler(policy: policies.Policy, fields: dict[str, Any]) -> policies.Policy:
@@ -116,40 +147,45 @@ def decision_ms(policy: policies.Policy, trainer: train.Trainer, calls: int = 50
     return round(1e3 * float(np.median(times[10:])), 3)
 
 
-def sweep(folder: Path, worlds: list[str], episodes: int) -> None:
+def sweep(folder: Path, plan: list[Cell], many: int) -> None:
     """Runs every cell that is not finished and that no other process is at."""
-    for world in worlds:
-        for net in NETS:
-            for arm in ARMS if net == "mlp" else ON_OTHER_NETS:
-                with cells.claim(folder / f"{world}-{net}-{arm}.json") as save:
-                    if save is None:
-                        continue
-                    cell = run_cell(world, net, arm, episodes)
-                    save(cell)
-                    told = {name: f"{r['outcomes'].count('1')}/{r['n']}" for name, r in cell["results"].items()}
-                    print(f"{world:18s} {net:12s} {told}", flush=True)
+    for cell in plan:
+        with cells.claim(folder / f"{cell.name}.json") as save:
+            if save is None:
+                continue
+            finished = run_cell(cell, many)
+            save(finished)
+            told = {name: f"{r['outcomes'].count('1')}/{r['n']}" for name, r in finished["results"].items()}
+            print(f"{cell.name:36s} {told}", flush=True)
 
 
 def summarize(folder: Path) -> dict[str, Any]:
-    """The table: success with interval, evaluations, latency; and every setting against the baseline."""
+    """The tables: success with interval, evaluations, latency; and every setting against the baseline."""
     finished = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    by_name: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    by_name: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for cell in finished:
         for name, result in cell["results"].items():
             result["successes"] = result["outcomes"].count("1")
             result["wilson"] = wilson(result["successes"], result["n"])
-            by_name.setdefault((cell["net"], name), {})[cell["world"]] = result
-    rows = [row(net, name, worlds, by_name.get((net, BASELINE), {})) for (net, name), worlds in by_name.items()]
-    return {"margin": MARGIN, "baseline": BASELINE, "table": rows, "cells": finished}
+            by_name.setdefault((cell["table"], cell["net"], name), {})[cell["world"]] = result
+    rows = [
+        {"table": table, "net": net, "name": name, **row(worlds, by_name.get((table, net, BASELINE), {}))}
+        for (table, net, name), worlds in by_name.items()
+    ]
+    return {"margin": MARGIN, "baseline": BASELINE, "rows": rows, "cells": finished}
 
 
-def row(net: str, name: str, worlds: dict[str, dict[str, Any]], baseline: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """One line of the table, over the Meta-World tasks that both this setting and the baseline have."""
+def row(worlds: dict[str, dict[str, Any]], baseline: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One line of a table, over the Meta-World tasks and the seeds that this setting and the baseline share."""
     shared = sorted(world for world in worlds if world in baseline and world != "detour")
-    told: dict[str, Any] = {"net": net, "name": name, "worlds": len(shared), "detour": worlds.get("detour")}
+    told: dict[str, Any] = {"worlds": len(shared), "detour": worlds.get("detour")}
     if not shared:
         return told
-    mine, theirs = ([[bit == "1" for bit in of[w]["outcomes"]] for w in shared] for of in (worlds, baseline))
+    mine, theirs = [], []
+    for world in shared:
+        n = min(worlds[world]["n"], baseline[world]["n"])
+        mine.append([bit == "1" for bit in worlds[world]["outcomes"][:n]])
+        theirs.append([bit == "1" for bit in baseline[world]["outcomes"][:n]])
     return {
         **told,
         "mean_success": float(np.mean([np.mean(outcomes) for outcomes in mine])),
@@ -162,16 +198,18 @@ def row(net: str, name: str, worlds: dict[str, dict[str, Any]], baseline: dict[s
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--worlds", nargs="*", choices=WORLDS, default=list(WORLDS), help="worlds to run (default: all)"
-    )
-    parser.add_argument("--episodes", type=int, default=400, help="held-out episodes per cell and sampler setting")
+    parser.add_argument("--tables", nargs="*", choices=PLAN, default=list(PLAN), help="tables to fill (default: all)")
+    parser.add_argument("--worlds", nargs="*", choices=WORLDS, default=list(WORLDS), help="only these worlds")
+    parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS), help="only these heads")
+    parser.add_argument("--episodes", type=int, default=400, help="held-out episodes of the one-step settings")
     parser.add_argument("--cells", type=Path, default=Path("outputs/heads"), help="folder of the finished cells")
     parser.add_argument("--summary", action="store_true", help="run nothing, only write the result file")
     parser.add_argument("--out", type=Path, default=None, help="result file (default: in benchmarks/results)")
     arguments = parser.parse_args()
     if not arguments.summary:
-        sweep(arguments.cells, arguments.worlds, arguments.episodes)
+        chosen = [cell for table in arguments.tables for cell in PLAN[table]]
+        chosen = [cell for cell in chosen if cell.world in arguments.worlds and cell.arm in arguments.arms]
+        sweep(arguments.cells, chosen, arguments.episodes)
     print(write("heads", summarize(arguments.cells), arguments.out))
 
 

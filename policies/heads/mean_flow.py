@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..nets import Net
 from ..nets.embed import TimeEmbedding
@@ -109,7 +108,7 @@ class MeanFlowHead(Head):
         def average(x: Tensor, t: Tensor) -> Tensor:
             return net(x, self.prepare(net, t, end - t, cond))
 
-        with torch.autocast(x.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast(x.device.type, enabled=False):
             if self.config.improved:
                 velocity = net(x, self.prepare(net, t, torch.zeros_like(t), cond))
             return torch.func.jvp(average, (x, t), (velocity, torch.ones_like(t)))[1]
