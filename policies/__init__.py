@@ -1,13 +1,31 @@
-"""The brain: torch only. `load(path)` gives a policy, `Controller` runs it."""
+"""The brain: torch only. `load(path)` gives a policy, `Controller` runs it.
+
+Names are looked up when they are used, so that a robot with an exported policy imports the controller without torch.
+"""
 
 from __future__ import annotations
 
-from .batch import Batch, Feature, Spec
-from .checkpoint import Provenance, load, load_train_state, read_config, save
-from .chunks import Windows
-from .controller import Controller
-from .ema import EMA
-from .policy import ChunkConfig, Policy, PolicyConfig
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .batch import Batch
+    from .checkpoint import Provenance, load, load_train_state, read_config, save
+    from .chunks import Windows
+    from .controller import Controller
+    from .ema import EMA
+    from .policy import Policy, PolicyConfig
+    from .spec import ChunkConfig, Feature, Spec
+
+_HOMES = {
+    "batch": ("Batch",),
+    "checkpoint": ("Provenance", "load", "load_train_state", "read_config", "save"),
+    "chunks": ("Windows",),
+    "controller": ("Controller",),
+    "ema": ("EMA",),
+    "policy": ("Policy", "PolicyConfig"),
+    "spec": ("ChunkConfig", "Feature", "Spec"),
+}
 
 __all__ = [
     "EMA",
@@ -25,3 +43,10 @@ __all__ = [
     "read_config",
     "save",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f".{home}", __name__), name)
+    raise AttributeError(f"module 'policies' has no attribute {name!r}")

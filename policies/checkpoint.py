@@ -22,9 +22,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .batch import DTYPES, Spec
+from .batch import DTYPES
 from .config import build, mapping, policy_config
 from .policy import Policy, PolicyConfig
+from .spec import Spec
 
 FORMAT_VERSION = 1
 FILES = ("config.json", "model.safetensors", "golden.safetensors")  # what every checkpoint must have

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batch import Batch, Spec
+from .batch import Batch
+from .spec import Spec
 
 
 @runtime_checkable

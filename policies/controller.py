@@ -4,12 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from .policy import Policy
+from .spec import ChunkConfig, Spec
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """What decides on chunks: a `Policy`, or an exported one that needs no torch."""
+
+    @property
+    def spec(self) -> Spec:
+        """What it sees and commands."""
+        ...
+
+    @property
+    def chunk(self) -> ChunkConfig:
+        """How much it sees, predicts and executes."""
+        ...
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise of one decision."""
+        ...
+
+    def plan(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+        """Chunks (B, T, A) in physical units from histories, each (B, O, *shape), and noise (B, *noise_shape)."""
+        ...
 
 
 @dataclass
@@ -38,11 +61,11 @@ class Controller:
     """
 
     def __init__(
-        self, policy: Policy, execution_horizon: int | None = None, inference_batch: int = 1, noise_seed: int = 0
+        self, policy: Planner, execution_horizon: int | None = None, inference_batch: int = 1, noise_seed: int = 0
     ):
-        horizon = policy.config.chunk.execution_horizon if execution_horizon is None else execution_horizon
-        if not 1 <= horizon <= policy.config.chunk.prediction_horizon:
-            raise ValueError(f"execution_horizon={horizon} must lie in 1..{policy.config.chunk.prediction_horizon}")
+        horizon = policy.chunk.execution_horizon if execution_horizon is None else execution_horizon
+        if not 1 <= horizon <= policy.chunk.prediction_horizon:
+            raise ValueError(f"execution_horizon={horizon} must lie in 1..{policy.chunk.prediction_horizon}")
         if inference_batch < 1:
             raise ValueError(f"inference_batch={inference_batch} must be at least 1")
         if not 0 <= noise_seed < 2**32:
@@ -51,7 +74,6 @@ class Controller:
         self.execution_horizon = horizon
         self.inference_batch = inference_batch
         self.noise_seed = noise_seed
-        self.device = policy.action_normalizer.shift.device
         self._tracks: dict[int, _Track] = {}
 
     def reset(self, lane: int = 0, seed: int = 0) -> None:
@@ -96,7 +118,7 @@ class Controller:
 
     def _observe(self, lane: int, observation: Mapping[str, np.ndarray]) -> None:
         """Appends the observation to the lane's history, which starts with copies of the first one."""
-        history, length = self._tracks[lane].history, self.policy.config.chunk.history
+        history, length = self._tracks[lane].history, self.policy.chunk.history
         taken = {name: np.array(observation[name]) for name in self.policy.spec.observation}
         history.extend([taken] * (1 if history else length))
         del history[:-length]
@@ -106,20 +128,19 @@ class Controller:
         noise = np.zeros((self.inference_batch, *self.policy.noise_shape), np.float32)
         for row, lane in enumerate(lanes):
             noise[row] = self._noise(self._tracks[lane])
-        with torch.no_grad():
-            chunks = self.policy.sample(self._stack(lanes), torch.from_numpy(noise).to(self.device)).cpu().numpy()
+        chunks = self.policy.plan(self._stack(lanes), noise)
         for row, lane in enumerate(lanes):
             self._tracks[lane].queue.extend(chunks[row, : self.execution_horizon])
             self._tracks[lane].decisions += 1
 
-    def _stack(self, lanes: list[int]) -> dict[str, Tensor]:
-        """Histories of the lanes as (inference_batch, O, *shape) tensors; the rows past the lanes are zero."""
+    def _stack(self, lanes: list[int]) -> dict[str, np.ndarray]:
+        """Histories of the lanes as (inference_batch, O, *shape) arrays; the rows past the lanes are zero."""
         stacked = {}
         for name, feature in self.policy.spec.observation.items():
-            values = np.zeros((self.inference_batch, self.policy.config.chunk.history, *feature.shape), feature.dtype)
+            values = np.zeros((self.inference_batch, self.policy.chunk.history, *feature.shape), feature.dtype)
             for row, lane in enumerate(lanes):
                 values[row] = [observation[name] for observation in self._tracks[lane].history]
-            stacked[name] = torch.from_numpy(values).to(self.device)
+            stacked[name] = values
         return stacked
 
     def _noise(self, track: _Track) -> np.ndarray:

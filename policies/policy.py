@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .batch import Batch, Spec
+from .batch import Batch
 from .encoders import ENCODERS, EncoderConfig
 from .encoders.state import StateEncoderConfig
 from .heads import HEADS, HeadConfig
@@ -18,26 +19,8 @@ from .heads.flow import FlowConfig
 from .nets import NETS, NetConfig
 from .nets.mlp import MLPConfig
 from .normalizer import Normalizer, NormalizerConfig
-
-
-@dataclass
-class ChunkConfig:
-    """How much a policy sees, predicts and executes; see the diagram in batch.py."""
-
-    history: int = 2  # control steps of observation, O
-    prediction_horizon: int = 16  # control steps predicted, T
-    execution_horizon: int = 2  # control steps executed before the next decision
-    loss_on_padding: bool = False  # also learn the repeated last action past the end of an episode
-
-    def __post_init__(self) -> None:
-        for name in ("history", "prediction_horizon", "execution_horizon"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"chunk.{name}={getattr(self, name)} must be at least 1")
-        if self.execution_horizon > self.prediction_horizon:
-            raise ValueError(
-                f"chunk.execution_horizon={self.execution_horizon} is longer than "
-                f"chunk.prediction_horizon={self.prediction_horizon}; execute at most what is predicted"
-            )
+from .prefix import Prefix
+from .spec import ChunkConfig, Spec
 
 
 @dataclass
@@ -66,6 +49,9 @@ class Policy(nn.Module):
         self.config = config
         self.spec = spec
         self.chunk_shape = (config.chunk.prediction_horizon, spec.action.size)
+        reserved = [name for name in spec.observation if hasattr(nn.ModuleDict(), name)]
+        if reserved:
+            raise ValueError(f"the observation name {reserved[0]!r} is reserved or no identifier; choose another")
         vectors = {name: f for name, f in spec.observation.items() if f.dtype == "float32"}
         self.observation_normalizers = nn.ModuleDict({name: Normalizer(f.size) for name, f in vectors.items()})
         self.action_normalizer = Normalizer(spec.action.size)
@@ -76,6 +62,11 @@ class Policy(nn.Module):
             config.net, self.chunk_shape, self.encoder.size, self.encoder.tokens
         )
         self.head = component(HEADS, config.head, "head")(config.head, self.encoder.size)
+
+    @property
+    def chunk(self) -> ChunkConfig:
+        """How much the policy sees, predicts and executes."""
+        return self.config.chunk
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -108,20 +99,50 @@ class Policy(nn.Module):
         x1_BTA = self.action_normalizer.normalize(batch.action)
         return self.head.loss(self.net, x1_BTA, self.encode(batch.observation), mask, generator)
 
-    def sample(self, observation: Mapping[str, Tensor], noise: Float[Tensor, "B ..."]) -> Float[Tensor, "B T A"]:
+    def sample(
+        self, observation: Mapping[str, Tensor], noise: Float[Tensor, "B ..."], prefix: Prefix | None = None
+    ) -> Float[Tensor, "B T A"]:
         """Chunks of actions in physical units, decided from observation histories and noise.
 
         Args:
             observation: each (B, O, *shape), in physical units.
             noise: standard normal, (B, *noise_shape). The same weights, observation and noise give the same actions.
+            prefix: what the robots are committed to meanwhile, so that the chunks continue it; None: nothing.
 
         Raises:
-            ValueError: noise of another shape.
+            ValueError: noise or a prefix of another shape; a prefix in a form that the head cannot continue.
         """
         if tuple(noise.shape[1:]) != self.noise_shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}, expected (rows, *{self.noise_shape})")
-        x_BTA = self.head.sample(self.net, noise, self.encode(observation))
+        if prefix is None:
+            x_BTA = self.head.sample(self.net, noise, self.encode(observation))
+        else:
+            self._require_continues(prefix, len(noise))
+            prefix = prefix.converted(self.action_normalizer.normalize)
+            x_BTA = self.head.continue_chunk(self.net, noise, self.encode(observation), prefix)
         return self.action_normalizer.denormalize(x_BTA)
+
+    def _require_continues(self, prefix: Prefix, rows: int) -> None:
+        """Raises `ValueError` unless the head can continue such a prefix for so many rows."""
+        if prefix.form not in self.head.continues:
+            able = [kind for kind, (_, head) in sorted(HEADS.items()) if prefix.form in head.continues]
+            raise ValueError(
+                f"head={self.config.head.kind} cannot continue a chunk with prefix.form={prefix.form!r}; "
+                f"heads that can: {', '.join(able)}"
+            )
+        if tuple(prefix.actions_BTA.shape) != (rows, *self.chunk_shape):
+            shape = tuple(prefix.actions_BTA.shape)
+            raise ValueError(f"prefix.actions_BTA has shape {shape}, expected {(rows, *self.chunk_shape)}")
+
+    def plan(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+        """`sample` from and to numpy arrays, without gradients: what a controller or a server calls.
+
+        An exported policy has the same method, so that either can stand where a `Planner` is expected.
+        """
+        device = self.action_normalizer.shift.device
+        tensors = {name: torch.from_numpy(value).to(device) for name, value in observation.items()}
+        with torch.no_grad():
+            return self.sample(tensors, torch.from_numpy(noise).to(device)).cpu().numpy()
 
     def check(self) -> None:
         """Raises `ValueError` naming what is not ready: a missing statistic, a non-finite weight."""

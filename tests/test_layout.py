@@ -139,9 +139,16 @@ def test_no_drawer_for_odds_and_ends(name):
 
 
 def test_importing_the_brain_imports_no_world():
-    code = "import sys, policies; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    code = "import sys, policies; policies.load; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert {"policies", "torch"} <= loaded
     unwanted = FORBIDDEN["policies"] | HYDRA | WANDB | {"metaworld", "matplotlib", "beartype"}
     assert loaded & unwanted == set()
+
+
+def test_the_controller_needs_no_torch():
+    code = "import sys, policies.controller; policies.Controller; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"policies", "numpy"} <= set(done.stdout.split())
+    assert "torch" not in set(done.stdout.split())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..batch import Spec
+from ..spec import Spec
 from .base import Encoder, EncoderConfig
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nets import Net
+from ..prefix import Prefix
 
 
 @dataclass
@@ -24,6 +25,8 @@ class Head(nn.Module):
     built from its configuration and the size of the conditioning vector; one that needs a second time (the end of an
     interval, the length of a step) embeds it itself and adds it to the conditioning.
     """
+
+    continues: tuple[str, ...] = ()  # the forms of a prefix that `continue_chunk` knows
 
     @property
     def evaluations(self) -> int:
@@ -48,6 +51,10 @@ class Head(nn.Module):
 
         The noise is (B, *noise_shape), which is (B, T, A) unless the head says otherwise.
         """
+        raise NotImplementedError
+
+    def continue_chunk(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor, prefix: Prefix) -> Tensor:
+        """`sample`, but the chunk continues a prefix of normalized actions, in one of the forms of `continues`."""
         raise NotImplementedError
 
 

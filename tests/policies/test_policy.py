@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from policies import Batch, ChunkConfig, Policy, PolicyConfig
+from policies.controller import Planner
 from policies.encoders import ENCODERS, EncoderConfig
 from policies.heads import HEADS, HeadConfig
 from policies.nets import NETS, NetConfig
@@ -145,3 +146,19 @@ def test_a_horizon_below_one_is_an_error(field):
 def test_executing_more_than_is_predicted_is_an_error():
     with pytest.raises(ValueError, match=r"chunk.execution_horizon=5 is longer than chunk.prediction_horizon=4"):
         ChunkConfig(prediction_horizon=4, execution_horizon=5)
+
+
+@pytest.mark.parametrize("name", ["keys", "train"])
+def test_an_observation_named_like_a_part_of_a_module_is_refused(spec, name):
+    taken = replace(spec, observation={name: spec.observation["state"]})
+    with pytest.raises(ValueError, match=f"the observation name '{name}' is reserved"):
+        Policy(PolicyConfig(), taken)
+
+
+def test_plan_is_sample_in_numpy(make_policy, make_batch):
+    policy = make_policy()
+    observation, noise = make_batch(policy, 3).observation, torch.randn(3, *policy.noise_shape)
+    planned = policy.plan({name: value.numpy() for name, value in observation.items()}, noise.numpy())
+    assert planned.dtype == "float32"
+    assert (planned == policy.sample(observation, noise).detach().numpy()).all()
+    assert isinstance(policy, Planner)

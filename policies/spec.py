@@ -1,0 +1,109 @@
+"""What a policy sees and commands: features and the specification. No torch, so that a robot can read it without."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+DTYPE_NAMES = ("float32", "uint8")
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One named array of the observation or the action at one control step."""
+
+    shape: tuple[int, ...]
+    dtype: str  # "float32" or "uint8" (images)
+    unit: str  # SI unit of the values, "" where there is none
+    low: tuple[float, ...] | None = None  # smallest valid value of each dimension; None: not known
+    high: tuple[float, ...] | None = None  # largest valid value of each dimension; None: not known
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPE_NAMES:
+            raise ValueError(f"feature dtype {self.dtype!r} is unknown; choices: {sorted(DTYPE_NAMES)}")
+        if not self.shape or any(type(n) is not int or n < 1 for n in self.shape):
+            raise ValueError(f"feature shape {self.shape} must be one or more positive integers")
+        for name in ("low", "high"):
+            bound = getattr(self, name)
+            if bound is not None and len(bound) != self.size:
+                raise ValueError(f"feature bound {name!r} has {len(bound)} values, expected {self.size}")
+            if bound is not None and any(math.isnan(value) for value in bound):
+                raise ValueError(f"feature bound {name!r} has NaN; write None where no bound is known")
+
+    @property
+    def size(self) -> int:
+        """Number of values in one array of this feature."""
+        size = 1
+        for n in self.shape:
+            size *= n
+        return size
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Feature:
+        """Builds a feature from its JSON form; `ValueError` on a missing or unknown field."""
+        expected = {"shape", "dtype", "unit", "low", "high"}
+        if set(data) != expected:
+            raise ValueError(f"feature has fields {sorted(data)}, expected {sorted(expected)}")
+        if not isinstance(data["dtype"], str) or not isinstance(data["unit"], str):
+            raise ValueError(f"feature dtype {data['dtype']!r} and unit {data['unit']!r} must be strings")
+        bounds = {k: None if data[k] is None else tuple(float(v) for v in data[k]) for k in ("low", "high")}
+        return cls(shape=tuple(data["shape"]), dtype=data["dtype"], unit=data["unit"], **bounds)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a policy sees and commands, and how often: part of every checkpoint."""
+
+    observation: dict[str, Feature]
+    action: Feature
+    control_dt_s: float  # time between two actions in seconds
+
+    def __post_init__(self) -> None:
+        if not self.observation:
+            raise ValueError("the specification has no observation feature; expected at least one")
+        for name in self.observation:
+            if not name.isidentifier() or name == "action":
+                raise ValueError(f"the observation name {name!r} is reserved or no identifier; choose another")
+        if len(self.action.shape) != 1 or self.action.dtype != "float32":
+            raise ValueError(
+                f"the action is {self.action.dtype} of shape {self.action.shape}, expected a float32 vector (A,)"
+            )
+        if not 0 < self.control_dt_s < float("inf"):
+            raise ValueError(f"control_dt_s is {self.control_dt_s}, expected a positive number of seconds")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Spec:
+        """Builds a specification from its JSON form, the `features` of an environment or a store."""
+        expected = {"observation", "action", "control_dt_s"}
+        if set(data) != expected:
+            raise ValueError(f"specification has fields {sorted(data)}, expected {sorted(expected)}")
+        if isinstance(data["control_dt_s"], bool) or not isinstance(data["control_dt_s"], int | float):
+            raise ValueError(f"control_dt_s is {data['control_dt_s']!r}, expected a positive number of seconds")
+        observation = {name: Feature.from_dict(f) for name, f in data["observation"].items()}
+        return cls(observation, Feature.from_dict(data["action"]), float(data["control_dt_s"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return asdict(self)
+
+
+@dataclass
+class ChunkConfig:
+    """How much a policy sees, predicts and executes; see the diagram in batch.py."""
+
+    history: int = 2  # control steps of observation, O
+    prediction_horizon: int = 16  # control steps predicted, T
+    execution_horizon: int = 2  # control steps executed before the next decision
+    loss_on_padding: bool = False  # also learn the repeated last action past the end of an episode
+
+    def __post_init__(self) -> None:
+        for name in ("history", "prediction_horizon", "execution_horizon"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"chunk.{name}={getattr(self, name)} must be at least 1")
+        if self.execution_horizon > self.prediction_horizon:
+            raise ValueError(
+                f"chunk.execution_horizon={self.execution_horizon} is longer than "
+                f"chunk.prediction_horizon={self.prediction_horizon}; execute at most what is predicted"
+            )
