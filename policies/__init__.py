@@ -9,29 +9,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .asynchronous import AsyncController
     from .batch import Batch
     from .checkpoint import Provenance, load, load_train_state, read_config, save
     from .chunks import Windows
     from .controller import Controller
     from .ema import EMA
+    from .execution import ExecutionConfig
     from .policy import Policy, PolicyConfig
     from .spec import ChunkConfig, Feature, Spec
 
 _HOMES = {
+    "asynchronous": ("AsyncController",),
     "batch": ("Batch",),
     "checkpoint": ("Provenance", "load", "load_train_state", "read_config", "save"),
     "chunks": ("Windows",),
     "controller": ("Controller",),
     "ema": ("EMA",),
+    "execution": ("ExecutionConfig",),
     "policy": ("Policy", "PolicyConfig"),
     "spec": ("ChunkConfig", "Feature", "Spec"),
 }
 
 __all__ = [
     "EMA",
+    "AsyncController",
     "Batch",
     "ChunkConfig",
     "Controller",
+    "ExecutionConfig",
     "Feature",
     "Policy",
     "PolicyConfig",

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,19 +66,18 @@ def save(
     """
     path = Path(path)
     policy.check()
-    with _replacing(path) as new:
+    with replacing(path) as new:
         config = {
             "format_version": FORMAT_VERSION,
             "policy": asdict(policy.config),
             "spec": policy.spec.to_dict(),
             "provenance": asdict(provenance),
         }
-        _write(new / "config.json", json.dumps(config, indent=1).encode())
+        (new / "config.json").write_bytes(json.dumps(config, indent=1).encode())
         weights = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
-        _write(new / "model.safetensors", safetensors.torch.save(weights))
-        _write(new / "golden.safetensors", safetensors.torch.save(_golden(policy, golden_observation)))
+        (new / "model.safetensors").write_bytes(safetensors.torch.save(weights))
+        (new / "golden.safetensors").write_bytes(safetensors.torch.save(_golden(policy, golden_observation)))
         torch.save(dict(train_state), new / "train_state.pt")
-        _sync(new / "train_state.pt")
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> Policy:
@@ -122,7 +121,7 @@ def read_config(path: Path | str) -> tuple[PolicyConfig, Spec, Provenance]:
     try:
         spec = Spec.from_dict(mapping(data.get("spec"), "spec"))
         return policy_config(data.get("policy")), spec, build(Provenance, data.get("provenance"), "provenance")
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
         raise ValueError(f"{file}: {error}") from error
 
 
@@ -164,7 +163,7 @@ def _check_golden(policy: Policy, file: Path) -> None:
             for name, feature in policy.spec.observation.items()
         }
         expected["noise"] = torch.empty(rows, *policy.noise_shape)
-        expected["action"] = torch.empty(rows, *policy.chunk_shape)
+        expected["action"] = torch.empty(rows, policy.chunk.prediction_horizon, policy.spec.action.size)
     _require_same_tensors(stored, expected, file)
     observation = {name: stored[f"observation.{name}"] for name in policy.spec.observation}
     with torch.no_grad():
@@ -224,11 +223,15 @@ def _complete(path: Path) -> Path:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Gives a new directory beside `path` and puts it in its place when the block ends without an error."""
+def replacing(path: Path, files: Collection[str] = FILES, what: str = "checkpoint") -> Iterator[Path]:
+    """Gives a new directory beside `path` and puts it in its place when the block ends without an error.
+
+    Raises:
+        ValueError: something is at `path` that lacks these files, so it is not what would be replaced.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not all((path / name).is_file() for name in FILES):
-        raise ValueError(f"{path} exists and is no checkpoint; it is not overwritten, choose another path")
+    if path.exists() and not all((path / name).is_file() for name in files):
+        raise ValueError(f"{path} exists and is no {what}; it is not overwritten, choose another path")
     for left_by_a_killed_writer in path.parent.glob(f"{path.name}.tmp-*"):
         shutil.rmtree(left_by_a_killed_writer, ignore_errors=True)
     new = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
@@ -236,7 +239,8 @@ def _replacing(path: Path) -> Iterator[Path]:
     previous = path.with_name(path.name + ".previous")
     try:
         yield new
-        _sync(new)
+        for file in (*new.iterdir(), new):
+            _sync(file)
         if path.exists():
             shutil.rmtree(previous, ignore_errors=True)
             os.rename(path, previous)
@@ -246,11 +250,6 @@ def _replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-
-
-def _write(file: Path, content: bytes) -> None:
-    file.write_bytes(content)
-    _sync(file)
 
 
 def _sync(path: Path) -> None:

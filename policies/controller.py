@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from .execution import FORMS, ExecutionConfig, PrefixArrays, Timeline
 from .spec import ChunkConfig, Spec
 
 
@@ -35,52 +36,178 @@ class Planner(Protocol):
         ...
 
 
-@dataclass
-class _Track:
-    """One robot's episode so far."""
+@runtime_checkable
+class ContinuingPlanner(Planner, Protocol):
+    """A planner whose chunks can continue the previous ones, as real-time chunking asks of it."""
 
-    seed: int
-    decisions: int = 0
-    history: list[dict[str, np.ndarray]] = field(default_factory=list)  # the last O observations, oldest first
-    queue: list[np.ndarray] = field(default_factory=list)  # actions still to execute, next first
+    @property
+    def continues(self) -> Mapping[str, int]:
+        """The forms of a prefix that it knows, each with the longest delay, in control steps, that it takes."""
+        ...
+
+    def plan(
+        self, observation: Mapping[str, np.ndarray], noise: np.ndarray, prefix: PrefixArrays | None = None
+    ) -> np.ndarray:
+        """Chunks (B, T, A), which continue the prefix if there is one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Question:
+    """All that one decision depends on."""
+
+    observation: dict[str, np.ndarray]  # histories (O, *shape)
+    noise: np.ndarray  # (*noise_shape,)
+    previous: np.ndarray  # (T, A) actions of the previous chunk from the present step on, zero where it has none
+    delay: int  # control steps that will be executed meanwhile
+    overlap: int  # leading steps for which there is a previous action
+
+
+def ask(policy: Planner, questions: Sequence[Question], rows: int, form: str = "") -> np.ndarray:
+    """Chunks (n, T, A) for n questions from one inference call of exactly `rows` rows; the unused ones are zero.
+
+    Given a form of prefix, the chunks continue the previous ones.
+    """
+
+    def padded(values: list) -> np.ndarray:
+        stacked = np.stack(values)
+        return np.concatenate([stacked, np.zeros((rows - len(values), *stacked.shape[1:]), stacked.dtype)])
+
+    observation = {name: padded([q.observation[name] for q in questions]) for name in questions[0].observation}
+    noise = padded([q.noise for q in questions])
+    if not form:
+        return policy.plan(observation, noise)[: len(questions)]
+    assert isinstance(policy, ContinuingPlanner)
+    previous = padded([q.previous for q in questions])
+    delay, overlap = (padded([np.int64(getattr(q, name)) for q in questions]) for name in ("delay", "overlap"))
+    return policy.plan(observation, noise, PrefixArrays(previous, delay, overlap, form))[: len(questions)]
+
+
+class Track:
+    """One robot's episode: what it has seen, the chunks it follows, and the questions it asks the policy."""
+
+    def __init__(self, policy: Planner, timeline: Timeline, noise_seed: int, seed: int):
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed={seed} must lie in [0, 2^32)")
+        self.policy = policy
+        self.timeline = timeline
+        self.decisions = 0
+        self.arriving: tuple[int, np.ndarray] | None = None  # simulated delay: the step, and the chunk (T, A)
+        self._key = (noise_seed << 32) + seed
+        self._history: list[dict[str, np.ndarray]] = []  # the last O observations, oldest first
+
+    def check(self, observation: Mapping[str, np.ndarray]) -> None:
+        """Raises `ValueError` saying what is wrong with the observation."""
+        for name, feature in self.policy.spec.observation.items():
+            if name not in observation:
+                raise ValueError(f"the observation lacks {name!r}; it has {sorted(observation)}")
+            value = np.asarray(observation[name])
+            if value.shape != feature.shape:
+                raise ValueError(f"observation {name!r} has shape {value.shape}, the policy expects {feature.shape}")
+            if not np.can_cast(value.dtype, feature.dtype, "same_kind"):
+                raise ValueError(f"observation {name!r} is {value.dtype}, the policy expects {feature.dtype}")
+            if not (np.abs(value) <= np.finfo(np.float32).max).all():  # what is larger would become infinite
+                raise ValueError(f"observation {name!r} has NaN or infinity: {value}")
+
+    def see(self, observation: Mapping[str, np.ndarray]) -> None:
+        """Appends the observation to the history, which starts with copies of the first one."""
+        length, features = self.policy.chunk.history, self.policy.spec.observation
+        taken = {name: np.array(observation[name], feature.dtype) for name, feature in features.items()}
+        self._history.extend([taken] * (1 if self._history else length))
+        del self._history[:-length]
+
+    def question(self) -> Question:
+        """What the policy is asked at the present step; a decision begins with it."""
+        shape = (self.policy.chunk.prediction_horizon, self.policy.spec.action.size)
+        previous_TA, delay, overlap = self.timeline.previous(shape)
+        histories = {name: np.stack([seen[name] for seen in self._history]) for name in self._history[0]}
+        noise = self.generator().standard_normal(self.policy.noise_shape, np.float32)
+        self.timeline.begin()
+        self.decisions += 1
+        return Question(histories, noise, previous_TA, delay, overlap)
+
+    def generator(self, stream: int = 0) -> np.random.Generator:
+        """Random numbers (counter-based: Philox) of the next decision, a function of the seeds and its number alone."""
+        key = np.array([self._key, self.decisions], np.uint64)
+        return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
+
+
+def prepare(
+    policy: Planner, execution: ExecutionConfig, noise_seed: int, delay: int = 0
+) -> tuple[int, int, tuple[int, ...]]:
+    """What a `Timeline` needs beside the configuration: interval, longest delay of a prefix, discrete dimensions.
+
+    Raises:
+        ValueError: the policy cannot be executed in this mode, or not with a delay as long as this one.
+    """
+    if not 0 <= noise_seed < 2**32:
+        raise ValueError(f"noise_seed={noise_seed} must lie in [0, 2^32)")
+    horizon = policy.chunk.prediction_horizon
+    interval = execution.interval(policy.chunk.execution_horizon, horizon, delay)
+    discrete = tuple(i for i, n in enumerate(policy.spec.action.choices or ()) if n)
+    if execution.mode not in FORMS:
+        return interval, horizon, discrete
+    form, able = FORMS[execution.mode], policy.continues if isinstance(policy, ContinuingPlanner) else {}
+    if form not in able:
+        modes = [mode for mode, known in FORMS.items() if known in able]
+        known = ", ".join(["receding_horizon", "temporal_ensembling", *modes])
+        hint = "; it takes a policy trained with head.prefix_max above 0" if form == "trained" else ""
+        raise ValueError(f"mode={execution.mode!r} is not possible with this policy, only {known}{hint}")
+    if delay > able[form]:
+        raise ValueError(
+            f"mode={execution.mode!r} with a delay of {delay} control steps: the policy takes at most {able[form]}"
+        )
+    return interval, able[form], discrete
 
 
 class Controller:
-    """Receding horizon control of any number of robots ("lanes") with one policy.
+    """Control of any number of robots ("lanes") with one policy, in the mode and with the delay of `ExecutionConfig`.
 
-    A lane decides when its queue is empty: it predicts a chunk, executes the first `execution_horizon` actions and
-    decides anew. All lanes that must decide share inference calls of exactly `inference_batch` rows (unused rows are
-    padding), and the noise of a decision is a function of (noise seed, episode seed, number of the decision) alone.
-    So a lane's actions do not depend on how many lanes run beside it.
+    All lanes that must decide share inference calls of exactly `inference_batch` rows (unused rows are padding), and
+    the noise and simulated delay of a decision are a function of (noise seed, episode seed, number of the decision)
+    alone. So a lane's actions do not depend on how many lanes run beside it. A robot that must not wait for inference
+    takes `AsyncController`, whose actions are those of this one with the delays that occur there.
 
     Args:
         policy: gives chunks.
-        execution_horizon: actions executed per decision; None takes the policy's own.
+        execution_horizon: control steps from one decision to the next, instead of that of `execution`.
         inference_batch: rows of every inference call.
         noise_seed: another value gives another draw of all noise.
+        execution: mode and simulated delay; None executes each chunk's first actions without delay.
+
+    Raises:
+        ValueError: a number out of range, or a policy that cannot be executed so.
     """
 
     def __init__(
-        self, policy: Planner, execution_horizon: int | None = None, inference_batch: int = 1, noise_seed: int = 0
+        self,
+        policy: Planner,
+        execution_horizon: int | None = None,
+        inference_batch: int = 1,
+        noise_seed: int = 0,
+        execution: ExecutionConfig | None = None,
     ):
-        horizon = policy.chunk.execution_horizon if execution_horizon is None else execution_horizon
-        if not 1 <= horizon <= policy.chunk.prediction_horizon:
-            raise ValueError(f"execution_horizon={horizon} must lie in 1..{policy.chunk.prediction_horizon}")
+        execution = execution or ExecutionConfig()
+        if execution_horizon is not None:
+            if not 1 <= execution_horizon <= policy.chunk.prediction_horizon:
+                raise ValueError(
+                    f"execution_horizon={execution_horizon} must lie in 1..{policy.chunk.prediction_horizon}"
+                )
+            execution = replace(execution, execution_horizon=execution_horizon)
         if inference_batch < 1:
             raise ValueError(f"inference_batch={inference_batch} must be at least 1")
-        if not 0 <= noise_seed < 2**32:
-            raise ValueError(f"noise_seed={noise_seed} must lie in [0, 2^32)")
         self.policy = policy
-        self.execution_horizon = horizon
+        self.execution = execution
         self.inference_batch = inference_batch
         self.noise_seed = noise_seed
-        self._tracks: dict[int, _Track] = {}
+        self._delays = execution.delays(policy.spec.control_dt_s)
+        self._timing = prepare(policy, execution, noise_seed, max(self._delays))
+        self.execution_horizon = self._timing[0]
+        self._tracks: dict[int, Track] = {}
 
     def reset(self, lane: int = 0, seed: int = 0) -> None:
-        """Starts an episode in a lane; the seed, in [0, 2^32), fixes all the noise of the episode."""
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed={seed} must lie in [0, 2^32)")
-        self._tracks[lane] = _Track(seed)
+        """Starts an episode in a lane; the seed, in [0, 2^32), fixes all the randomness of the episode."""
+        self._tracks[lane] = Track(self.policy, Timeline(self.execution, *self._timing), self.noise_seed, seed)
 
     def step(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
         """The action (A,) for the observation of a single robot (lane 0)."""
@@ -93,58 +220,47 @@ class Controller:
             ValueError: an observation that lacks a feature, has the wrong shape or is not finite.
         """
         for lane, observation in observations.items():
-            self._check(lane, observation)
+            if lane not in self._tracks:
+                raise ValueError(f"lane {lane} has no episode; call reset(lane, seed) first")
+            self._tracks[lane].check(observation)
+        tracks = {lane: self._tracks[lane] for lane in observations}
         for lane, observation in observations.items():
-            self._observe(lane, observation)
-        waiting = [lane for lane in observations if not self._tracks[lane].queue]
+            tracks[lane].see(observation)
+        self._deliver(tracks.values())
+        waiting = [track for track in tracks.values() if track.timeline.due]
         for start in range(0, len(waiting), self.inference_batch):
             self._decide(waiting[start : start + self.inference_batch])
-        return {lane: self._tracks[lane].queue.pop(0) for lane in observations}
+        return {lane: self._advance(track) for lane, track in tracks.items()}
 
-    def _check(self, lane: int, observation: Mapping[str, np.ndarray]) -> None:
-        """Raises `ValueError` saying what is wrong with the observation."""
-        if lane not in self._tracks:
-            raise ValueError(f"lane {lane} has no episode; call reset(lane, seed) first")
-        for name, feature in self.policy.spec.observation.items():
-            if name not in observation:
-                raise ValueError(f"the observation lacks {name!r}; it has {sorted(observation)}")
-            value = np.asarray(observation[name])
-            if value.shape != feature.shape:
-                raise ValueError(f"observation {name!r} has shape {value.shape}, the policy expects {feature.shape}")
-            if not np.can_cast(value.dtype, feature.dtype, "same_kind"):
-                raise ValueError(f"observation {name!r} is {value.dtype}, the policy expects {feature.dtype}")
-            if not (np.abs(value) <= np.finfo(np.float32).max).all():  # what is larger would become infinite
-                raise ValueError(f"observation {name!r} has NaN or infinity: {value}")
+    def _deliver(self, tracks: Iterable[Track]) -> None:
+        """Hands over the chunks that arrive at the present step of their lanes."""
+        for track in tracks:
+            if track.arriving is not None and track.arriving[0] <= track.timeline.step:
+                track.timeline.deliver(track.arriving[1])
+                track.arriving = None
 
-    def _observe(self, lane: int, observation: Mapping[str, np.ndarray]) -> None:
-        """Appends the observation to the lane's history, which starts with copies of the first one."""
-        history, length = self._tracks[lane].history, self.policy.chunk.history
-        taken = {name: np.array(observation[name]) for name in self.policy.spec.observation}
-        history.extend([taken] * (1 if history else length))
-        del history[:-length]
+    def _decide(self, tracks: list[Track]) -> None:
+        """Has at most `inference_batch` lanes decide with one inference call; without delay the chunks arrive at once.
 
-    def _decide(self, lanes: list[int]) -> None:
-        """Fills the queues of at most `inference_batch` lanes with one inference call."""
-        noise = np.zeros((self.inference_batch, *self.policy.noise_shape), np.float32)
-        for row, lane in enumerate(lanes):
-            noise[row] = self._noise(self._tracks[lane])
-        chunks = self.policy.plan(self._stack(lanes), noise)
-        for row, lane in enumerate(lanes):
-            self._tracks[lane].queue.extend(chunks[row, : self.execution_horizon])
-            self._tracks[lane].decisions += 1
+        So does the first one of an episode: until it is there, the robot has not begun.
+        """
+        delays = [self._delay(track) for track in tracks]
+        questions = [track.question() for track in tracks]
+        chunks = ask(self.policy, questions, self.inference_batch, FORMS.get(self.execution.mode, ""))
+        for track, chunk_TA, delay in zip(tracks, chunks, delays, strict=True):
+            if delay == 0 or track.decisions == 1:
+                track.timeline.deliver(chunk_TA, delay)
+            else:
+                track.arriving = (track.timeline.step + delay, chunk_TA)
 
-    def _stack(self, lanes: list[int]) -> dict[str, np.ndarray]:
-        """Histories of the lanes as (inference_batch, O, *shape) arrays; the rows past the lanes are zero."""
-        stacked = {}
-        for name, feature in self.policy.spec.observation.items():
-            values = np.zeros((self.inference_batch, self.policy.chunk.history, *feature.shape), feature.dtype)
-            for row, lane in enumerate(lanes):
-                values[row] = [observation[name] for observation in self._tracks[lane].history]
-            stacked[name] = values
-        return stacked
+    def _delay(self, track: Track) -> int:
+        """The simulated delay of the lane's next decision, in control steps."""
+        if len(self._delays) == 1:
+            return self._delays[0]
+        return self._delays[track.generator(stream=1).integers(len(self._delays))]
 
-    def _noise(self, track: _Track) -> np.ndarray:
-        """Standard normal noise (*noise_shape) of the lane's next decision: the counter-based Philox generator."""
-        key = np.array([(self.noise_seed << 32) + track.seed, track.decisions], np.uint64)
-        generator = np.random.Generator(np.random.Philox(key=key))
-        return generator.standard_normal(self.policy.noise_shape, np.float32)
+    @staticmethod
+    def _advance(track: Track) -> np.ndarray:
+        action = track.timeline.advance()
+        assert action is not None  # `prepare` made sure that the chunks bridge every delay
+        return action

@@ -58,6 +58,10 @@ class Normalizer(nn.Module):
         self.shift.copy_(shift)
         self.scale.copy_(scale)
 
+    def exempt(self, dimensions: Tensor) -> None:
+        """Leaves the dimensions where the mask (size,) is True as they are."""
+        self.shift[dimensions], self.scale[dimensions] = 0.0, 1.0
+
     def require_fitted(self, name: str) -> None:
         """Raises `ValueError` naming the feature when the statistics are missing or unusable."""
         if not (torch.isfinite(self.shift).all() and torch.isfinite(self.scale).all() and (self.scale > 0).all()):

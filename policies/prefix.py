@@ -1,5 +1,7 @@
 """What a robot is already committed to while its next chunk is computed, for chunks that continue one another."""
 
+# ruff: noqa: N815  (shape suffixes)
+
 from __future__ import annotations
 
 import copy
@@ -25,8 +27,8 @@ class Prefix:
 
     Forms:
         exact: real-time chunking (Black 2025, arXiv 2506.07339): the sampler is pulled towards the previous chunk
-            through the net's Jacobian, softly past the delay. For any trained policy; about three times the cost.
-        identity: the same pull with the identity in place of the Jacobian. As cheap as sampling without a prefix.
+            through the net's Jacobian, softly past the delay. For any trained policy; a backward pass in every step.
+        identity: the same pull with the identity in place of the Jacobian, without the backward pass.
         trained: the first `delay` actions are held and the rest follows from them (Black 2025, arXiv 2512.05964,
             training-time real-time chunking). For a policy trained for it; what lies past the delay is ignored.
 

@@ -8,6 +8,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 DTYPE_NAMES = ("float32", "uint8")
+MOST_CHOICES = 10_000  # of one dimension of an action
+# Names that mean something else beside the parts of a torch module (held against torch by a test).
+_TAKEN = """
+action T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double
+dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items
+keys load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters pop
+register_backward_hook register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook
+register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook
+register_module register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_
+set_extra_state set_submodule share_memory state_dict to to_empty train training type update values xpu zero_grad
+"""
+RESERVED = frozenset(_TAKEN.split())
 
 
 @dataclass(frozen=True)
@@ -19,6 +31,9 @@ class Feature:
     unit: str  # SI unit of the values, "" where there is none
     low: tuple[float, ...] | None = None  # smallest valid value of each dimension; None: not known
     high: tuple[float, ...] | None = None  # largest valid value of each dimension; None: not known
+    # How many choices each dimension of an action has: 0 for a continuous one, otherwise its values are the indices
+    # 0, 1, ... of the choices. None: all continuous.
+    choices: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_NAMES:
@@ -31,6 +46,14 @@ class Feature:
                 raise ValueError(f"feature bound {name!r} has {len(bound)} values, expected {self.size}")
             if bound is not None and any(math.isnan(value) for value in bound):
                 raise ValueError(f"feature bound {name!r} has NaN; write None where no bound is known")
+        counts = (0,) * self.size if self.choices is None else self.choices
+        if len(counts) != self.size or any(
+            type(n) is not int or not (n == 0 or 2 <= n <= MOST_CHOICES) for n in counts
+        ):
+            raise ValueError(
+                f"feature choices {counts} must be {self.size} integers: 0 for a continuous dimension, otherwise 2 to "
+                f"{MOST_CHOICES}"
+            )
 
     @property
     def size(self) -> int:
@@ -44,12 +67,13 @@ class Feature:
     def from_dict(cls, data: Mapping[str, Any]) -> Feature:
         """Builds a feature from its JSON form; `ValueError` on a missing or unknown field."""
         expected = {"shape", "dtype", "unit", "low", "high"}
-        if set(data) != expected:
+        if set(data) - {"choices"} != expected:
             raise ValueError(f"feature has fields {sorted(data)}, expected {sorted(expected)}")
         if not isinstance(data["dtype"], str) or not isinstance(data["unit"], str):
             raise ValueError(f"feature dtype {data['dtype']!r} and unit {data['unit']!r} must be strings")
         bounds = {k: None if data[k] is None else tuple(float(v) for v in data[k]) for k in ("low", "high")}
-        return cls(shape=tuple(data["shape"]), dtype=data["dtype"], unit=data["unit"], **bounds)
+        choices = None if data.get("choices") is None else tuple(data["choices"])
+        return cls(shape=tuple(data["shape"]), dtype=data["dtype"], unit=data["unit"], **bounds, choices=choices)
 
 
 @dataclass(frozen=True)
@@ -64,8 +88,12 @@ class Spec:
         if not self.observation:
             raise ValueError("the specification has no observation feature; expected at least one")
         for name in self.observation:
-            if not name.isidentifier() or name == "action":
+            if not name.isidentifier() or name in RESERVED or name.startswith("_"):
                 raise ValueError(f"the observation name {name!r} is reserved or no identifier; choose another")
+            if self.observation[name].choices is not None:
+                raise ValueError(
+                    f"the observation {name!r} has choices; only an action has, give its values as numbers"
+                )
         if len(self.action.shape) != 1 or self.action.dtype != "float32":
             raise ValueError(
                 f"the action is {self.action.dtype} of shape {self.action.shape}, expected a float32 vector (A,)"
@@ -85,8 +113,12 @@ class Spec:
         return cls(observation, Feature.from_dict(data["action"]), float(data["control_dt_s"]))
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-        return asdict(self)
+        """The JSON form; an action without choices says nothing about them."""
+        data = asdict(self)
+        for feature in (data["action"], *data["observation"].values()):
+            if feature["choices"] is None:
+                del feature["choices"]
+        return data
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .base import Head, HeadConfig
 from .consistency import ConsistencyConfig, ConsistencyHead
 from .diffusion import DiffusionConfig, DiffusionHead
+from .drift import DriftConfig, DriftHead
 from .edm import EDMConfig, EDMHead
 from .flow import FlowConfig, FlowHead
 from .mean_flow import MeanFlowConfig, MeanFlowHead
@@ -15,6 +16,7 @@ from .shortcut import ShortcutConfig, ShortcutHead
 HEADS = {
     "consistency": (ConsistencyConfig, ConsistencyHead),
     "diffusion": (DiffusionConfig, DiffusionHead),
+    "drift": (DriftConfig, DriftHead),
     "edm": (EDMConfig, EDMHead),
     "flow": (FlowConfig, FlowHead),
     "mean_flow": (MeanFlowConfig, MeanFlowHead),

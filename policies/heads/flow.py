@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..coupling import COUPLINGS, couple
 from ..nets import Net
-from ..paths import PATHS, TIMES, sample_time, to_velocity
+from ..paths import PATHS, TIMES, sample_time, to_data, to_velocity
+from ..prefix import Prefix, first, pull_strength, soft_mask
 from ..solvers import SOLVERS, integrate, stage_times
 from .base import Head, HeadConfig, masked_mean
 
@@ -27,11 +30,24 @@ class FlowConfig(HeadConfig):
     solver: str = "euler"  # euler | midpoint | heun | rk4
     # linear | cosine (keeps the variance of normalized data; it is curved, which euler needs many steps to follow)
     path: str = field(default="linear", metadata={"before": "linear"})
+    # which noise meets which chunk in training: independent | optimal_transport (within a batch; see coupling.py)
+    coupling: str = field(default="independent", metadata={"before": "independent"})
+    # what optimal transport pays for noise from a row with another condition; 0 is right only without a condition
+    coupling_condition: float = field(default=100.0, metadata={"before": 100.0})
+    # share of the rows that are trained without their condition, in [0, 1); 0 trains none
+    condition_dropout: float = field(default=0.0, metadata={"before": 0.0})
+    # classifier-free guidance: 0 ignores the condition, 1 is the plain sampler, more exaggerates what it says
+    guidance: float = field(default=1.0, metadata={"before": 1.0})
+    # the largest weight of the pull towards a prefix (forms exact and identity), in 1 / unit of generation time
+    max_guidance: float = field(default=5.0, metadata={"before": 5.0})
+    # control steps of a chunk that may be given beforehand (form trained); less than the chunk has; 0 trains none
+    prefix_max: int = field(default=0, metadata={"before": 0})
 
     def __post_init__(self) -> None:
-        for name, choices in (("prediction", PREDICTIONS), ("time", TIMES), ("solver", SOLVERS), ("path", PATHS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"head.{name}={getattr(self, name)!r} is unknown; choices: {', '.join(choices)}")
+        choices = {"prediction": PREDICTIONS, "time": TIMES, "solver": SOLVERS, "path": PATHS, "coupling": COUPLINGS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"head.{name}={getattr(self, name)!r} is unknown; choices: {', '.join(known)}")
         for name in ("draws", "steps"):
             if not 1 <= getattr(self, name) <= 1000:
                 raise ValueError(f"head.{name}={getattr(self, name)} must lie in 1..1000")
@@ -40,21 +56,40 @@ class FlowConfig(HeadConfig):
                 f"head.solver={self.solver!r} evaluates at t=1, where the velocity of head.prediction='data' is "
                 "singular; use euler or midpoint"
             )
+        most = {"coupling_condition": 1e9, "guidance": 100, "max_guidance": 1000, "prefix_max": 1000}
+        for name, largest in most.items():
+            if not 0 <= getattr(self, name) <= largest:
+                raise ValueError(f"head.{name}={getattr(self, name)} must lie in 0..{largest:g}")
+        if not 0 <= self.condition_dropout < 1:
+            raise ValueError(f"head.condition_dropout={self.condition_dropout} must lie in [0, 1)")
+        if self.guidance != 1 and not self.condition_dropout:
+            raise ValueError(
+                f"head.guidance={self.guidance} needs a policy that was also trained without conditions: "
+                "head.condition_dropout above 0, for example 0.1"
+            )
 
 
 class FlowHead(Head):
     """Learns the velocity of the path and integrates it from noise to data."""
+
+    continues = ("exact", "identity", "trained")
+    times: Tensor
 
     def __init__(self, config: FlowConfig, cond_size: int):
         super().__init__()
         self.config = config
         self.tableau = SOLVERS[config.solver]
         self.path = PATHS[config.path]
+        times = torch.tensor(stage_times(self.tableau, config.steps), dtype=torch.float32)
+        self.register_buffer("times", times, persistent=False)  # (K,), when the net is asked
+        if config.condition_dropout:
+            # Learned, for zero is what the encoder may well make of some observation; here the net can tell them apart.
+            self.null = nn.Parameter(torch.zeros(cond_size))
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations per decision."""
-        return self.config.steps * self.tableau.stages
+        """Network evaluations per decision; guidance doubles them, in batches of twice the rows."""
+        return self.config.steps * self.tableau.stages * (1 if self.config.guidance == 1 else 2)
 
     def loss(
         self, net: Net, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, generator: torch.Generator | None
@@ -64,21 +99,134 @@ class FlowHead(Head):
         With prediction=data the target is the chunk itself (on the linear path weight (1-t)^2 relative to the velocity
         loss), which learns the conditional mean as fast as regression does.
         """
-        draws, (B, T, A) = self.config.draws, x1_BTA.shape
-        t = sample_time(self.config.time, (draws, B), x1_BTA, generator)
-        x0 = torch.randn((draws, B, T, A), generator=generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
-        c = self.path(t[..., None, None])
+        config, (B, T, A) = self.config, x1_BTA.shape
+        t = sample_time(config.time, (config.draws, B), x1_BTA, generator)
+        x0 = torch.randn((config.draws, B, T, A), generator=generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
+        if config.coupling == "optimal_transport":
+            x0 = couple(x0, x1_BTA, cond_BE, mask_BT, config.coupling_condition)
+        if config.condition_dropout:
+            cond_BE = self._drop(cond_BE, generator)
+        if config.prefix_max:
+            t, mask_BT = self._hold(t, mask_BT, generator)
+        c = self.path(t.reshape(config.draws, B, -1, 1))
         x_t = c.alpha * x1_BTA + c.sigma * x0
-        target = c.d_alpha * x1_BTA + c.d_sigma * x0 if self.config.prediction == "velocity" else x1_BTA.expand_as(x0)
-        output = net(x_t.flatten(0, 1), net.prepare(t, cond_BE).flatten(0, 1)).unflatten(0, (draws, B))
+        target = c.d_alpha * x1_BTA + c.d_sigma * x0 if config.prediction == "velocity" else x1_BTA.expand_as(x0)
+        modulation = net.prepare(t, cond_BE, per_action=config.prefix_max > 0)
+        output = net(x_t.flatten(0, 1), modulation.flatten(0, 1)).unflatten(0, (config.draws, B))
         return masked_mean((output - target).square(), mask_BT)
+
+    def _drop(self, cond_BE: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The conditions, some rows' replaced by the null vector (Ho & Salimans 2022, Algorithm 1)."""
+        draw = torch.rand((len(cond_BE), 1), generator=generator, device=cond_BE.device)
+        return torch.where(draw < self.config.condition_dropout, self.null.to(cond_BE.dtype), cond_BE)
+
+    def _hold(self, t: Tensor, mask_BT: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Times (draws, B) as one per action (draws, B, T), 1 for a random number of first ones, which do not count.
+
+        At t=1 the path is at the data, so the net sees these actions clean. Their number is uniform in 0..prefix_max,
+        as in the robot experiments of Black 2025 (arXiv 2512.05964): which delays will occur is not known here.
+        """
+        horizon = mask_BT.shape[1]
+        if self.config.prefix_max >= horizon:
+            raise ValueError(
+                f"head.prefix_max={self.config.prefix_max} leaves nothing to predict of a chunk of {horizon} steps; "
+                f"choose at most {horizon - 1}"
+            )
+        count = torch.randint(self.config.prefix_max + 1, t.shape, generator=generator, device=t.device)
+        held = first(count, horizon)
+        return torch.where(held, 1, t.unsqueeze(-1)), mask_BT & ~held
 
     def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
         """Integrates from the noise; all time-dependent work is done for the K steps at once, before the loop."""
-        times = torch.tensor(stage_times(self.tableau, self.config.steps), device=noise_BTA.device)
-        prepared = net.prepare(times[:, None].expand(-1, len(noise_BTA)), cond_BE)
+        predict = self._predictor(net, self.times[:, None].expand(-1, len(noise_BTA)), cond_BE)
 
         def velocity(x: Tensor, i: int) -> Tensor:
-            return to_velocity(self.config.prediction, net(x, prepared[i]), x, self.path(times[i]))
+            return to_velocity(self.config.prediction, predict(x, i), x, self.path(self.times[i]))
 
         return integrate(velocity, noise_BTA, self.tableau, self.config.steps)
+
+    def continue_chunk(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor, prefix: Prefix) -> Tensor:
+        """`sample`, but the chunk continues a prefix of normalized actions.
+
+        Raises:
+            ValueError: form trained, and a delay that the head was not trained for; another form, and a single step.
+        """
+        if prefix.form != "trained":
+            if self.config.steps < 2:
+                raise ValueError(
+                    f"prefix.form={prefix.form!r} needs head.steps of at least 2, got 1: in the first step the net "
+                    "sees nothing but noise, which does not tell where a pull would lead"
+                )
+            return self._pulled(net, noise_BTA, cond_BE, prefix)
+        if not self.config.prefix_max:
+            raise ValueError(
+                "prefix.form='trained' needs a policy trained with head.prefix_max above 0; "
+                "this one continues a chunk with form: exact, identity"
+            )
+        if prefix.longest > self.config.prefix_max:
+            raise ValueError(
+                f"prefix.form='trained' with a delay of {prefix.longest} steps, but the policy was trained for at most "
+                f"head.prefix_max={self.config.prefix_max}; forms exact and identity take any delay"
+            )
+        return self._held(net, noise_BTA, cond_BE, prefix)
+
+    def _predictor(
+        self, net: Net, t: Tensor, cond_BE: Tensor, per_action: bool = False
+    ) -> Callable[[Tensor, int], Tensor]:
+        """What the net predicts for chunks at the i-th of the times (K, B) or, one per action, (K, B, T).
+
+        Guided, it is unconditional + guidance * (conditional - unconditional), from one batch of twice the rows (Ho &
+        Salimans 2022, Eq. 6). Predictions of one chunk are linear in each other, so it is the velocities' as well.
+        """
+        if self.config.guidance == 1:
+            prepared = net.prepare(t, cond_BE, per_action)
+            return lambda x, i: net(x, prepared[i])
+        both = torch.cat([cond_BE, self.null.expand_as(cond_BE)])
+        doubled = net.prepare(torch.cat([t, t], dim=1), both, per_action)
+
+        def predict(x: Tensor, i: int) -> Tensor:
+            conditional, unconditional = net(torch.cat([x, x]), doubled[i]).chunk(2)
+            return unconditional + self.config.guidance * (conditional - unconditional)
+
+        return predict
+
+    def _pulled(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor, prefix: Prefix) -> Tensor:
+        """Real-time chunking (Black 2025, arXiv 2506.07339, Eq. 2): the velocity leads towards the prefix as well.
+
+        v + min(beta, strength) * J^T W (prefix - x1), x1 the data that the net expects and J its derivative in x,
+        through the net (exact) or replaced by the identity.
+        """
+        predict = self._predictor(net, self.times[:, None].expand(-1, len(noise_BTA)), cond_BE)
+        weight = soft_mask(prefix.delay_B, prefix.overlap_B, noise_BTA.shape[1]).unsqueeze(-1)
+        known = torch.where(weight > 0, prefix.actions_BTA, 0)
+
+        def velocity(x: Tensor, i: int) -> Tensor:
+            c = self.path(self.times[i])
+
+            def expected(x: Tensor) -> tuple[Tensor, Tensor]:
+                output = predict(x, i)
+                return to_data(self.config.prediction, output, x, c), output
+
+            if prefix.form == "exact":  # vjp differentiates under no_grad too, and in x alone
+                x1, transposed, output = torch.func.vjp(expected, x, has_aux=True)  # pyright: ignore[reportAssignmentType]
+                pull = transposed(weight * (known - x1))[0]
+            else:
+                x1, output = expected(x)
+                pull = weight * (known - x1)
+            return to_velocity(self.config.prediction, output, x, c) + pull_strength(c, self.config.max_guidance) * pull
+
+        return integrate(velocity, noise_BTA, self.tableau, self.config.steps)
+
+    def _held(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor, prefix: Prefix) -> Tensor:
+        """Training-time real-time chunking (Black 2025, arXiv 2512.05964): the prefix stands at t=1 from the start."""
+        held = first(prefix.delay_B, noise_BTA.shape[1])
+        predict = self._predictor(net, torch.where(held, 1, self.times[:, None, None]), cond_BE, per_action=True)
+
+        def hold(x: Tensor) -> Tensor:
+            return torch.where(held.unsqueeze(-1), prefix.actions_BTA, x)
+
+        def velocity(x: Tensor, i: int) -> Tensor:
+            x = hold(x)
+            return to_velocity(self.config.prediction, predict(x, i), x, self.path(self.times[i]))
+
+        return hold(integrate(velocity, noise_BTA, self.tableau, self.config.steps))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..nets import Net
 from ..nets.embed import TimeEmbedding
-from ..paths import TIMES, sample_time
+from ..paths import TIMES, linear, sample_time, to_velocity
 from .base import Head, HeadConfig, masked_mean
 
-# The head learns from the net's derivative in time. The nets resolve a 4e-3 of the interval, which makes that
-# derivative a thousand times the value and the training diverge, so they are shown time slowed down until the fastest
-# sine makes a quarter turn from noise to data (Geng 2025 and Lu & Song 2024 have embeddings as slow as that).
+PREDICTIONS = ("velocity", "data")
+# The head learns from the net's derivative in time. The nets resolve a 4e-3 of the way from noise to data, which makes
+# that derivative a thousand times the value and the training diverge, so they are shown time slowed down until the
+# fastest sine makes a quarter turn on the way (Geng 2025 and Lu & Song 2024 have embeddings as slow as that).
 TIME_SCALE = 1e-3
 
 
@@ -24,20 +25,32 @@ class MeanFlowConfig(HeadConfig):
 
     kind: str = "mean_flow"
     improved: bool = True  # the net's own velocity moves the derivative; False: the velocity of the drawn noise
+    prediction: str = field(default="data", metadata={"before": "velocity"})  # what the net predicts: velocity | data
     time: str = "uniform"  # both ends of an interval: uniform | beta (more near the noise) | logit_normal
     flow_share: float = 0.5  # share of the batch with intervals of length 0: flow matching (0.75 in 2505.13447)
-    weight_power: float = 1.0  # 0: all steps of a chunk count alike; 1: they count less the more their target is moved
+    # share of the other intervals that end at the data, where a single jump ends too; 0 in both papers
+    to_data: float = field(default=0.75, metadata={"before": 0.0})
+    # weight of the intervals against flow matching: the derivative brings news from the data to the noise slowly
+    interval_weight: float = field(default=5.0, metadata={"before": 1.0})
+    weight_power: float = 1.0  # 0: all actions count alike; above: the less, the more the derivative moves their target
     steps: int = 1  # jumps K per decision, all of the same length
 
     def __post_init__(self) -> None:
-        if self.time not in TIMES:
-            raise ValueError(f"head.time={self.time!r} is unknown; choices: {', '.join(TIMES)}")
+        for name, choices in (("prediction", PREDICTIONS), ("time", TIMES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"head.{name}={getattr(self, name)!r} is unknown; choices: {', '.join(choices)}")
         if not 0 < self.flow_share < 1:
             raise ValueError(f"head.flow_share={self.flow_share} must lie inside (0, 1): both kinds of row are needed")
+        if not 0 <= self.to_data <= 1:
+            raise ValueError(f"head.to_data={self.to_data} must lie in [0, 1]")
+        if not 0 < self.interval_weight <= 1000:
+            raise ValueError(f"head.interval_weight={self.interval_weight} must be positive and at most 1000")
         if not 0 <= self.weight_power <= 2:
             raise ValueError(f"head.weight_power={self.weight_power} must lie in 0..2")
         if not 1 <= self.steps <= 1000:
             raise ValueError(f"head.steps={self.steps} must lie in 1..1000")
+        if self.steps > 1 and self.to_data == 1:
+            raise ValueError(f"head.steps={self.steps} jumps end before the data too; use head.to_data below 1")
 
 
 class MeanFlowHead(Head):
@@ -72,46 +85,60 @@ class MeanFlowHead(Head):
         """The net's modulation for jumps of the given length from t, all (..., B) or broadcast to it."""
         return net.prepare(TIME_SCALE * t, cond + self.length(TIME_SCALE * length))
 
+    def average(self, net: Net, x: Tensor, t: Tensor, length: Tensor, cond: Tensor) -> Tensor:
+        """u(x, t, t + length) of rows (B, T, A), each with its own time and length (B,)."""
+        output = net(x, self.prepare(net, t, length, cond))
+        return to_velocity(self.config.prediction, output, x, linear(t[:, None, None]))
+
     def loss(
         self, net: Net, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         """Weighted mean squared error of the average velocity; some rows, drawn anew, have an interval to average over.
 
-        The weight of an action is (1 + |(s-t) du/dt|^2)^-power, mean square over its numbers. The papers divide by the
-        error itself, which is what tells one way of doing it from another: with few dimensions the net then learns the
-        more frequent way only (measured: 1.00 where the demonstrations have 0.8). What divides here depends on the
-        noise only through the derivative, in improved mean flow not at all, so that it cannot prefer a way.
+        With prediction=data the error is that of the data, as in flow matching. The weight of an action is
+        (1 + |(s-t) du/dt|^2)^-power, mean square over its numbers. The papers divide by the error itself, and that is
+        what tells one way of doing it from another: with few dimensions the net then learns the more frequent way only
+        (measured: 1.00 where the demonstrations have 0.8). The derivative of improved mean flow knows nothing of the
+        drawn noise and chunk but x_t, so that dividing by it leaves the optimum where it is.
         """
-        B = len(x1_BTA)
-        options = {"generator": generator, "device": x1_BTA.device}
-        times = sample_time(self.config.time, (2, B), x1_BTA, generator)
-        x0 = torch.randn(x1_BTA.shape, dtype=x1_BTA.dtype, **options)
-        rows = torch.randperm(B, **options)[: max(1, round((1 - self.config.flow_share) * B))]
-        t = times.amin(dim=0)
-        length = torch.zeros_like(t).index_copy(0, rows, (times.amax(dim=0) - t)[rows])
-        velocity = x1_BTA - x0
-        x_t = x0 + t[:, None, None] * velocity
-        output = net(x_t, self.prepare(net, t, length, cond_BE))
+        t, length, rows = self.intervals(x1_BTA, generator)
+        x0 = torch.randn(x1_BTA.shape, generator=generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
+        time, velocity = t[:, None, None], x1_BTA - x0
+        x_t = x0 + time * velocity
+        output = self.average(net, x_t, t, length, cond_BE)
         derivative = self.derivative(net, x_t[rows], velocity[rows], t[rows], length[rows], cond_BE[rows])
         move = torch.zeros_like(velocity).index_copy(0, rows, length[rows, None, None] * derivative)
         weight = (1 + move.square().mean(dim=-1, keepdim=True)) ** -self.config.weight_power
+        weight = weight.index_copy(0, rows, self.config.interval_weight * weight[rows])
+        if self.config.prediction == "data":
+            weight = (1 - time) ** 2 * weight
         return masked_mean(weight * (output - velocity - move).square(), mask_BT)
+
+    def intervals(self, x1_BTA: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Start and length (B,) of every row's interval, and the indices of the rows whose length is not 0."""
+        B = len(x1_BTA)
+        times = sample_time(self.config.time, (2, B), x1_BTA, generator)
+        rows = torch.randperm(B, generator=generator, device=x1_BTA.device)
+        rows = rows[: max(1, round((1 - self.config.flow_share) * B))]
+        whole = rows[: round(self.config.to_data * len(rows))]
+        t = times.amin(dim=0).index_copy(0, whole, times[0, whole])
+        end = t.index_copy(0, rows, times.amax(dim=0)[rows]).index_fill(0, whole, 1.0)
+        return t, end - t, rows
 
     @torch.no_grad()
     def derivative(self, net: Net, x: Tensor, velocity: Tensor, t: Tensor, length: Tensor, cond: Tensor) -> Tensor:
-        """du/dt of the net along the flow at a fixed end of the interval, without gradient; (B, T, A), float32.
+        """du/dt of the net along the flow at a fixed end of the interval, without gradient; (B, T, A).
 
-        Forward mode, in full precision whatever the training's, with the one attention that supports it.
+        Forward mode, exact up to the training's precision: nothing is subtracted, so bf16 costs its own rounding only.
         """
-        end, cond = t + length, cond.to(x.dtype)
+        end = t + length
 
         def average(x: Tensor, t: Tensor) -> Tensor:
-            return net(x, self.prepare(net, t, end - t, cond))
+            return self.average(net, x, t, end - t, cond)
 
-        with torch.autocast(x.device.type, enabled=False):
-            if self.config.improved:
-                velocity = net(x, self.prepare(net, t, torch.zeros_like(t), cond))
-            return torch.func.jvp(average, (x, t), (velocity, torch.ones_like(t)))[1]
+        if self.config.improved:
+            velocity = self.average(net, x, t, torch.zeros_like(t), cond)
+        return torch.func.jvp(average, (x, t), (velocity, torch.ones_like(t)))[1]
 
     def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
         """Jumps from the noise to the data in K equal jumps."""
@@ -121,5 +148,6 @@ class MeanFlowHead(Head):
         prepared = self.prepare(net, times[:, None].expand(-1, len(noise_BTA)), length, cond_BE)
         x_BTA = noise_BTA
         for k in range(steps):
-            x_BTA = x_BTA + net(x_BTA, prepared[k]) / steps
+            velocity = to_velocity(self.config.prediction, net(x_BTA, prepared[k]), x_BTA, linear(times[k]))
+            x_BTA = x_BTA + velocity / steps
         return x_BTA

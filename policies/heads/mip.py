@@ -26,9 +26,12 @@ class MIPConfig(HeadConfig):
 class MIPHead(Head):
     """First the chunk from nothing (t=0, zeros), then once more from t* times the first answer."""
 
+    times: Tensor
+
     def __init__(self, config: MIPConfig, cond_size: int):
         super().__init__()
         self.config = config
+        self.register_buffer("times", torch.tensor([0.0, config.time], dtype=torch.float32), persistent=False)
 
     @property
     def evaluations(self) -> int:
@@ -55,5 +58,4 @@ class MIPHead(Head):
 
     def _prepare(self, net: Net, like: Tensor, cond_BE: Tensor) -> Tensor:
         """Modulation (2, B, M) of the two evaluations."""
-        times = torch.tensor([0.0, self.config.time], device=like.device)
-        return net.prepare(times[:, None].expand(-1, len(like)), cond_BE)
+        return net.prepare(self.times[:, None].expand(-1, len(like)), cond_BE)

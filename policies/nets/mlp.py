@@ -72,7 +72,7 @@ class MLP(Net):
         width = self.inlet.out_features
         shared, start, last_shift, last_scale = modulation.split((3 * width, width, width, width), dim=-1)
         h = self.inlet(x_BTA.flatten(1)) + start
-        for up, down, offset in zip(self.up, self.down, self.offsets, strict=True):
+        for up, down, offset in zip(self.up, self.down, self.offsets.unbind(), strict=True):
             shift, scale, gate = (shared + offset).chunk(3, dim=-1)
             h = h + gate * down(F.gelu(up(modulate(h, shift, scale)), approximate="tanh"))
         return self.outlet(modulate(h, last_shift, last_scale)).unflatten(1, self.chunk_shape)

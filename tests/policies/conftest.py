@@ -90,7 +90,7 @@ def make_batch() -> Callable[..., Batch]:
         observation = {n: torch.randn(rows, chunk.history, *f.shape) for n, f in policy.spec.observation.items()}
         mask = torch.ones(rows, chunk.prediction_horizon, dtype=torch.bool)
         mask[-1, chunk.prediction_horizon // 2 :] = False
-        return Batch(observation, torch.randn(rows, *policy.chunk_shape) + 1, mask)
+        return Batch(observation, torch.randn(rows, chunk.prediction_horizon, policy.spec.action.size) + 1, mask)
 
     return make
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from policies import Batch, Feature, Spec
+from policies.spec import RESERVED
 
 VECTOR = {"shape": [2], "dtype": "float32", "unit": "m", "low": [-1.0, -2.0], "high": [1.0, 2.0]}
 IMAGE = {"shape": [4, 6, 3], "dtype": "uint8", "unit": "", "low": None, "high": None}
@@ -77,11 +78,15 @@ def test_a_wrong_specification_is_refused(change, message):
 
 
 # "action" would be mistaken for the action, the others cannot name a part of a torch module.
-@pytest.mark.parametrize("name", ["action", "observation.state", ""])
+@pytest.mark.parametrize("name", ["action", "observation.state", "", "keys", "train", "_parameters"])
 def test_a_name_that_cannot_be_kept_apart_is_refused(name):
     spec = Spec.from_dict(SPEC)
     with pytest.raises(ValueError, match=re.escape(f"the observation name {name!r}")):
         replace(spec, observation={name: spec.action})
+
+
+def test_every_name_of_a_torch_module_is_reserved():
+    assert {name for name in dir(torch.nn.ModuleDict()) if not name.startswith("_")} <= RESERVED
 
 
 def test_annotations_are_checked_under_pytest():

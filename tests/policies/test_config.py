@@ -40,10 +40,12 @@ def test_a_field_that_came_later_may_be_missing_and_then_means_what_was_meant_be
         build(Grown, {"path": "new"}, "part")
 
 
-def test_a_flow_from_before_there_were_paths_is_linear():
-    data = changed("head.path", ...)
-    assert policy_config(data).head == PolicyConfig().head
-    assert data["head"].keys() == {"kind", "prediction", "time", "draws", "steps", "solver"}
+def test_a_flow_with_the_fields_of_the_first_release_is_the_plain_one():
+    data = as_json(PolicyConfig())
+    data["head"] = {name: data["head"][name] for name in ("kind", "prediction", "time", "draws", "steps", "solver")}
+    head = policy_config(data).head
+    assert head == PolicyConfig().head
+    assert vars(head).items() >= {"path": "linear", "coupling": "independent", "guidance": 1.0, "prefix_max": 0}.items()
 
 
 def as_json(config: PolicyConfig) -> dict[str, Any]:

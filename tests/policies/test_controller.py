@@ -25,7 +25,7 @@ class Scripted(Policy):
         self.spec = SPEC
         self.asked: list[tuple[Mapping[str, torch.Tensor], torch.Tensor]] = []
 
-    def sample(self, observation, noise):
+    def sample(self, observation, noise, prefix=None):
         self.asked.append((observation, noise))
         state = observation["state"][..., 0]
         chunk = torch.empty_like(noise)

@@ -148,13 +148,6 @@ def test_executing_more_than_is_predicted_is_an_error():
         ChunkConfig(prediction_horizon=4, execution_horizon=5)
 
 
-@pytest.mark.parametrize("name", ["keys", "train"])
-def test_an_observation_named_like_a_part_of_a_module_is_refused(spec, name):
-    taken = replace(spec, observation={name: spec.observation["state"]})
-    with pytest.raises(ValueError, match=f"the observation name '{name}' is reserved"):
-        Policy(PolicyConfig(), taken)
-
-
 def test_plan_is_sample_in_numpy(make_policy, make_batch):
     policy = make_policy()
     observation, noise = make_batch(policy, 3).observation, torch.randn(3, *policy.noise_shape)

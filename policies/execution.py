@@ -1,0 +1,201 @@
+"""How chunks are executed: the modes, simulated delay, and one robot's chunks in control time. No torch here."""
+
+# ruff: noqa: N815  (shape suffixes)
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+FORMS = {"rtc_exact": "exact", "rtc_identity": "identity", "rtc_trained": "trained"}  # mode: form of its prefix
+MODES = ("receding_horizon", "temporal_ensembling", *FORMS)
+REMEMBERED = 10  # last delays, the largest of which is expected of the next decision
+
+
+@dataclass
+class ExecutionConfig:
+    """How chunks become actions, in evaluation and on a robot alike; mode and delay are independent choices.
+
+    A decision begins every `execution_horizon` control steps, but never before the last one has arrived: inference is
+    sequential. Until its chunk arrives the old one goes on; of the new one those actions are skipped whose time passed
+    meanwhile. The first chunk of an episode starts at its first action whenever it arrives, for until then the robot
+    stands where it decided.
+
+    Modes:
+        receding_horizon: the new chunk replaces the old one. The plain choice; with a delay the motion may jump.
+        temporal_ensembling: the mean of all chunks that cover the step (Zhao 2023, ACT). Smooth, but the mean of two
+            ways round an obstacle is no way. Decides as often as inference allows unless `execution_horizon` is given.
+        rtc_exact: real-time chunking (Black 2025, arXiv 2506.07339): the new chunk is drawn to the old one, softly past
+            the delay, through the net's Jacobian. For any trained flow policy with a delay.
+        rtc_identity: the same with the identity in place of the Jacobian, without its backward pass.
+        rtc_trained: the actions of the delay are given to a policy that was trained for it (Black 2025, arXiv
+            2512.05964; head.prefix_max above 0). No extra cost, and the first choice where one may train.
+
+    Raises:
+        ValueError: an unknown mode, a number out of range, or more than one source of delay.
+    """
+
+    mode: str = "receding_horizon"  # receding_horizon | temporal_ensembling | rtc_exact | rtc_identity | rtc_trained
+    # control steps from one decision to the next; 0: the checkpoint's own, temporal_ensembling: 1
+    execution_horizon: int = 0
+    delay: int = 0  # simulated: control steps from an observation to the arrival of the chunk decided from it
+    latencies_ms: list[float] = field(default_factory=list)  # simulated: draw each decision's latency from these
+    latencies_file: str = ""  # simulated: the same from a file with one number of milliseconds per line
+    ensemble_decay: float = 0.01  # temporal_ensembling: m of the weights exp(-m i), i = 0 for the oldest chunk
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode={self.mode!r} is unknown; choices: {', '.join(MODES)}")
+        for name in ("execution_horizon", "delay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if not math.isfinite(self.ensemble_decay):
+            raise ValueError(f"ensemble_decay={self.ensemble_decay} must be finite")
+        given = [name for name in ("delay", "latencies_ms", "latencies_file") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both given; choose one source of delay")
+        _check_latencies(self.latencies_ms, "latencies_ms")
+
+    def delays(self, control_dt_s: float) -> list[int]:
+        """The simulated delays, in control steps, from which that of each decision is drawn.
+
+        A chunk counts from the first control step at which it is there, so latencies are rounded up.
+
+        Raises:
+            ValueError: the file of latencies is missing, empty or holds something else.
+        """
+        latencies = _read_latencies(Path(self.latencies_file)) if self.latencies_file else self.latencies_ms
+        # Rounded to a millionth of a step first: what is three steps long may come out as a little more than 3.
+        return [math.ceil(round(ms / 1000 / control_dt_s, 6)) for ms in latencies] or [self.delay]
+
+    def interval(self, own: int, horizon: int, delay: int) -> int:
+        """Control steps from one decision to the next of a policy with this execution and prediction horizon.
+
+        Raises:
+            ValueError: chunks of this length cannot bridge the (largest) delay; the message says what would.
+        """
+        ensembling = self.mode == "temporal_ensembling"
+        steps = self.execution_horizon or (1 if ensembling else own)
+        if steps > horizon:
+            raise ValueError(f"execution_horizon={steps} must lie in 1..{horizon}")
+        if 2 * delay > horizon:
+            raise ValueError(
+                f"a delay of {delay} control steps is too long for chunks of {horizon}: expected at most {horizon // 2}"
+            )
+        if not (delay <= steps or ensembling) or max(delay, steps) + delay > horizon:
+            raise ValueError(
+                f"execution_horizon={steps} does not fit a delay of {delay} control steps and chunks of {horizon}; "
+                f"expected {1 if ensembling else max(delay, 1)}..{horizon - delay} "
+                "(delay <= execution_horizon <= prediction_horizon - delay)"
+            )
+        return steps
+
+
+def _read_latencies(path: Path) -> list[float]:
+    if not path.is_file():
+        raise ValueError(f"latencies_file={str(path)!r} does not exist")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        latencies = [float(line) for line in lines]
+    except ValueError as error:
+        raise ValueError(f"latencies_file={str(path)!r}: {error}; expected one number of ms per line") from error
+    if not latencies:
+        raise ValueError(f"latencies_file={str(path)!r} is empty; expected one number of milliseconds per line")
+    _check_latencies(latencies, f"latencies_file={str(path)!r}")
+    return latencies
+
+
+def _check_latencies(latencies: list[float], where: str) -> None:
+    for latency in latencies:
+        if not 0 <= latency < math.inf:
+            raise ValueError(f"{where} has {latency}; expected milliseconds, 0 or more")
+
+
+@dataclass(frozen=True)
+class PrefixArrays:
+    """The previous chunk of every row, for a planner that continues it: `policies.prefix.Prefix` without torch."""
+
+    actions_BTA: np.ndarray  # (B, T, A) float32, physical units; index 0 is the first step of the new chunk
+    delay_B: np.ndarray  # (B,) int64: control steps that will be executed before the new chunk arrives
+    overlap_B: np.ndarray  # (B,) int64: leading control steps for which the previous chunk has values; 0: there is none
+    form: str  # exact | identity | trained
+
+
+class Timeline:
+    """One robot's chunks in control time: which action is due, when to decide anew, what the next chunk continues.
+
+    Args:
+        config: the mode, and the decay of its weights.
+        interval: control steps from one decision to the next.
+        longest: delay in control steps that a prefix may have at most.
+        discrete: dimensions of the action that are choices, which have no mean.
+    """
+
+    def __init__(self, config: ExecutionConfig, interval: int, longest: int, discrete: Sequence[int] = ()):
+        self.config = config
+        self.interval = interval
+        self.longest = longest
+        self.discrete = discrete
+        self.step = 0  # the present control step
+        self.begun = 0  # the step at which the last decision began
+        self.waiting = False  # for its chunk
+        self._chunks: list[tuple[int, np.ndarray]] = []  # first step and actions (T, A); the newest is last
+        self._delays: deque[int] = deque(maxlen=REMEMBERED)
+
+    @property
+    def started(self) -> bool:
+        """Whether there has been a chunk."""
+        return bool(self._chunks)
+
+    @property
+    def due(self) -> bool:
+        """Whether a decision should begin at the present step."""
+        return not self.waiting and (not self.started or self.step >= self.begun + self.interval)
+
+    def begin(self) -> None:
+        """Notes that a decision begins at the present step."""
+        self.begun, self.waiting = self.step, True
+
+    def deliver(self, actions_TA: np.ndarray, delay: int | None = None) -> None:
+        """Takes the chunk of the decision that began last; its delay is what has passed unless it is given."""
+        self._delays.append(self.step - self.begun if delay is None else delay)
+        if not self.started:  # the robot has stood still until now
+            self.begun = self.step
+        keep = self._chunks if self.config.mode == "temporal_ensembling" else []
+        keep = [(first, actions) for first, actions in keep if self.step < first + len(actions)]
+        self._chunks = [*keep, (self.begun, actions_TA)]
+        self.waiting = False
+
+    def previous(self, shape: tuple[int, int]) -> tuple[np.ndarray, int, int]:
+        """What a decision that begins now continues: actions (T, A) from now on, expected delay, steps with values.
+
+        The delay expected is the largest of the last ones (Black 2025, arXiv 2506.07339, Algorithm 1), but no longer
+        than there are actions left to execute, or than the policy can be told.
+        """
+        actions_TA = np.zeros(shape, np.float32)
+        if not self.started:
+            return actions_TA, 0, 0
+        first, previous = self._chunks[-1]
+        rest = previous[self.step - first :]
+        actions_TA[: len(rest)] = rest
+        return actions_TA, min(max(self._delays), len(rest), self.longest), len(rest)
+
+    def advance(self) -> np.ndarray | None:
+        """The action (A,) of the present step, or None where no chunk has one; then the next step is present."""
+        now, self.step = self.step, self.step + 1
+        actions = [actions[now - first] for first, actions in self._chunks if now < first + len(actions)]
+        if not actions:
+            return None
+        if len(actions) == 1:
+            return actions[0].copy()
+        weight = np.exp(-self.config.ensemble_decay * np.arange(len(actions)))
+        mean = np.average(actions, axis=0, weights=weight).astype(np.float32)
+        for i in self.discrete:  # the choice with the most weight
+            choices, which = np.unique([action[i] for action in actions], return_inverse=True)
+            mean[i] = choices[np.bincount(which, weight).argmax()]
+        return mean
