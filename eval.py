@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,11 +40,10 @@ FRAME_EVERY = 4  # control steps per video frame
 
 def evaluate(policy: policies.Policy, env: envs.EnvConfig, config: schema.EvaluationConfig) -> list[EpisodeRecord]:
     """Runs the policy on the held-out seeds; records in the order of the seeds."""
-    controller = policies.Controller(
-        policy, config.execution_horizon or None, config.inference_batch, config.noise_seed
-    )
     with cpu_threads(1):
-        return rollout(partial(envs.make, env), controller, _seeds(config), progress=True, **_lanes(config))
+        return rollout(
+            _world(policy, env, config), _controller(policy, config), _seeds(config), progress=True, **_lanes(config)
+        )
 
 
 def evaluate_expert(env: envs.EnvConfig, config: schema.EvaluationConfig) -> list[EpisodeRecord]:
@@ -52,7 +51,20 @@ def evaluate_expert(env: envs.EnvConfig, config: schema.EvaluationConfig) -> lis
     with closing(envs.make(env)) as world:
         if world.expert is None:
             return []
-    return rollout(partial(envs.make, env), "expert", _seeds(config), progress=True, **_lanes(config))
+    make_env = partial(envs.make, env, config.perturb.unseen())
+    return rollout(make_env, "expert", _seeds(config), progress=True, **_lanes(config))
+
+
+def _controller(policy: policies.Policy, config: schema.EvaluationConfig) -> policies.Controller:
+    return policies.Controller(
+        policy, inference_batch=config.inference_batch, noise_seed=config.noise_seed, execution=config
+    )
+
+
+def _world(policy: policies.Policy, env: envs.EnvConfig, config: schema.EvaluationConfig) -> Callable[[], envs.Env]:
+    """What builds the world with its perturbations, for this policy's sense of spread."""
+    spreads = {name: normalizer.scale.tolist() for name, normalizer in policy.normalizers()[:-1]}
+    return partial(envs.make, env, config.perturb, spreads)
 
 
 def _seeds(config: schema.EvaluationConfig) -> range:
@@ -104,14 +116,11 @@ def film(
         fps = 1 / (policy.spec.control_dt_s * FRAME_EVERY)
         clips.append(Clip(record.seed, chosen[record.seed], encode_mp4(frames, fps)))
 
-    controller = policies.Controller(
-        policy, config.execution_horizon or None, config.inference_batch, config.noise_seed
-    )
     try:
         with cpu_threads(1):  # as in the evaluation, so that the episodes come out the same to the last bit
             rollout(
-                partial(envs.make, env),
-                controller,
+                _world(policy, env, config),
+                _controller(policy, config),
                 sorted(chosen),
                 stop_at_success=config.stop_at_success,
                 frame_seeds=chosen.keys(),
@@ -155,7 +164,7 @@ def conclude(run: Run, policy: policies.Policy) -> dict[str, Any]:
     write_records(fresh(run.out / "episodes.jsonl"), records)
     (run.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     data = ReportData(
-        title=f"{records[0].task}: {policy.config.head.kind} policy",
+        title=f"{records[0].task}: {policy.config.head.kind} policy{conditions(run.eval)}",
         task=source.task,
         records=records,
         expert_records=expert or None,
@@ -198,9 +207,21 @@ def summary(
         "total_seconds": round(time.perf_counter() - run.started, 2),
         "checkpoint": str(run.checkpoint),
         "seed": run.eval.seed,
+        "conditions": conditions(run.eval),
+        "perturbation": records[0].perturbation,
+        "execution": {f.name: getattr(run.eval, f.name) for f in fields(policies.ExecutionConfig)},
         "versions": versions(),
         "hardware": hardware(device),
     }
+
+
+def conditions(config: schema.EvaluationConfig) -> str:
+    """In words, what makes this evaluation harder or other than the plain one; empty if nothing does."""
+    told = [config.mode] if config.mode != "receding_horizon" else []
+    told += [f"delay {config.delay} steps"] if config.delay else []
+    told += ["measured latencies"] if config.latencies_ms or config.latencies_file else []
+    told += [config.perturb.describe()] if config.perturb.describe() else []
+    return f" ({', '.join(told)})" if told else ""
 
 
 def fresh(path: Path) -> Path:
@@ -215,7 +236,7 @@ def closing_line(metrics: dict[str, Any], out: Path) -> str:
     rate = metrics["expert_rate"]
     expert = "no scripted expert" if rate is None else f"expert {rate:.1%} on the same seeds"
     return (
-        f"{metrics['task']}: {metrics['successes']}/{metrics['n']} = {metrics['rate']:.1%} "
+        f"{metrics['task']}{metrics['conditions']}: {metrics['successes']}/{metrics['n']} = {metrics['rate']:.1%} "
         f"[{metrics['wilson_low']:.1%}, {metrics['wilson_high']:.1%}] (95 % Wilson), {expert}; "
         f"report: {out / 'report.html'}"
     )

@@ -12,10 +12,18 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from demos.collect import CollectConfig
+from deploy.export import ExportConfig
+from deploy.runtime import RuntimeConfig
+from deploy.safety import SafetyConfig
+from deploy.server_config import ServerConfig
+from deploy.workspace import Box
 from envs import ENVS
 from envs.base import EnvConfig
+from envs.perturb import PerturbConfig
 from policies.encoders import ENCODERS, EncoderConfig
+from policies.execution import ExecutionConfig
 from policies.heads import HEADS, HeadConfig
+from policies.monitor import MonitorConfig
 from policies.nets import NETS, NetConfig
 from policies.normalizer import NormalizerConfig
 from policies.policy import ChunkConfig, PolicyConfig
@@ -55,8 +63,8 @@ class TrainingConfig:
 
 
 @dataclass
-class EvaluationConfig:
-    """The evaluation."""
+class EvaluationConfig(ExecutionConfig):
+    """The evaluation; mode, execution horizon and simulated delay are fields of `ExecutionConfig`."""
 
     episodes: int = 100  # held-out episodes; 0 skips the evaluation
     seed: int = 1_000_000  # start-state seed of the first episode; demonstrations use seeds below one million
@@ -64,14 +72,15 @@ class EvaluationConfig:
     workers: str = "process"  # process (one per CPU core) | inline; does not change any outcome
     inference_batch: int = 16  # rows of every inference call; another value may change an action's last bit
     noise_seed: int = 0  # another value draws other noise for the same start states
-    execution_horizon: int = 0  # actions executed per decision; 0: the checkpoint's own
     stop_at_success: bool = True  # end an episode at its first success
     expert: bool = True  # also run the scripted expert on the same seeds
     videos: int = 3  # episodes of each outcome to film; 0: none
+    perturb: PerturbConfig = field(default_factory=PerturbConfig)  # what disturbs the world
 
     def __post_init__(self) -> None:
-        if self.episodes < 0 or self.videos < 0 or self.execution_horizon < 0:
-            raise ValueError("eval.episodes, eval.videos and eval.execution_horizon must not be negative")
+        super().__post_init__()
+        if self.episodes < 0 or self.videos < 0:
+            raise ValueError("eval.episodes and eval.videos must not be negative")
         if self.n_envs < 1 or self.inference_batch < 1:
             raise ValueError("eval.n_envs and eval.inference_batch must be at least 1")
         if self.seed < 1_000_000:
@@ -138,12 +147,87 @@ class CollectRoot:
     demos: CollectConfig = field(default_factory=CollectConfig)
 
 
+@dataclass
+class ServeRoot(ServerConfig):
+    """What `python -m deploy.serve` reads: beside these fields, those of the server."""
+
+    checkpoint: str = MISSING  # folder of a checkpoint or of an export
+    device: str = "auto"  # auto (cuda if there is one) | cpu | cuda | cuda:N
+    threads: int = 1  # CPU threads of inference; 0: as many as this process may use
+
+
+@dataclass
+class DeployRoot:
+    """What `python -m deploy.run` reads."""
+
+    checkpoint: str = ""  # checkpoint folder
+    artifact: str = ""  # folder of an exported policy (format=onnx) that decides in place of the checkpoint
+    monitor: bool = False  # let the checkpoint's calibrated monitor watch; runtime.on_alarm says what an alarm does
+    replay: str = ""  # a journal: instead of controlling, decide again what it says, and compare to the last bit
+    env: EnvConfig | None = None  # the robot's world; another one than the checkpoint's own
+    seconds: float = 60.0  # to control for, in all episodes together
+    rate_hz: float = 0.0  # control steps per second; 0: the checkpoint's own; another one is a load test
+    seed: int = 2_000_000  # of the first episode's start state and noise; every further episode takes the next
+    stop_at_success: bool = True  # end an episode at its first success
+    asynchronous: bool = True  # decide beside the control, so that no control step waits for a decision
+    noise_seed: int = 0  # another value draws other noise for the same seeds
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    workspace: Box = field(default_factory=Box)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    device: str = "cpu"  # auto (cuda if there is one) | cpu | cuda | cuda:N
+    journal: str = ""  # file to write; empty: outputs/deploy/<date and time>.journal
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0 or not 0 <= self.rate_hz < float("inf"):
+            raise ValueError(f"seconds={self.seconds} must be positive, and rate_hz={self.rate_hz} 0 or positive")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} must lie in [0, 2^32)")
+
+
+@dataclass
+class CalibrateRoot(MonitorConfig):
+    """What `python -m deploy.calibrate` reads: beside these fields, those of the monitor."""
+
+    checkpoint: str = MISSING  # checkpoint folder
+    env: EnvConfig | None = None  # another world than the checkpoint's own
+    demos: CollectConfig | None = None  # how its demonstrations were collected; None: as its training state says
+    episodes: int = 200  # to roll out undisturbed; the successful ones calibrate
+    seed: int = 3_000_000  # of the first; below lie demonstrations, evaluation (1,000,000) and deploy.run (2,000,000)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)  # as the robot will have it, delay included
+    noise_seed: int = 0  # another value draws other noise for the same start states
+    n_envs: int = 4  # simulations side by side; does not change any score
+    workers: str = "process"  # process (one per CPU core) | inline; does not change any score
+    stop_at_success: bool = True  # end an episode at its first success, as the robot will
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.episodes < 1 or self.n_envs < 1:
+            raise ValueError("episodes and n_envs must be at least 1")
+        if not 3_000_000 <= self.seed < 2**32 - self.episodes:
+            raise ValueError(f"seed={self.seed} must be 3000000 or more, where nothing else draws, and below 2^32")
+        if self.workers not in ("process", "inline"):
+            raise ValueError(f"workers={self.workers!r} is unknown; choices: process, inline")
+
+
+@dataclass
+class ExportRoot(ExportConfig):
+    """What `python -m deploy.export` reads: beside these fields, those of the export."""
+
+    checkpoint: str = MISSING  # checkpoint folder
+    out: str = ""  # folder to write; empty: <format>-<precision> beside the checkpoint
+
+
 def register() -> None:
     """Makes the roots and every component's configuration known to Hydra."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainRoot)
     store.store(name="eval_schema", node=EvalRoot)
     store.store(name="collect_schema", node=CollectRoot)
+    store.store(name="serve_schema", node=ServeRoot)
+    store.store(name="deploy_schema", node=DeployRoot)
+    store.store(name="export_schema", node=ExportRoot)
+    store.store(name="calibrate_schema", node=CalibrateRoot)
     store.store(group="env", name="base_none", node=EnvConfig(kind="none"))
     for group, table in (("env", ENVS), ("encoder", ENCODERS), ("net", NETS), ("head", HEADS)):
         for kind, (config, _) in table.items():

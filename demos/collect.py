@@ -249,6 +249,8 @@ def attempt(env: Env, config: CollectConfig, seed: int) -> Episode | None:
     """
     rng = np.random.default_rng([NOISE_STREAM, seed])
     low, high = _limits(env.features["action"])
+    # No noise on choices: there is none between two of them.
+    noise = config.noise * np.array([not n for n in env.features["action"].get("choices", [0] * len(low))])
     steps: list[Step] = []
     observation, info = env.reset(seed=seed)
     expert = env.expert
@@ -257,7 +259,7 @@ def attempt(env: Env, config: CollectConfig, seed: int) -> Episode | None:
     steps_left, over = math.inf, False
     while not over and steps_left > 0:
         clean = np.clip(expert(info["expert_observation"]), low, high).astype(low.dtype)
-        noisy = np.clip(clean + config.noise * rng.standard_normal(clean.shape), low, high).astype(low.dtype)
+        noisy = np.clip(clean + noise * rng.standard_normal(clean.shape), low, high).astype(low.dtype)
         # Copies, because an environment may write into the same arrays at every step.
         decided_at = {name: np.array(value) for name, value in observation.items()}
         observation, reward, terminated, truncated, info = env.step(noisy)

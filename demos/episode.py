@@ -106,7 +106,8 @@ def check_features(features: Mapping[str, Any]) -> None:
 
 
 def _check_feature(name: str, feature: Mapping[str, Any]) -> None:
-    _check_keys(f"features: {name}", feature, FEATURE_KEYS)
+    known = {key: value for key, value in feature.items() if key != "choices"} if feature else feature
+    _check_keys(f"features: {name}", known, FEATURE_KEYS)
     shape = feature["shape"]
     if not isinstance(shape, list | tuple) or not all(isinstance(size, int) and size > 0 for size in shape):
         raise ValueError(f"features: {name} has shape {shape}: expected a list of sizes above 0")

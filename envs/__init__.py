@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .base import Env, EnvConfig, Feature, Features, Observation, RenderingUnavailable, choose_gl_backend, nearest
 from .detour import DetourConfig, DetourEnv
 from .gymnasium_env import GymnasiumConfig, GymnasiumEnv
 from .metaworld import MetaWorldConfig, MetaWorldEnv
+from .perturb import PerturbConfig, PerturbedEnv
 
 # Here, because it must come before the first import of mujoco, by whomever.
 choose_gl_backend()
@@ -21,18 +22,27 @@ ENVS: dict[str, tuple[type[EnvConfig], Callable[[Any], Env]]] = {
 }
 
 
-def make(config: EnvConfig) -> Env:
+def make(
+    config: EnvConfig, perturb: PerturbConfig | None = None, spreads: Mapping[str, Sequence[float]] | None = None
+) -> Env:
     """Build the world that the config describes.
 
+    Args:
+        config: which world.
+        perturb: what disturbs it; None, or a strength of zero, leaves it as it is.
+        spreads: of every dimension of the vectors observed, for `observation_noise_relative`.
+
     Raises:
-        ValueError: the kind is unknown, or the config is not of the class that belongs to the kind.
+        ValueError: the kind is unknown, the config is not of the class that belongs to the kind, or the world cannot be
+            disturbed so.
     """
     if config.kind not in ENVS:
         raise ValueError(f"unknown kind of env {config.kind!r}: {nearest(config.kind, ENVS)}")
     config_class, build = ENVS[config.kind]
     if not isinstance(config, config_class):
         raise ValueError(f"env kind {config.kind!r} takes a {config_class.__name__}, got a {type(config).__name__}")
-    return build(config)
+    env = build(config)
+    return PerturbedEnv(env, perturb, spreads) if perturb and perturb.describe() else env
 
 
 __all__ = [
@@ -45,6 +55,7 @@ __all__ = [
     "GymnasiumConfig",
     "MetaWorldConfig",
     "Observation",
+    "PerturbConfig",
     "RenderingUnavailable",
     "make",
 ]

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import ClassVar, TypedDict
+from typing import Any, ClassVar, NotRequired, TypedDict
 
 import gymnasium
 import numpy as np
@@ -31,6 +31,7 @@ class Feature(TypedDict):
     unit: str
     low: list[float] | None
     high: list[float] | None
+    choices: NotRequired[list[int]]  # of an action with discrete dimensions: how many choices each has; 0: continuous
 
 
 class Features(TypedDict):
@@ -48,6 +49,15 @@ class EnvConfig:
     kind: str = "???"  # a key of envs.ENVS
 
 
+@dataclass(frozen=True)
+class Physics:
+    """MuJoCo's side of a world, for what disturbs it from outside (envs/perturb.py)."""
+
+    model: Any  # mujoco.MjModel
+    data: Any  # mujoco.MjData
+    body: int  # the body that matters most: the object to be handled, or the robot where there is none
+
+
 class Env(gymnasium.Env[Observation, np.ndarray]):
     """A world to act in.
 
@@ -62,6 +72,8 @@ class Env(gymnasium.Env[Observation, np.ndarray]):
         task_text: the task as an instruction in plain English.
         version: the simulator and its version.
         expert: a function from `info["expert_observation"]` to an action, made anew by every `reset`, or None.
+        perturbation: what disturbs the world, as it stands in records; empty if nothing does.
+        physics: MuJoCo's model and data, or None in a world without.
     """
 
     features: Features
@@ -69,8 +81,18 @@ class Env(gymnasium.Env[Observation, np.ndarray]):
     task_text: str
     version: str
     expert: Expert | None = None
+    perturbation: str = ""
+    physics: Physics | None = None
     metadata: ClassVar[dict] = {"render_modes": ["rgb_array"]}  # pyright: ignore[reportIncompatibleVariableOverride]
     render_mode = "rgb_array"
+
+    def widen_start(self, factor: float) -> None:
+        """Draw starts and goals, from the next reset on, from a range `factor` times as wide about the same centre.
+
+        Raises:
+            ValueError: this world cannot.
+        """
+        raise ValueError(f"{self.task} has no range of start states that can be widened; set initial_shift=0")
 
 
 class RenderingUnavailable(RuntimeError):  # noqa: N818 - it names a state of the machine, not a mistake

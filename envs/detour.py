@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .base import Env, EnvConfig, Features, Observation, RenderingUnavailable, load_mujoco, rendering_help
+from .base import Env, EnvConfig, Features, Observation, Physics, RenderingUnavailable, load_mujoco, rendering_help
 
 if TYPE_CHECKING:
     import mujoco
@@ -69,12 +69,14 @@ class DetourEnv(Env):
         self.version = f"detour 1, mujoco {self._mujoco.__version__}"
         self.features = _features(self._model.opt.timestep * SUBSTEPS)
         self.expert = _Demonstrator(1.0)
+        self.physics = Physics(self._model, self._data, self._model.body("robot").id)
+        self._spread = 0.03  # of start and goal along y, m
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
         """Start the episode that belongs to the seed; without one, draw one."""
         super().reset(seed=seed, options=options)
         self._mujoco.mj_resetData(self._model, self._data)
-        start, goal = self.np_random.uniform(-0.03, 0.03, size=2)
+        start, goal = self.np_random.uniform(-self._spread, self._spread, size=2)
         self._data.qpos[:] = (-0.45, start)
         self._goal = np.array([0.45, goal])
         self._model.site("goal").pos[:2] = self._goal
@@ -82,6 +84,10 @@ class DetourEnv(Env):
         self._mujoco.mj_forward(self._model, self._data)
         self._steps, self._mode = 0, ""
         return self._observation(), {"expert_observation": self._all()}
+
+    def widen_start(self, factor: float) -> None:
+        """Draw y of start and goal from a range `factor` times as wide."""
+        self._spread = 0.03 * factor
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
         """Act for one control period (50 ms); the action is clipped to its range. Reward: minus the distance, in m."""

@@ -1,4 +1,4 @@
-"""Any Gymnasium environment with Box observations (alone or in a Dict) and a Box action as a world."""
+"""Any Gymnasium environment with Box observations (alone or in a Dict) as a world."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.spaces import Box, Dict, Space
 
-from .base import Env, EnvConfig, Feature, Observation, RenderingUnavailable, nearest, rendering_help
+from .base import Env, EnvConfig, Feature, Observation, Physics, RenderingUnavailable, nearest, rendering_help
+from .spaces import ActionVector
 
 
 @dataclass
@@ -48,7 +49,8 @@ class GymnasiumEnv(Env):
     """A Gymnasium environment as a world.
 
     Box parts become 1-D float32 arrays, images (uint8, three dimensions) stay as they are; a Box alone is called
-    "state" or "image". Actions are handed over unclipped, in the dtype and shape of the action space.
+    "state" or "image". Actions are handed over unclipped, in the form, dtype and shape of the action space;
+    its discrete parts stand in the action vector as indices of choices (see spaces.py).
 
     Raises:
         ValueError: a space is of another kind, or the step limit or control period is neither known nor given.
@@ -58,16 +60,19 @@ class GymnasiumEnv(Env):
         self.config = config
         self._raw = _make(config)
         parts = _observation_parts(self._raw.observation_space)
-        self._action_space = _action_space(self._raw.action_space)
+        self._actions = ActionVector(self._raw.action_space)
         self._return = 0.0
         self.features = {
             "observation": {name: _observation_feature(box) for name, box in parts.items()},
-            "action": _feature(self._action_space, [math.prod(self._action_space.shape)], "float32"),
+            "action": self._actions.feature,
             "control_dt_s": _control_dt_s(self._raw, config),
         }
         self.task = config.id
         self.task_text = config.task_text or config.id
         self.version = f"gymnasium {gymnasium.__version__}, {config.id}"
+        inner: Any = self._raw.unwrapped
+        if type(getattr(inner, "model", None)).__name__ == "MjModel":
+            self.physics = Physics(inner.model, inner.data, body=1)  # 0 is the world, 1 the root of the robot
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
         """Start the episode that belongs to the seed."""
@@ -80,11 +85,10 @@ class GymnasiumEnv(Env):
         """Act for one control period.
 
         Raises:
-            ValueError: success cannot be told; the message names the keys of info.
+            ValueError: an index that is no choice; success cannot be told (the message names the keys of info).
         """
-        space = self._action_space
-        action = np.asarray(action, space.dtype).reshape(space.shape)
-        observation, reward, terminated, truncated, info = self._raw.step(action)
+        native = self._actions.native(np.asarray(action))
+        observation, reward, terminated, truncated, info = self._raw.step(native)
         self._return += float(reward)
         info = {**info, "success": self._success(info)}
         return self._observation(observation), float(reward), bool(terminated), bool(truncated), info
@@ -158,12 +162,6 @@ def _observation_parts(space: Space) -> dict[str, Box]:
         if len(parts) == len(space):
             return parts
     raise ValueError(f"the observation space is {space}, expected a Box or a Dict of Boxes")
-
-
-def _action_space(space: Space) -> Box:
-    if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating):
-        raise ValueError(f"the action space is {space}, expected a Box of floating-point numbers")
-    return space
 
 
 def _is_image(box: Box) -> bool:

@@ -95,6 +95,7 @@ class Lane:
             steps=self._steps,
             return_=self._return,
             wall_s=time.perf_counter() - self._started,
+            perturbation=self.env.perturbation,
         )
 
     def _keep_frame(self, *, last: bool) -> None:

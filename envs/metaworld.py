@@ -27,6 +27,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from gymnasium.spaces import Box
 
 from .base import (
     Env,
@@ -34,6 +35,7 @@ from .base import (
     Feature,
     Features,
     Observation,
+    Physics,
     RenderingUnavailable,
     check_rendering,
     load_mujoco,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
 LIMIT = 500  # control steps after which Meta-World refuses to go on
+_ROBOT_JOINTS = ("right_j", "r_close", "l_close")  # how their names begin
 CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
 
 TASKS: Mapping[str, str] = MappingProxyType(
@@ -147,6 +150,11 @@ class MetaWorldEnv(Env):
         self.task = config.task
         self.task_text = TASKS[config.task]
         self.version = f"metaworld {importlib.metadata.version('metaworld')}, mujoco {self._mujoco.__version__}"
+        model = self._raw.model
+        handled = next(i for i in range(model.njnt) if not model.joint(i).name.startswith(_ROBOT_JOINTS))
+        self.physics = Physics(model, self._raw.data, int(model.jnt_bodyid[handled]))
+        assert self._raw._random_reset_space is not None
+        self._start_box = self._raw._random_reset_space
         self._renew_expert()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
@@ -158,6 +166,18 @@ class MetaWorldEnv(Env):
         self._renew_expert()
         self._steps = 0
         return self._observation(raw), {**info, "expert_observation": raw}
+
+    def widen_start(self, factor: float) -> None:
+        """Draw what Meta-World draws at reset (object and goal, not the hand) from a box `factor` times as wide."""
+        box = self._start_box
+        centre, half = (box.low + box.high) / 2, (box.high - box.low) / 2
+        self._raw._random_reset_space = Box(centre - factor * half, centre + factor * half, dtype=np.float64)
+        # The goal is clipped to its own box in the observation: nothing may be clipped in silence out there.
+        self._raw.goal_space = Box(-np.inf, np.inf, (3,), np.float64)
+        self._raw.__dict__.pop("sawyer_observation_space", None)
+        if "goal" in self.features["observation"]:
+            goal = self.features["observation"]["goal"]
+            goal["low"] = goal["high"] = None
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
         """Act for one control period (12.5 ms); Meta-World clips the action to [-1, 1].

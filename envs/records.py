@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class EpisodeRecord:
     steps: int  # control steps taken
     return_: float  # sum of the rewards
     wall_s: float  # seconds from reset to the last step, other lanes' work included
+    perturbation: str = ""  # what disturbed the world (envs/perturb.py); empty if nothing did
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,9 @@ _KINDS: dict[str, Sequence[type]] = {
     "steps": (int,),
     "return_": (float, int),
     "wall_s": (float, int),
+    "perturbation": (str,),
 }
+_BEFORE: dict[str, Any] = {"perturbation": ""}  # what the absence of later fields means in older files
 
 
 def _parse(line: str, where: str) -> EpisodeRecord:
@@ -130,6 +133,7 @@ def _parse(line: str, where: str) -> EpisodeRecord:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON ({error}); was the writer killed in the middle of the line?") from error
+    fields = _BEFORE | fields if isinstance(fields, dict) else fields
     if not isinstance(fields, dict) or fields.keys() != _KINDS.keys():
         raise ValueError(f"{where}: got {line[:200]!r}, expected an object with exactly the keys {', '.join(_KINDS)}")
     for name, kinds in _KINDS.items():

@@ -3,7 +3,7 @@
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, Text
 
 import envs
 from envs import GymnasiumConfig, RenderingUnavailable
@@ -173,8 +173,9 @@ def test_no_images_is_an_error(register, monkeypatch):
     [
         ({"observation_space": Discrete(4)}, r"observation space is Discrete\(4\), expected a Box or a Dict of Boxes"),
         ({"observation_space": Dict({"a": PLAIN, "b": Dict({"c": PLAIN})})}, "observation space is Dict"),
-        ({"action_space": Discrete(4)}, r"action space is Discrete\(4\), expected a Box of floating"),
+        ({"action_space": Text(4)}, r"action space has the part Text.*expected a Box of floating-point"),
         ({"action_space": Box(0, 5, (2,), np.int64)}, "expected a Box of floating-point numbers"),
+        ({"action_space": Dict({"a": Discrete(1)})}, "a part with a single choice"),
         ({"limit": None}, "has no step limit of its own: set max_steps"),
     ],
 )
