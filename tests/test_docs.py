@@ -35,8 +35,9 @@ ROOT = Path(__file__).parents[1]
 WALKTHROUGHS = ("docs/add_a_head.md", "docs/add_an_env.md")
 DOCS = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
-PARTS = ("policies", "envs", "demos", "conf", "docs", "train.py", "eval.py", "pyproject.toml", *PAGES[:3])
-CONFIGS = {"train.py": "train", "eval.py": "eval", "demos.collect": "collect"}
+PARTS = ("policies", "envs", "demos", "deploy", "conf", "docs", "train.py", "eval.py", "pyproject.toml", *PAGES[:3])
+CONFIGS = {"train.py": "train", "eval.py": "eval", "demos.collect": "collect", "deploy.run": "deploy"}
+CONFIGS |= {f"deploy.{name}": name for name in ("serve", "export", "calibrate")}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"`([\w/]+\.(?:py|yaml))`[^`]*:$")  # the end of a line that names the file of the block below it
@@ -162,7 +163,8 @@ def test_a_setting_that_does_not_exist_is_found():
 
 
 def known_keys() -> set[str]:
-    keys = {f.name for root in (schema.TrainRoot, schema.EvalRoot) for f in fields(root)} | {"experiment"}
+    roots = (schema.TrainRoot, schema.EvalRoot, schema.DeployRoot, schema.ServeRoot, schema.ExportRoot)
+    keys = {f.name for root in roots for f in fields(root)} | {"experiment"}
     parts = {"train": schema.TrainingConfig, "eval": schema.EvaluationConfig, "wandb": schema.WandbConfig}
     parts |= {"chunk": policies.ChunkConfig, "demos": schema.CollectConfig, "normalizer": schema.NormalizerConfig}
     keys |= {f"{group}.{f.name}" for group, config in parts.items() for f in fields(config)}

@@ -23,8 +23,9 @@ def test_the_wheel_holds_the_packages_only(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    assert tops == {"policies", "envs", "demos"}
-    for needed in ("policies/py.typed", "envs/py.typed", "demos/py.typed", "envs/report.css"):
+    assert tops == {"policies", "envs", "demos", "deploy"}
+    assert not any("lerobot" in name for name in names)
+    for needed in ("policies/py.typed", "envs/py.typed", "demos/py.typed", "deploy/py.typed", "envs/report.css"):
         assert needed in names
 
 

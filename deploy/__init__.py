@@ -1,0 +1,1 @@
+"""The wire: server, client, runtime, safety, export."""

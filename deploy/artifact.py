@@ -1,0 +1,269 @@
+"""The exported policy's directory: a contract, like a checkpoint. No torch, so that a robot can read it without.
+
+    policy.onnx     the whole decision as one graph (policy.pt2: as a program of torch)
+    golden.npz      observations, noise, and the actions of the policy that was exported
+    manifest.json   what it sees and commands, how exact it is, where it comes from, and the hashes of the other two
+
+Whoever can write the directory can also write the hashes: they find damage and mix-ups, not forgery.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policies.spec import ChunkConfig, Spec
+
+FORMAT_VERSION = 1
+MODELS = {"onnx": "policy.onnx", "pt2": "policy.pt2"}  # format: its file
+PRECISIONS = ("fp32", "int8")
+MANIFEST, GOLDEN = "manifest.json", "golden.npz"
+MOST_BYTES = {MANIFEST: 2**24, GOLDEN: 2**26, "policy.onnx": 2**31 - 1, "policy.pt2": 2**33}
+MOST_VALUES = 2**24  # of one array of one decision
+# At a load, on another machine, an action may differ by this share of its spread: other CPUs sum in another order.
+LOAD_TOLERANCE = 1e-3
+# A choice (codec.py) may flip where two are equally good to the last bit: this share of all choices.
+CHOICES_TOLERANCE = {"fp32": 1e-3, "int8": 0.1}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the exported policy's actions are from the original's, as measured when it was written."""
+
+    rows: int  # observations
+    tolerance: float  # largest allowed error, as a share of the action's spread
+    max_error: float  # largest error of a continuous value, as a share of the action's spread
+    max_error_physical: list[float]  # the same of each dimension of the action, in its own unit
+    choices_changed: float  # share of the discrete values that differ; 0 where there are none
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What stands in manifest.json."""
+
+    format: str  # onnx | pt2
+    precision: str  # fp32 | int8
+    spec: Spec
+    chunk: ChunkConfig
+    noise_shape: tuple[int, ...]
+    action_spread: list[float]  # the unit of errors: the scale of the action normalizer
+    parity: Parity
+    files: dict[str, dict[str, Any]]  # name: {"bytes": n, "sha256": hexadecimal}
+    versions: dict[str, str]
+    source: dict[str, Any]  # hashes of the checkpoint's files, and its provenance
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"format_version": FORMAT_VERSION, **asdict(self), "rates": rates(self.spec, self.chunk)}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Manifest:
+        """The manifest from its JSON form.
+
+        Raises:
+            ValueError: an unknown version; a field that is missing, unknown, of the wrong type or out of range.
+        """
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if type(version) is not int or version != FORMAT_VERSION:
+            newer = "a newer one may have written it"
+            raise ValueError(f"format version {version!r}, this flowhand reads {FORMAT_VERSION}; {newer}")
+        values = dict(_checked(data, FIELDS, "the manifest"))
+        del values["format_version"]
+        try:
+            spec, chunk = Spec.from_dict(values["spec"]), ChunkConfig(**values["chunk"])
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
+            raise ValueError(f"spec or chunk: {error}") from error
+        if values.pop("rates") != rates(spec, chunk):
+            raise ValueError(f"rates contradict spec and chunk, which say {rates(spec, chunk)}")
+        parity = Parity(**values["parity"])
+        values |= {"spec": spec, "chunk": chunk, "noise_shape": tuple(values["noise_shape"]), "parity": parity}
+        manifest = cls(**values)
+        manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        """Raises `ValueError` where a value is out of range or contradicts another one."""
+        for name, choices in (("format", tuple(MODELS)), ("precision", PRECISIONS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} {getattr(self, name)!r} is unknown; choices: {', '.join(choices)}")
+        if set(self.files) != {MODELS[self.format], GOLDEN}:
+            raise ValueError(f"files are {sorted(self.files)}, expected {sorted((MODELS[self.format], GOLDEN))}")
+        for name, shape in self.shapes(1).items():
+            if not shape or any(n < 1 for n in shape) or math.prod(shape) > MOST_VALUES:
+                raise ValueError(f"{name} of one decision has shape {shape}, expected 1 to {MOST_VALUES} values")
+        size, parity = self.spec.action.size, self.parity
+        spread_fits = len(self.action_spread) == size and all(s > 0 for s in self.action_spread)
+        if not spread_fits or len(parity.max_error_physical) != size:
+            raise ValueError(f"action_spread and parity.max_error_physical must have {size} numbers, spreads positive")
+        if parity.rows < 1 or not 0 <= parity.max_error <= parity.tolerance <= 1:
+            raise ValueError(f"parity contradicts itself: {parity}")
+
+    def shapes(self, rows: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the inputs and of the output "action" for so many rows, by their names in the graph."""
+        history, horizon = self.chunk.history, self.chunk.prediction_horizon
+        observation = {f"observation.{n}": (rows, history, *f.shape) for n, f in self.spec.observation.items()}
+        return {**observation, "noise": (rows, *self.noise_shape), "action": (rows, horizon, self.spec.action.size)}
+
+    def inputs(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> dict[str, np.ndarray]:
+        """The graph's inputs by name.
+
+        Raises:
+            ValueError: an observation that is missing or unknown, or an array of the wrong shape or dtype.
+        """
+        given = {**{f"observation.{name}": value for name, value in observation.items()}, "noise": noise}
+        shapes, dtypes = self.shapes(len(noise) if np.ndim(noise) else 1), self.dtypes()
+        if set(given) != set(shapes) - {"action"}:
+            raise ValueError(f"the decision got {sorted(given)}, it needs {sorted(set(shapes) - {'action'})}")
+        for name, value in given.items():
+            if value.shape != shapes[name] or value.dtype != dtypes[name]:
+                raise ValueError(
+                    f"{name} is {value.dtype} {value.shape}, the policy needs {dtypes[name]} {shapes[name]}"
+                )
+        return given
+
+    def dtypes(self) -> dict[str, str]:
+        """Data types of the inputs and the output, by name."""
+        observation = {f"observation.{name}": f.dtype for name, f in self.spec.observation.items()}
+        return {**observation, "noise": "float32", "action": "float32"}
+
+    def compare(self, action: np.ndarray, expected: np.ndarray) -> tuple[float, list[float], float]:
+        """Errors of actions (B, T, A) as in `Parity`: the largest, those of the dimensions, choices changed."""
+        return compare(action, expected, self.action_spread, self.spec.action.choices)
+
+
+def compare(
+    action: np.ndarray, expected: np.ndarray, spread: list[float], choices: tuple[int, ...] | None
+) -> tuple[float, list[float], float]:
+    """The largest error as a share of the spread, that of each dimension in its unit, the share of other choices."""
+    error_A = np.abs(action.astype(np.float64) - expected).max(axis=(0, 1))
+    if not np.isfinite(error_A).all():
+        return math.inf, [math.inf] * len(error_A), 1.0
+    discrete = np.array(choices or [0] * len(error_A)) > 0
+    changed = float((action != expected)[..., discrete].mean()) if discrete.any() else 0.0
+    continuous = np.where(discrete, 0, error_A)
+    return float((continuous / spread).max()), error_A.tolist(), changed
+
+
+def rates(spec: Spec, chunk: ChunkConfig) -> dict[str, float]:
+    """Control steps and decisions per second."""
+    return {"control_hz": 1 / spec.control_dt_s, "decision_hz": 1 / (spec.control_dt_s * chunk.execution_horizon)}
+
+
+FIELDS: dict[str, Any] = {
+    "format_version": int,
+    "format": str,
+    "precision": str,
+    "spec": {"observation": dict, "action": dict, "control_dt_s": float},
+    "chunk": {"history": int, "prediction_horizon": int, "execution_horizon": int, "loss_on_padding": bool},
+    "noise_shape": [int],
+    "rates": {"control_hz": float, "decision_hz": float},
+    "action_spread": [float],
+    "parity": {
+        "rows": int,
+        "tolerance": float,
+        "max_error": float,
+        "max_error_physical": [float],
+        "choices_changed": float,
+    },
+    "files": dict,
+    "versions": dict,
+    "source": dict,
+}
+
+
+def _checked(data: Any, expected: Any, where: str) -> Any:
+    """The data itself; `ValueError` naming what is missing, unknown or of the wrong type."""
+    if isinstance(expected, dict):
+        if not isinstance(data, dict) or set(data) != set(expected):
+            got = sorted(data) if isinstance(data, dict) else data
+            raise ValueError(f"{where} has the fields {got}, expected {sorted(expected)}")
+        return {name: _checked(data[name], kind, name) for name, kind in expected.items()}
+    if isinstance(expected, list):
+        if not isinstance(data, list):
+            raise ValueError(f"{where} is {data!r}, expected a list")
+        return [_checked(value, expected[0], where) for value in data]
+    good = isinstance(data, int | float) if expected is float else isinstance(data, expected)
+    if not good or isinstance(data, bool) != (expected is bool) or (expected is float and not math.isfinite(data)):
+        raise ValueError(f"{where} is {data!r}, expected a finite {expected.__name__}")
+    return data
+
+
+def read(path: Path | str) -> tuple[Manifest, bytes, dict[str, np.ndarray]]:
+    """Manifest, model and golden arrays of an exported policy; each file is read once and checked against its hash.
+
+    Raises:
+        ValueError: naming what is missing, unknown, too large, damaged, of the wrong shape or not finite.
+    """
+    path = Path(path)
+    if not path.exists():  # killed between the two renames of a replacement
+        path = next(filter(Path.is_dir, [path.with_name(path.name + ".previous")]), path)
+    try:
+        manifest = Manifest.from_dict(json.loads(_bytes(path / MANIFEST)))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path / MANIFEST}: {error}") from error
+    content = {}
+    for name, stated in manifest.files.items():
+        content[name] = _bytes(path / name)
+        found = fingerprint(content[name])
+        if found != stated:
+            raise ValueError(
+                f"{path / name} has {found}, its manifest says {stated}; it is damaged or another export's"
+            )
+    try:
+        golden = _golden(content[GOLDEN], manifest)
+    except (ValueError, OSError, KeyError, EOFError, MemoryError, OverflowError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path / GOLDEN}: {error}") from error
+    return manifest, content[MODELS[manifest.format]], golden
+
+
+def fingerprint(content: bytes) -> dict[str, Any]:
+    """Size and hash of a file, as the manifest states them."""
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _bytes(file: Path) -> bytes:
+    if not file.is_file() or file.is_symlink():
+        raise ValueError(f"there is no file {file}")
+    if file.stat().st_size > MOST_BYTES[file.name]:
+        raise ValueError(f"{file} has {file.stat().st_size} bytes, more than the {MOST_BYTES[file.name]} allowed")
+    return file.read_bytes()
+
+
+def _golden(content: bytes, manifest: Manifest) -> dict[str, np.ndarray]:
+    """The golden arrays; `ValueError` unless they are exactly the expected ones, finite and of the right shapes."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+        if size > MOST_BYTES[GOLDEN]:
+            raise ValueError(f"it unpacks to {size} bytes, more than the {MOST_BYTES[GOLDEN]} allowed")
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    rows = arrays["noise"].shape[0] if "noise" in arrays and arrays["noise"].ndim else 1
+    shapes, dtypes = manifest.shapes(max(1, rows)), manifest.dtypes()
+    if set(arrays) != set(shapes):
+        raise ValueError(f"it holds {sorted(arrays)}, expected {sorted(shapes)}")
+    for name, value in arrays.items():
+        if value.shape != shapes[name] or value.dtype != dtypes[name]:
+            raise ValueError(f"{name!r} is {value.dtype} {value.shape}, expected {dtypes[name]} {shapes[name]}")
+        if not np.isfinite(value).all():
+            raise ValueError(f"{name!r} has NaN or infinity")
+    return arrays
+
+
+def require_golden(manifest: Manifest, golden: Mapping[str, np.ndarray], action: np.ndarray, path: Path | str) -> None:
+    """Raises `ValueError` unless the actions for the golden observations are the stored ones, within the tolerance."""
+    error, _, changed = manifest.compare(action, golden["action"])
+    allowed = max(LOAD_TOLERANCE, manifest.parity.tolerance)
+    if not error <= allowed or changed > CHOICES_TOLERANCE[manifest.precision]:
+        raise ValueError(
+            f"{path}: the action differs from the stored one by {error:.2g} of the action's spread (allowed {allowed}) "
+            f"and in {changed:.1%} of its choices; this machine or its runtime computes something else"
+        )

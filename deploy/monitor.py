@@ -1,0 +1,133 @@
+"""The monitor at work: on a robot as the runtime's `Monitor`, and in evaluation as the agent of a rollout.
+
+    monitor = Monitor(calibrated, policy, execution)
+    decider = Decider(monitor.policy, execution)            # decides as the policy does, and is scored
+    runtime = Runtime(robot, decider, ..., monitor=monitor)  # which is told of alarms at every control step
+
+Nothing here changes an action: what an alarm does is the runtime's `on_alarm`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from policies import Controller, ExecutionConfig, Policy
+from policies.conformal import Band
+from policies.monitor import CalibratedMonitor, WatchedPolicy
+
+
+class Monitor:
+    """Watches a policy's decisions against the calibrated band, for one robot.
+
+    An alarm stands until the episode ends: what the policy does after its first decision out of the band is nothing
+    that the calibration knows. A runtime that restarts the policy (after a hang) starts the count anew.
+
+    Args:
+        calibrated: from `policies.monitor.load_monitor`.
+        policy: the one that it was calibrated for.
+        execution: how its chunks are executed.
+
+    Attributes:
+        policy: what must decide in its place.
+
+    Raises:
+        ValueError: an execution for which the monitor was not calibrated.
+    """
+
+    def __init__(self, calibrated: CalibratedMonitor, policy: Policy, execution: ExecutionConfig | None = None):
+        self.band = calibrated.band
+        self.policy = calibrated.watch(policy, execution or ExecutionConfig())
+        self._judged = 0  # decisions
+        self._alarms: list[str] = []
+
+    def reset(self, seed: int) -> None:
+        """Starts an episode; the scores' noise follows from that of the decisions, so the seed is not needed."""
+        self.policy.begin()
+        self._judged, self._alarms = 0, []
+
+    def observe(self, observation: Mapping[str, np.ndarray], action: np.ndarray) -> list[str]:
+        """The alarms so far, in words; judges the decisions made since the last call."""
+        scores_ND = self.policy.scores_ND
+        for decision in range(self._judged, len(scores_ND)):
+            if not self._alarms:
+                self._alarms = self._judge(decision, np.array(scores_ND[decision]))
+        self._judged = len(scores_ND)
+        return list(self._alarms)
+
+    def _judge(self, decision: int, scores_D: np.ndarray) -> list[str]:
+        limits_D = self.band.threshold(decision)
+        return [
+            f"{name} {score:.4g} above {limit:.4g} at decision {decision}"
+            for name, score, limit in zip(self.policy.names, scores_D, limits_D, strict=True)
+            if not score <= limit
+        ]
+
+
+@dataclass
+class Trace:
+    """The scores of one episode."""
+
+    seed: int
+    names: list[str]  # of the scores
+    steps: list[int] = field(default_factory=list)  # control step of each decision
+    scores: list[list[float]] = field(default_factory=list)  # (decisions, names)
+
+    def alarm_step(self, band: Band) -> int | None:
+        """The control step of the first decision out of the band; None if there is none."""
+        decision = band.alarm(np.array(self.scores))
+        return None if decision is None else self.steps[decision]
+
+
+class WatchedAgent:
+    """The agent of a rollout in which every decision is scored; alarms are noted, not acted on.
+
+    Every lane has a controller of its own that decides for it alone, as on a robot, so neither actions nor scores
+    depend on how many lanes there are.
+
+    Args:
+        watch: makes a watched policy, one for each lane.
+        execution: how chunks are executed, simulated delay included.
+        noise_seed: another value gives another draw of all noise.
+
+    Attributes:
+        traces: of all episodes begun, by seed.
+    """
+
+    def __init__(self, watch: Callable[[], WatchedPolicy], execution: ExecutionConfig, noise_seed: int = 0):
+        self.traces: dict[int, Trace] = {}
+        self._watch, self._execution, self._noise_seed = watch, execution, noise_seed
+        self._lanes: dict[int, tuple[WatchedPolicy, Controller]] = {}
+        self._now: dict[int, tuple[Trace, int]] = {}  # of each lane: its episode's trace, and its control step
+
+    def reset(self, lane: int, seed: int) -> None:
+        """Starts the episode of a seed."""
+        if lane not in self._lanes:
+            watched = self._watch()
+            self._lanes[lane] = watched, Controller(watched, noise_seed=self._noise_seed, execution=self._execution)
+        watched, controller = self._lanes[lane]
+        watched.begin()
+        controller.reset(seed=seed)
+        self.traces[seed] = Trace(seed, watched.names, scores=watched.scores_ND)
+        self._now[lane] = self.traces[seed], 0
+
+    def act(self, observations: dict[int, dict[str, np.ndarray]]) -> dict[int, np.ndarray]:
+        """One action (A,) for every lane given."""
+        actions = {}
+        for lane, observation in observations.items():
+            trace, step = self._now[lane]
+            actions[lane] = self._lanes[lane][1].step(observation)
+            if len(trace.scores) > len(trace.steps):
+                trace.steps.append(step)
+            self._now[lane] = trace, step + 1
+        return actions
+
+
+def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
+    """One line of JSON per episode."""
+    lines = [json.dumps(asdict(trace)) + "\n" for trace in traces]
+    Path(path).write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,179 @@
+"""Controls a simulated robot in real time: `python -m deploy.run checkpoint=outputs/demo/checkpoint seconds=60`."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import sys
+import time
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import envs
+import policies
+from policies.checkpoint import FILES
+from policies.config import build
+from policies.controller import Planner
+from policies.device import cpu_threads, select_device
+from policies.execution import ExecutionConfig
+from policies.monitor import load_monitor
+
+from .artifact import MANIFEST
+from .deciding import Decider
+from .journal import read
+from .monitor import Monitor
+from .pace import on_signals
+from .replay import Replayed, open_journal, replay
+from .runtime import Runtime
+from .safety import Safety, SafetyConfig
+from .simulated import SimulatedRobot
+from .workspace import Box
+
+CHECKPOINT_FILES = FILES[:2]  # on which actions depend
+
+
+def control(config: Any) -> tuple[str, str]:
+    """Runs episodes until the time is over, as the configuration (`conf.schema.DeployRoot`) says.
+
+    Returns:
+        The closing line, and why the last episode ended.
+    """
+    planner, monitor = _planner(config.checkpoint, config.artifact, config.device), None
+    if config.monitor:
+        planner, monitor = _watched(planner, config)
+    spec, source = planner.spec, policies.read_config(config.checkpoint)[2]
+    dt = 1 / config.rate_hz if config.rate_hz else spec.control_dt_s
+    path = Path(config.journal or f"outputs/deploy/{time.strftime('%Y-%m-%d_%H-%M-%S')}.journal")
+    with closing(envs.make(config.env or env_of(source.env))) as env, cpu_threads(1):
+        _require_fit(spec, env)
+        decider = Decider(planner, config.execution, config.noise_seed, config.asynchronous)
+        safety = _safety(spec, config.safety, config.workspace, dt)
+        journal = open_journal(path, spec, _about(config, dt))
+        robot = SimulatedRobot(env, config.stop_at_success)
+        runtime = Runtime(robot, decider, safety, spec.observation, dt, config.runtime, monitor, journal)
+        with closing(decider), closing(runtime), on_signals(runtime.stop):
+            ended, seed = "over", config.seed
+            while ended == "over" and (left_s := config.seconds - runtime.report.steps * dt) > 0:
+                robot.reset(seed)
+                ended = runtime.run(left_s, seed)
+                seed += 1
+    solved = f"{sum(o.success for o in robot.outcomes)} of {len(robot.outcomes)} episodes solved"
+    speed = "" if dt == spec.control_dt_s else f" ({spec.control_dt_s / dt:.3g} times the checkpoint's rate)"
+    return f"{env.task}: {runtime.report.line()}{speed}; {solved}; journal: {path}", ended
+
+
+def env_of(stored: dict[str, Any]) -> envs.EnvConfig:
+    """The world that a checkpoint was trained in; `ValueError` if there is none, or none that may be built from it."""
+    kind = stored.get("kind")
+    if kind not in envs.ENVS or ":" in str(stored.get("id", "")):
+        raise ValueError(f"the checkpoint was trained in {kind!r}; give env=... (choices: {', '.join(envs.ENVS)})")
+    return build(envs.ENVS[kind][0], stored, "provenance.env")
+
+
+def _require_fit(spec: policies.Spec, env: envs.Env) -> None:
+    """Raises `ValueError` unless the world has the observation and the action that the policy was trained with."""
+    world = policies.Spec.from_dict(env.features)
+
+    def form(of: policies.Spec) -> tuple[Any, ...]:
+        return {name: (feature.shape, feature.dtype) for name, feature in of.observation.items()}, of.action.shape
+
+    if form(world) != form(spec):
+        raise ValueError(f"{env.task} has observation and action {form(world)}, the policy expects {form(spec)}")
+
+
+def again(path: str | Path, checkpoint: str | Path = "", artifact: str | Path = "") -> Replayed:
+    """Replays a journal of `python -m deploy.run`.
+
+    Args:
+        path: of the journal.
+        checkpoint: where the checkpoint is now; empty: where it was then.
+        artifact: where the exported policy is now, if one decided; empty: where it was then.
+
+    Raises:
+        ValueError: another policy than then, or a decision that differs.
+    """
+    recording = read(path)
+    about = recording.header
+    checkpoint, artifact = checkpoint or about["checkpoint"], artifact or about["artifact"]
+    if digest(checkpoint, artifact) != about["digest"]:
+        name, place = ("artifact", artifact) if artifact else ("checkpoint", checkpoint)
+        raise ValueError(f"{place} is not the {name} that {path} was recorded with; give {name}=...")
+    planner = _planner(checkpoint, artifact, about["device"])
+    execution = build(ExecutionConfig, about["execution"], "execution")
+    safety = _safety(planner.spec, SafetyConfig(**about["safety"]), Box(**about["workspace"]), about["control_dt_s"])
+    decider = Decider(planner, execution, about["noise_seed"], about["asynchronous"], replaying=True)
+    with closing(decider), cpu_threads(1):
+        return replay(recording, decider, safety)
+
+
+def digest(checkpoint: str | Path, artifact: str | Path = "") -> str:
+    """SHA-256 of what the actions depend on; an export's manifest has the hashes of its other files."""
+    content = hashlib.sha256()
+    for file in [Path(artifact) / MANIFEST] if artifact else [Path(checkpoint) / name for name in CHECKPOINT_FILES]:
+        content.update(file.read_bytes())
+    return content.hexdigest()
+
+
+def _planner(checkpoint: str | Path, artifact: str | Path, device: str) -> Planner:
+    """What decides: the exported policy if one is given, or the checkpoint."""
+    if artifact:
+        from .runner import load  # onnxruntime is an extra
+
+        return load(artifact)
+    return policies.load(checkpoint, select_device(device, 1))
+
+
+def _watched(policy: Planner, config: Any) -> tuple[Planner, Monitor]:
+    """The policy as it decides under the monitor that was calibrated for it, and the monitor."""
+    if not isinstance(policy, policies.Policy):
+        raise ValueError("monitor=true watches the checkpoint's own decisions; leave artifact empty")
+    monitor = Monitor(load_monitor(config.checkpoint, policy), policy, config.execution)
+    return monitor.policy, monitor
+
+
+def _safety(spec: policies.Spec, config: SafetyConfig, box: Box, control_dt_s: float) -> Safety:
+    return Safety.for_spec(spec, config, control_dt_s, workspace=box if box.dimensions else None)
+
+
+def _about(config: Any, control_dt_s: float) -> dict[str, Any]:
+    """What a journal's header says about a run."""
+    parts = {name: asdict(getattr(config, name)) for name in ("execution", "safety", "workspace", "runtime")}
+    plain = {name: getattr(config, name) for name in ("noise_seed", "asynchronous", "seed", "seconds", "device")}
+    place = {
+        name: str(Path(getattr(config, name)).resolve()) for name in ("checkpoint", "artifact") if getattr(config, name)
+    }
+    place = {"artifact": "", **place, "digest": digest(config.checkpoint, config.artifact)}
+    return {**place, **plain, **parts, "control_dt_s": control_dt_s, "env": asdict(config.env) if config.env else None}
+
+
+def main() -> None:
+    """Controls or replays as the Hydra config says, and prints one line about it."""
+    import hydra
+    from omegaconf import DictConfig, OmegaConf
+
+    from conf import cli, schema
+
+    schema.register()
+
+    @hydra.main(version_base="1.3", config_path="../conf", config_name="deploy")
+    def run(cfg: DictConfig) -> None:
+        with cli.one_line_errors():
+            config: Any = OmegaConf.to_object(cfg)
+            if config.replay:
+                done = again(config.replay, config.checkpoint, config.artifact)
+                line, ended = f"{config.replay}: {done.line()}", ""
+            elif config.checkpoint:
+                line, ended = control(config)
+            else:
+                raise ValueError("give checkpoint=PATH to control a robot, or replay=JOURNAL to check what was decided")
+        print(line)  # noqa: T201
+        if ended in ("SIGINT", "SIGTERM"):
+            sys.exit(128 + signal.Signals[ended])  # as a shell tells that a signal ended a program
+
+    cli.run(run)
+
+
+if __name__ == "__main__":
+    main()

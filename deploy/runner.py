@@ -1,0 +1,110 @@
+"""Runs an exported policy with numpy and ONNX Runtime alone: what `load(path)` gives is a policy to a `Controller`.
+
+No torch is imported here or by anything that is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policies.spec import ChunkConfig, Spec
+
+from .artifact import Manifest, read, require_golden
+from .self_contained import require_self_contained
+
+TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
+
+
+class Runner:
+    """An exported policy on the CPU; a `Planner` (policies/controller.py).
+
+    Choose it on a robot, where torch is unwelcome or too slow. Its chunks do not continue earlier ones: real-time
+    chunking takes the checkpoint.
+    """
+
+    def __init__(self, manifest: Manifest, model: bytes, threads: int = 1):
+        if not 1 <= threads <= 1024:
+            raise ValueError(f"threads={threads} must lie in 1..1024")
+        require_self_contained(model)
+        self.manifest = manifest
+        self._session = _session(model, threads)
+        self._require_fit()
+
+    @property
+    def spec(self) -> Spec:
+        """What it sees and commands."""
+        return self.manifest.spec
+
+    @property
+    def chunk(self) -> ChunkConfig:
+        """How much it sees, predicts and executes."""
+        return self.manifest.chunk
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise of one decision."""
+        return self.manifest.noise_shape
+
+    def plan(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+        """Chunks (B, T, A) in physical units from histories, each (B, O, *shape), and noise (B, *noise_shape).
+
+        Raises:
+            ValueError: an input that is missing or unknown, or of the wrong shape or dtype.
+        """
+        return self._session.run(["action"], self.manifest.inputs(observation, noise))[0]
+
+    def _require_fit(self) -> None:
+        """Raises `ValueError` unless the graph has the inputs and the output that the manifest states."""
+        shapes, dtypes = self.manifest.shapes(1), self.manifest.dtypes()
+        expected = {name: (TYPES[dtypes[name]], list(shape[1:])) for name, shape in shapes.items()}
+        nodes = [*self._session.get_inputs(), *self._session.get_outputs()]
+        found = {node.name: (node.type, list(node.shape[1:])) for node in nodes}
+        if found != expected:
+            raise ValueError(f"the model has inputs and output {found}, its manifest says {expected}")
+        for node in nodes:
+            if isinstance(node.shape[0], int):
+                raise ValueError(f"the model takes exactly {node.shape[0]} rows of {node.name!r}, expected any number")
+
+
+def load(path: Path | str, threads: int = 1) -> Runner:
+    """The exported policy in a directory that `python -m deploy.export format=onnx` wrote.
+
+    Args:
+        path: the directory.
+        threads: CPU threads of a decision.
+
+    Raises:
+        ValueError: naming what is missing, unknown, damaged, of the wrong shape, or no longer gives the stored action.
+        ImportError: onnxruntime is not installed.
+    """
+    manifest, model, golden = read(path)
+    if manifest.format != "onnx":
+        raise ValueError(
+            f"{path} is an export with format={manifest.format}, which needs torch: deploy.runner_torch.load"
+        )
+    try:
+        runner = Runner(manifest, model, threads)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    observation = {name: golden[f"observation.{name}"] for name in manifest.spec.observation}
+    require_golden(manifest, golden, runner.plan(observation, golden["noise"]), path)
+    return runner
+
+
+def _session(model: bytes, threads: int) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError("an exported policy needs onnxruntime: pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # errors only
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # nothing else has been looked through
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime has exceptions of its own, which share no base
+        raise ValueError(f"the model cannot be run: {str(error).splitlines()[0]}") from error

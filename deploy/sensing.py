@@ -1,0 +1,193 @@
+"""The thread in which a robot is read and the policy asked, so that neither can hold up the control loop."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+STAGES = ("observation", "inference", "monitor")  # of an answer
+JOURNALED = (
+    "step",
+    "seed",
+    "restarted",
+    "observed_ns",
+    "decided_ns",
+    "asked",
+    "chunk_start",
+    "chunk_age_s",
+    "arrived",
+    "observation_age_s",
+)
+
+
+class Robot(Protocol):
+    """What is controlled. `read` is called in another thread than `write`, so one may hang while the other works.
+
+    Further attributes are used where they exist:
+
+        observed_at   when the last observation was made, in seconds of time.monotonic(); else when `read` returned
+        command       (A,): what the robot holds before the first command, where that is known
+        over          true once the episode has ended by itself, as it does in a simulation
+    """
+
+    def read(self) -> Mapping[str, np.ndarray]:
+        """The present observation, each array (*shape); it may block and raise."""
+        ...
+
+    def write(self, action: np.ndarray) -> None:
+        """Takes the command (A,) float64 in physical units; it may raise, but must return within the period."""
+        ...
+
+
+class Policy(Protocol):
+    """What decides: `policies.Controller`, `policies.AsyncController`, `deciding.Decider`, or any object like them.
+
+    Further attributes are read after `step` where they exist:
+
+        chunk_start   whether the action was the first of a chunk
+        chunk_age_s   seconds since the observation was made from which its chunk was decided
+        arrived       whether a decision that was computed beside the control was there at this step
+    """
+
+    def reset(self, *, seed: int) -> None:
+        """Starts an episode; the seed, in [0, 2^32), fixes all its noise."""
+        ...
+
+    def step(self, observation: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """The action (A,) for this control step; None: there is none yet."""
+        ...
+
+
+class Monitor(Protocol):
+    """What watches whether the policy is still where it has learned to be."""
+
+    def reset(self, seed: int) -> None:
+        """Starts an episode."""
+        ...
+
+    def observe(self, observation: Mapping[str, np.ndarray], action: np.ndarray) -> list[str]:
+        """The alarms of this control step, in words; empty if there are none."""
+        ...
+
+
+@dataclass(eq=False)
+class Answer:
+    """One control step's reading and asking: a request first, then what came of it."""
+
+    step: int
+    restart: bool = False  # reset the policy first
+    seed: int = 0  # with this seed
+    taken: bool = False  # the thread was free for it
+    restarted: bool = False  # the policy was reset
+    observation: dict[str, np.ndarray] | None = None
+    observed_s: float = 0.0  # when the observation was made, on the clock of time.monotonic
+    observed_ns: int = 0  # when it was there
+    observation_age_s: float = 0.0  # when safety judged the action
+    decided_ns: int = 0  # when the policy had answered
+    asked: bool = False  # the policy answered
+    action: np.ndarray | None = None  # None also where it had none
+    chunk_start: bool = False
+    chunk_age_s: float = 0.0
+    arrived: bool = False
+    alarms: list[str] = field(default_factory=list)
+    failed: str = ""  # the stage that raised
+    error: str = ""  # what, in words
+
+    def values(self) -> dict[str, Any]:
+        """Everything that a journal keeps under the same name, and the observation."""
+        observation = {f"observation.{name}": value for name, value in (self.observation or {}).items()}
+        return {**{name: getattr(self, name) for name in JOURNALED}, **observation}
+
+
+class Senses:
+    """Reads the robot and asks the policy, one control step at a time, in a thread of its own.
+
+    Args:
+        robot: is read.
+        policy: is asked.
+        monitor: is shown every observation and action.
+        features: of the observation (`policies.Spec.observation`): their names, shapes and dtypes.
+    """
+
+    def __init__(self, robot: Robot, policy: Policy, monitor: Monitor | None, features: Mapping[str, Any]):
+        self._robot, self._policy, self._monitor, self._features = robot, policy, monitor, features
+        self._requests: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self.busy = False  # with an earlier step
+        self.stage = STAGES[0]  # what the thread is at
+        threading.Thread(target=self._work, name="senses", daemon=True).start()
+
+    def ask(self, request: Answer, deadline_ns: int, late: list[Answer]) -> Answer | None:
+        """The answer to the request, or None where it does not come before the deadline.
+
+        Answers to earlier requests that come meanwhile are appended to `late`. While the thread hangs in an earlier
+        request this one is not taken up, and is lost.
+        """
+        while True:
+            if not self.busy:
+                self.busy = request.taken = True
+                self._requests.put(request)
+            try:
+                left_s = (deadline_ns - time.monotonic_ns()) / 1e9
+                answer = self._answers.get(timeout=left_s) if left_s > 0 else self._answers.get_nowait()
+            except queue.Empty:
+                return None
+            self.busy = False
+            if answer is request:
+                return answer
+            late.append(answer)
+
+    def close(self) -> None:
+        """Ends the thread when it is free; one that hangs ends with the process."""
+        self._requests.put(None)
+
+    def _work(self) -> None:
+        while (request := self._requests.get()) is not None:
+            try:
+                self._answer(request)
+            except Exception as error:  # of any kind: drivers, policies and monitors are not ours
+                request.failed, request.error = self.stage, f"{type(error).__name__}: {error}"
+            self.stage = STAGES[0]
+            self._answers.put(request)
+
+    def _answer(self, request: Answer) -> None:
+        self.stage = "observation"
+        request.observation = self._checked(self._robot.read())
+        request.observed_ns = time.monotonic_ns()
+        request.observed_s = float(getattr(self._robot, "observed_at", request.observed_ns / 1e9))
+        self.stage = "inference"
+        policy = self._policy
+        if request.restart:
+            policy.reset(seed=request.seed)
+            request.restarted = True
+            if self._monitor:
+                self._monitor.reset(request.seed)
+        request.action = policy.step(request.observation)
+        request.decided_ns, request.asked = time.monotonic_ns(), True
+        request.chunk_start = bool(getattr(policy, "chunk_start", False))
+        request.chunk_age_s = float(getattr(policy, "chunk_age_s", 0.0))
+        request.arrived = bool(getattr(policy, "arrived", False))
+        self.stage = "monitor"
+        if self._monitor and request.action is not None:
+            request.alarms = list(self._monitor.observe(request.observation, request.action))
+
+    def _checked(self, observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A copy of the arrays that the policy sees, in the dtypes in which they are recorded."""
+        arrays = {}
+        for name, feature in self._features.items():
+            if name not in observation:
+                raise ValueError(f"the observation lacks {name!r}; it has {sorted(observation)}")
+            value = np.asarray(observation[name])
+            if value.shape != feature.shape or not np.can_cast(value.dtype, feature.dtype, "same_kind"):
+                raise ValueError(
+                    f"observation {name!r} is {value.dtype} of shape {value.shape}, the policy expects "
+                    f"{feature.dtype} of shape {feature.shape}"
+                )
+            arrays[name] = value.astype(feature.dtype)
+        return arrays

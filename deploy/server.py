@@ -1,0 +1,273 @@
+"""The policy server: openpi's websocket protocol, with a key, limits on everything, and inference off the event loop.
+
+A connection gets the metadata, then an answer for each request: `actions` (T, A) float32 in physical units,
+`policy_timing.infer_ms`, `server_timing.infer_ms` and, from the second request on, `server_timing.prev_total_ms`. An
+error is one line of text. After "busy" and "late" the connection goes on; after any other it is closed with code 1011.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from http import HTTPStatus
+from ipaddress import ip_address
+from typing import Any
+
+import numpy as np
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+from websockets.http11 import Request, Response
+
+from policies.controller import Planner
+
+from .batching import Batcher, RequestError
+from .client import pack, unpack
+from .guard import Admission, GuardedConnection
+from .metrics import Metrics
+from .server_config import ServerConfig
+from .session import DECISION, RESET, Session, noise
+
+LOG = logging.getLogger(__name__)
+WIRE_LOG = logging.getLogger(f"{__name__}.wire")
+WIRE_LOG.setLevel(logging.CRITICAL)  # what websockets says of broken peers; anyone could fill the disk with it
+STUCK_S = 10.0  # an inference call that takes longer makes the server unhealthy
+CLOSE_S = 2.0  # time for the closing handshake
+BURST_S = 1.0  # a client may be ahead of its rate by what it may send in this time
+
+
+class PolicyServer:
+    """Serves one policy to any number of robots, each on a connection of its own.
+
+    Args:
+        policy: decides; anything with `plan`, `spec`, `chunk` and `noise_shape`.
+        config: where to listen, and the limits.
+        key: what clients must send as `Authorization: Api-Key KEY`; None lets everyone in.
+        tls: certificate and its private key; None does not encrypt.
+
+    Raises:
+        ValueError: there is no key and the address is not loopback, or an observation has the name of a key of the
+            protocol.
+    """
+
+    def __init__(
+        self, policy: Planner, config: ServerConfig, key: str | None = None, tls: ssl.SSLContext | None = None
+    ):
+        if key is None and not is_loopback(config.host):
+            raise ValueError(
+                f"host={config.host!r} can be reached from outside, which needs a key (see docs/deploy.md)"
+            )
+        if taken := {RESET, DECISION} & policy.spec.observation.keys():
+            raise ValueError(f"the observation {sorted(taken)} has the name of a key of the protocol; rename it")
+        self._policy = policy
+        self._config = config
+        self._key = None if key is None else _digest(f"Api-Key {key}")
+        self._tls = tls
+        self._metadata = pack(metadata(policy, config))
+        self._metrics = Metrics()
+        self._admission = Admission(config.max_opening, lambda reason: self._metrics.refused.labels(reason).inc())
+        self._answering: set[ServerConnection] = set()
+        self._draining = False
+        self._batcher: Batcher
+        self._server: Server
+
+    async def start(self) -> int:
+        """Warms the policy up and listens; returns the port."""
+        await asyncio.to_thread(self._warm_up)
+        config = self._config
+        self._batcher = Batcher(self._policy, config, self._metrics)
+        self._metrics.queue_depth.set_function(self._batcher.depth)
+        self._metrics.connections.set_function(lambda: len(self._admission.open))
+
+        class Connection(GuardedConnection):
+            admission = self._admission
+
+        self._server = await serve(
+            self._serve,
+            config.host,
+            config.port,
+            ssl=self._tls,
+            process_request=self._admit,
+            create_connection=Connection,
+            origins=[None],  # no browser: a web page could otherwise reach a server on loopback
+            compression=None,
+            max_size=message_bytes(self._policy, config),
+            max_queue=1,
+            open_timeout=config.open_timeout_s,
+            close_timeout=CLOSE_S,
+            ping_interval=config.ping_s,
+            ping_timeout=config.ping_s,
+            server_header=None,
+            logger=WIRE_LOG,
+        )
+        return next(iter(self._server.sockets)).getsockname()[1]
+
+    async def run(self, announce: Callable[[int], None]) -> None:
+        """Serves until SIGTERM or SIGINT, then drains; `announce` is told the port."""
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        announce(await self.start())
+        await stop.wait()
+        await self.drain()
+
+    async def drain(self) -> None:
+        """Takes nothing new, answers what it has, and closes every connection with code 1012 (service restart)."""
+        self._draining = True
+        self._server.close(close_connections=False)
+        idle = [connection for connection in self._admission.open if connection not in self._answering]
+        for connection in self._admission.opening:
+            connection.transport.abort()
+        try:
+            async with asyncio.timeout(self._config.drain_s):
+                await asyncio.gather(*(c.close(CloseCode.SERVICE_RESTART, "the server stops") for c in idle))
+                await self._server.wait_closed()
+        except TimeoutError:
+            for connection in list(self._admission.open):
+                connection.end("drain")
+        self._batcher.stop()
+
+    def _warm_up(self) -> None:
+        """One inference, so that the first robot does not wait for what a policy does only once."""
+        rows, chunk = self._config.inference_batch, self._policy.chunk
+        features = self._policy.spec.observation.items()
+        zeros = {name: np.zeros((rows, chunk.history, *feature.shape), feature.dtype) for name, feature in features}
+        draws = np.stack([noise(self._config.noise_seed, 0, row, self._policy.noise_shape) for row in range(rows)])
+        self._policy.plan(zeros, draws)
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Answers plain HTTP requests, and those that may not have a websocket; None for those that may."""
+        assert isinstance(connection, GuardedConnection)
+        path = request.path.partition("?")[0]
+        if getattr(request, "method", "GET") != "GET":
+            return connection.respond(HTTPStatus.METHOD_NOT_ALLOWED, "expected GET\n")
+        if path == "/healthz":
+            healthy = self._batcher.stuck_s() < STUCK_S and not self._draining
+            if healthy:
+                return connection.respond(HTTPStatus.OK, "OK\n")
+            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "not healthy\n")
+        if not self._knows_key(request):
+            return self._refuse(connection, HTTPStatus.UNAUTHORIZED, "expected the header Authorization: Api-Key KEY\n")
+        if path == "/metrics":
+            return connection.respond(HTTPStatus.OK, self._metrics.text())
+        if path != "/":
+            return self._refuse(connection, HTTPStatus.NOT_FOUND, "there is /, /healthz and /metrics\n")
+        if self._draining or len(self._admission.open) >= self._config.max_connections:
+            return self._refuse(connection, HTTPStatus.SERVICE_UNAVAILABLE, "no room for another connection\n")
+        self._admission.open.add(connection)
+        return None
+
+    def _knows_key(self, request: Request) -> bool:
+        """Compares digests in constant time, so that neither content nor length of the key shows in the duration."""
+        given = "".join(request.headers.get_all("Authorization"))
+        return self._key is None or hmac.compare_digest(_digest(given), self._key)
+
+    def _refuse(self, connection: ServerConnection, status: HTTPStatus, text: str) -> Response:
+        self._metrics.refused.labels(status.phrase.lower()).inc()
+        return connection.respond(status, text)
+
+    async def _serve(self, connection: ServerConnection) -> None:
+        """One connection, from the metadata to its end."""
+        assert isinstance(connection, GuardedConnection)
+        self._admission.opening.pop(connection, None)
+        session, previous_ms = Session(self._policy), None
+        due = time.monotonic() - BURST_S
+        with suppress(ConnectionClosed):
+            await self._send(connection, self._metadata)
+            while not self._draining:
+                due = max(due + 1 / self._config.max_request_hz, time.monotonic() - BURST_S)
+                if (early := due - time.monotonic()) > 0:
+                    await asyncio.sleep(early)
+                message = await connection.recv()
+                start = time.perf_counter()
+                self._answering.add(connection)
+                frame, goes_on = await self._reply(session, message, previous_ms)
+                await self._send(connection, frame)
+                self._answering.discard(connection)
+                if not goes_on:
+                    await connection.close(CloseCode.INTERNAL_ERROR, "the text before says why")
+                previous_ms = 1e3 * (time.perf_counter() - start)
+                self._metrics.request_seconds.observe(previous_ms / 1e3)
+            await connection.close(CloseCode.SERVICE_RESTART, "the server stops")
+
+    async def _reply(
+        self, session: Session, message: str | bytes, previous_ms: float | None
+    ) -> tuple[bytes | str, bool]:
+        """The frame to send for a request, and whether the connection goes on after it."""
+        self._metrics.requests.inc()
+        try:
+            return pack(await self._answer(session, message, previous_ms)), True
+        except RequestError as error:
+            failure = error
+        except ValueError as error:
+            failure = RequestError("invalid", str(error), goes_on=False)
+        except Exception:  # whatever happened, the client gets a line of text and the log the traceback
+            LOG.exception("a request failed")
+            failure = RequestError("internal", "the server failed; its log says why", goes_on=False)
+        self._metrics.errors.labels(failure.reason).inc()
+        return str(failure), failure.goes_on
+
+    async def _answer(self, session: Session, message: str | bytes, previous_ms: float | None) -> dict[str, Any]:
+        start = time.perf_counter()
+        if isinstance(message, str):
+            raise ValueError("the request is text, expected a binary frame")
+        observation = session.read(unpack(message))
+        actions, infer_s = await self._batcher.plan(observation, session.seed, session.decision)
+        session.decision += 1
+        timing = {"infer_ms": 1e3 * (time.perf_counter() - start)}
+        if previous_ms is not None:
+            timing["prev_total_ms"] = previous_ms
+        return {"actions": actions, "policy_timing": {"infer_ms": 1e3 * infer_s}, "server_timing": timing}
+
+    async def _send(self, connection: GuardedConnection, frame: bytes | str) -> None:
+        """Sends, or ends the connection of a client that does not read."""
+        timer = asyncio.get_running_loop().call_later(self._config.write_timeout_s, connection.end, "unread")
+        try:
+            await connection.send(frame)
+        finally:
+            timer.cancel()
+
+
+def metadata(policy: Planner, config: ServerConfig) -> dict[str, Any]:
+    """What the server tells every client: what to send, and what the answers mean."""
+    chunk = policy.chunk
+    return {
+        "protocol": "flowhand 1",
+        "spec": policy.spec.to_dict(),
+        "control_dt_s": policy.spec.control_dt_s,
+        "history": chunk.history,
+        "prediction_horizon": chunk.prediction_horizon,
+        "execution_horizon": chunk.execution_horizon,
+        "chunk_shape": [chunk.prediction_horizon, policy.spec.action.size],
+        "inference_batch": config.inference_batch,
+        "noise_seed": config.noise_seed,
+        "deadline_s": config.deadline_s,
+        "max_message_bytes": message_bytes(policy, config),
+    }
+
+
+def message_bytes(policy: Planner, config: ServerConfig) -> int:
+    """Largest request: the configured size, or a history of 8-byte numbers or single bytes, and 64 KiB for the rest."""
+    sizes = [feature.size * (1 if feature.dtype == "uint8" else 8) for feature in policy.spec.observation.values()]
+    return config.max_message_bytes or policy.chunk.history * sum(sizes) + 2**16
+
+
+def is_loopback(host: str) -> bool:
+    """Whether every address of the host is this machine's own loopback; `ValueError` if it has none."""
+    try:
+        addresses = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+    except OSError as error:
+        raise ValueError(f"host={host!r} has no address: {error}") from error
+    return all(ip_address(str(address).partition("%")[0]).is_loopback for address in addresses)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,400 @@
+"""Exported policies: the same actions, any number of rows, and nothing believed that a hostile directory says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import config as annotations
+
+from deploy import artifact, export, runner, runner_torch
+from deploy.self_contained import require_self_contained
+from policies import ChunkConfig, Controller, Feature, Policy, PolicyConfig, Spec
+from policies.controller import ContinuingPlanner, Planner
+from policies.encoders.state import StateEncoderConfig
+from policies.heads import HEADS
+from policies.nets import NETS
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+ROOT = Path(__file__).parents[2]
+NETS_TO_TRY = {
+    "mlp": {"width": 16, "blocks": 1},
+    "unet1d": {"down_dims": [8, 16], "groups": 2},
+    "transformer": {"width": 16, "blocks": 1, "heads": 2},
+    "cross": {"kind": "transformer", "width": 16, "blocks": 1, "heads": 2, "cross_attention": True},
+}
+HEADS_TO_TRY = {name: {} for name in HEADS} | {"ddpm": {"kind": "diffusion", "sampler": "ddpm", "steps": 3}}
+OBSERVATION = {"state": Feature((3,), "float32", "m"), "goal": Feature((2,), "float32", "m")}
+
+
+def make(net: str = "mlp", head: str = "regression", choices: tuple[int, ...] | None = None) -> Policy:
+    """A small policy with random weights, in size such that actions stay near their spread."""
+    torch.manual_seed(0)
+    nets, heads = dict(NETS_TO_TRY[net]), dict(HEADS_TO_TRY[head])
+    config = PolicyConfig(
+        chunk=ChunkConfig(history=2, prediction_horizon=4, execution_horizon=2),
+        encoder=StateEncoderConfig(width=16),
+        net=NETS[nets.pop("kind", net)][0](**nets),
+        head=HEADS[heads.pop("kind", head)][0](**heads),
+    )
+    policy = Policy(config, Spec(OBSERVATION, Feature((2,), "float32", "m/s", choices=choices), control_dt_s=0.05))
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.copy_(0.5 * torch.randn(p.shape) / p.shape[-1] ** 0.5)
+    action = torch.randn(200, 2) * torch.tensor([0.1, 3.0]) + 1
+    for dimension, n in enumerate(choices or ()):
+        if n:
+            action[:, dimension] = torch.randint(n, (200,))
+    scale = torch.tensor([1.0, 10.0, 100.0])
+    policy.fit_normalizers({"state": torch.randn(200, 3) * scale, "goal": torch.randn(200, 2) + 5}, action)
+    return policy.eval().requires_grad_(False)
+
+
+def golden(policy: Policy, rows: int = 2) -> dict[str, torch.Tensor]:
+    state = torch.randn(rows, 2, 3) * torch.tensor([1.0, 10.0, 100.0])
+    return {
+        "observation.state": state,
+        "observation.goal": torch.randn(rows, 2, 2) + 5,
+        "noise": torch.randn(rows, *policy.noise_shape),
+    }
+
+
+def write(path: Path, policy: Policy, **options) -> artifact.Manifest:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(annotations, "jaxtyping_disable", True)  # the tracer follows every call, checks included
+        return export.export(path, policy, golden(policy), {"of": "a test"}, export.ExportConfig(**options))
+
+
+def write_unchecked(path: Path, net: str, head: str, **options) -> tuple[Policy, artifact.Manifest]:
+    """The same in a process whose policies have no checked annotations, which the tracer cannot follow everywhere."""
+    order = json.dumps({"path": str(path), "net": net, "head": head, "options": options})
+    subprocess.run([sys.executable, "-m", "tests.deploy.test_export", order], cwd=ROOT, check=True)
+    return make(net, head), artifact.read(path)[0]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> tuple[Path, Policy, artifact.Manifest]:
+    policy = make(choices=(0, 3))
+    path = tmp_path_factory.mktemp("export") / "policy"
+    return path, policy, write(path, policy, rows=150)
+
+
+@pytest.fixture
+def copy(exported, tmp_path) -> Path:
+    """The export, to be damaged."""
+    for file in exported[0].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def edit(path: Path, change) -> None:
+    """Changes the manifest."""
+    data = json.loads((path / "manifest.json").read_text())
+    change(data)
+    (path / "manifest.json").write_text(json.dumps(data))
+
+
+def swap(path: Path, name: str, content: bytes) -> None:
+    """Another file, and its hash in the manifest: what whoever can write the directory can do."""
+    (path / name).write_bytes(content)
+    edit(path, lambda data: data["files"].update({name: artifact.fingerprint(content)}))
+
+
+def inputs(policy: Policy, rows: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    values = {name: value.numpy() for name, value in golden(policy, rows).items()}
+    return {name: values[f"observation.{name}"] for name in OBSERVATION}, values["noise"]
+
+
+def differs(policy: Policy, planner: Planner, rows: int) -> float:
+    given = inputs(policy, rows)
+    error = np.abs(planner.plan(*given) - policy.plan(*given)) / policy.action_normalizer.scale.numpy()
+    return float(error.max())
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16, 200])
+def test_the_same_actions_at_any_number_of_rows(exported, rows):
+    path, policy, _ = exported
+    assert differs(policy, runner.load(path), rows) <= 1e-5
+
+
+def test_a_runner_stands_where_a_controller_expects_a_policy(exported):
+    path, policy, _ = exported
+    planner = runner.load(path, threads=2)
+    assert isinstance(planner, Planner)
+    assert not isinstance(planner, ContinuingPlanner)
+    assert (planner.spec, planner.chunk, planner.noise_shape) == (policy.spec, policy.chunk, policy.noise_shape)
+    sides = [Controller(p, inference_batch=3) for p in (policy, planner)]
+    for side in sides:
+        side.reset(seed=5)
+    for step in range(6):
+        seen = {"state": np.full(3, step, np.float32), "goal": np.full(2, 5 - step, np.float32)}
+        one, other = (side.step(seen) for side in sides)
+        np.testing.assert_allclose(other, one, atol=1e-5)
+    with pytest.raises(ValueError, match=r"mode='rtc_exact' is not possible with this policy, only receding"):
+        Controller(planner, execution=replace(sides[0].execution, mode="rtc_exact"))
+
+
+def test_the_manifest_tells_the_truth(exported):
+    path, policy, written = exported
+    manifest, model, stored = artifact.read(path)
+    assert manifest == written
+    assert manifest.parity.rows == 150
+    assert 0 < manifest.parity.max_error <= 1e-5
+    assert manifest.source == {"of": "a test"}
+    rate = json.loads((path / "manifest.json").read_text())["rates"]
+    assert rate == {"control_hz": 20.0, "decision_hz": 10.0}
+    observation = {name: stored[f"observation.{name}"] for name in OBSERVATION}
+    np.testing.assert_array_equal(policy.plan(observation, stored["noise"]), stored["action"])
+    assert str(ROOT).encode() not in model
+
+
+def test_errors_are_shares_of_the_spread_and_choices_count_apart():
+    expected = np.zeros((1, 2, 3), np.float32)
+    action = expected + np.array([[0.5, 2.0, 0.0], [0.1, 0.0, 1.0]], np.float32)
+    error, physical, changed = artifact.compare(action, expected, [0.25, 4.0, 1.0], (0, 0, 2))
+    assert (error, physical, changed) == (2.0, [0.5, 2.0, 1.0], 0.5)
+    action[0, 0, 0] = np.nan
+    assert artifact.compare(action, expected, [1.0] * 3, None)[0] == np.inf
+
+
+def test_an_export_that_decides_otherwise_is_not_written(tmp_path, exported, monkeypatch):
+    path, policy, _ = exported
+    model = (path / "policy.onnx").read_bytes()
+    monkeypatch.setattr(export, "_model", lambda *_: model)
+    other = make(choices=(0, 3))
+    with torch.no_grad():
+        other.net.get_parameter("outlet.bias").add_(0.01)  # of a normalized action: of its spread
+    with pytest.raises(ValueError, match=r"actions differ by 0\.01 of their spread \(tolerance=1e-05\).*nothing is wr"):
+        write(tmp_path / "new", other, rows=20)
+    assert list(tmp_path.iterdir()) == []
+    assert write(tmp_path / "new", other, rows=20, tolerance=0.02).parity.max_error == pytest.approx(0.01, rel=0.01)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="mine exists and is no export; it is not overwritten"):
+        write(tmp_path / "mine", policy, rows=20)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "onx"}, "format='onx' is unknown; choices: onnx, pt2"),
+        ({"precision": "bf16"}, "precision='bf16' is unknown; choices: fp32, int8"),
+        ({"format": "pt2", "precision": "int8"}, "precision='int8' is possible with format='onnx' only"),
+        ({"rows": 0}, r"rows=0 must lie in 1\.\.1000000"),
+        ({"tolerance": 2.0}, r"tolerance=2\.0 must lie in \[0, 1\]"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        export.ExportConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(format_version=2), "format version 2, this flowhand reads 1"),
+        (lambda d: d.update(format_version=True), "format version True"),
+        (lambda d: d.pop("source"), "the manifest has the fields"),
+        (lambda d: d.update(more=1), "the manifest has the fields .*'more'"),
+        (lambda d: d.update(format="exe"), "format 'exe' is unknown; choices: onnx, pt2"),
+        (lambda d: d.update(precision="int2"), "precision 'int2' is unknown"),
+        (lambda d: d["chunk"].update(history=2.5), r"history is 2\.5, expected a finite int"),
+        (lambda d: d["chunk"].update(history=True), "history is True, expected a finite int"),
+        (lambda d: d["chunk"].update(history=10**12), "observation.state of one decision has shape"),
+        (lambda d: d["spec"]["action"].update(shape=[0]), "spec or chunk: feature shape"),
+        (lambda d: d["spec"].update(control_dt_s=0.1), "rates contradict spec and chunk"),
+        (lambda d: d.update(noise_shape=[4, 0]), r"noise of one decision has shape \(1, 4, 0\)"),
+        (lambda d: d.update(noise_shape=[4, 3]), r"'noise' is float32 \(2, 4, 4\), expected float32 \(2, 4, 3\)"),
+        (lambda d: d.update(action_spread=[1.0]), "action_spread and .* must have 2 numbers"),
+        (lambda d: d.update(action_spread=[1.0, float("inf")]), "action_spread is inf, expected a finite float"),
+        (lambda d: d["parity"].update(max_error=0.5), "parity contradicts itself"),
+        (lambda d: d["files"].update({"../x": {}}), r"files are \['../x', 'golden.npz', 'policy.onnx'\], expected"),
+        (lambda d: d["files"]["golden.npz"].update(bytes=7), "golden.npz has .* its manifest says"),
+    ],
+)
+def test_a_hostile_manifest(copy, change, message):
+    edit(copy, change)
+    with pytest.raises(ValueError, match=message):
+        runner.load(copy)
+
+
+def test_damaged_and_missing_files(copy, monkeypatch):
+    model = (copy / "policy.onnx").read_bytes()
+    (copy / "policy.onnx").write_bytes(model[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"policy\.onnx has .*damaged"):
+        runner.load(copy)
+    monkeypatch.setitem(artifact.MOST_BYTES, "policy.onnx", 1000)
+    with pytest.raises(ValueError, match="more than the 1000 allowed"):
+        runner.load(copy)
+    (copy / "policy.onnx").unlink()
+    (copy / "policy.onnx").symlink_to("/etc/hostname")
+    with pytest.raises(ValueError, match="there is no file"):
+        runner.load(copy)
+    (copy / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"manifest\.json: "):
+        runner.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("action", np.full((2, 4, 2), np.nan, np.float32), "'action' has NaN"),
+        ("action", np.zeros((2, 4, 2), np.float32), "the action differs from the stored one by"),
+        ("noise", np.zeros((2, 4, 2), np.float32), r"'noise' is float32 \(2, 4, 2\)"),
+        ("noise", np.array([{}], object), "allow_pickle=False"),
+        ("more", np.zeros(1), "it holds .*'more'"),
+    ],
+)
+def test_hostile_golden_arrays(copy, name, value, message):
+    stored = dict(np.load(copy / "golden.npz"))
+    np.savez(copy / "new.npz", **{**stored, name: value})  # pyright: ignore[reportArgumentType]
+    swap(copy, "golden.npz", (copy / "new.npz").read_bytes())
+    with pytest.raises(ValueError, match=message):
+        runner.load(copy)
+
+
+def hostile(model, what: str):
+    """A model that asks for something beyond itself."""
+    graph = model.graph
+    inner = onnx.helper.make_graph([], "inner", [], [])
+    external = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=1)
+    external.external_data.add(key="location", value="../../etc/passwd")
+    if what == "weights":
+        graph.initializer.append(external)
+    elif what == "constant":
+        graph.node.append(onnx.helper.make_node("Constant", [], ["c"], value=external))
+    elif what == "location":
+        graph.initializer[0].data_location = 1
+    elif what == "domain":
+        graph.node[0].domain = "my.ops"
+    elif what == "loop":
+        graph.node.append(onnx.helper.make_node("Loop", [], ["c"], body=inner))
+    elif what == "function":
+        model.functions.add(name="f")
+    elif what == "fixed":
+        graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    elif what == "renamed":
+        graph.input[0].name = "other"
+    return model
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("weights", "weights in another file"),
+        ("constant", "weights in another file"),
+        ("location", "weights in another file"),
+        ("domain", "an operator of the domain 'my.ops', expected only standard ones"),
+        ("loop", "a graph inside the graph"),
+        ("function", "functions of its own"),
+        ("fixed", "the model takes exactly 2 rows of"),
+        ("renamed", "the model (has inputs and output|cannot be run)"),
+    ],
+)
+def test_a_hostile_model(copy, what, message):
+    model = onnx.load_from_string((copy / "policy.onnx").read_bytes())
+    swap(copy, "policy.onnx", hostile(model, what).SerializeToString())
+    with pytest.raises(ValueError, match=message):
+        runner.load(copy)
+
+
+@pytest.mark.parametrize("content", [b"\x0b", b"\x3a\x7f", b"\xff" * 20, b"\x08"])
+def test_what_is_no_model(content):
+    with pytest.raises(ValueError, match="no ONNX file"):
+        require_self_contained(content)
+
+
+def test_wrong_inputs(exported):
+    planner = runner.load(exported[0])
+    observation, noise = inputs(exported[1], 2)
+    for wrong, message in (
+        (({"state": observation["state"]}, noise), r"got \['noise', 'observation.state'\], it needs"),
+        (({**observation, "goal": observation["goal"][:1]}, noise), r"goal is float32 \(1, 2, 2\), the policy needs"),
+        ((observation, noise.astype(np.float64)), "noise is float64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            planner.plan(*wrong)
+    with pytest.raises(ValueError, match="threads=0 must lie in"):
+        runner.load(exported[0], threads=0)
+    with pytest.raises(ValueError, match=r"is an export with format=onnx: deploy\.runner\.load"):
+        runner_torch.load(exported[0])
+
+
+def test_the_runner_imports_no_torch():
+    code = "import sys, deploy.runner; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"torch", "onnxruntime"} & set(done.stdout.split()) == set()
+
+
+@pytest.mark.slow
+def test_a_program_of_torch(tmp_path):
+    policy, _ = write_unchecked(tmp_path / "policy", "mlp", "flow", rows=50, format="pt2")
+    planner = runner_torch.load(tmp_path / "policy")
+    assert max(differs(policy, planner, rows) for rows in (1, 3, 16)) <= 1e-5
+    with pytest.raises(ValueError, match="format=pt2, which needs torch"):
+        runner.load(tmp_path / "policy")
+
+
+@pytest.mark.slow
+def test_int8_is_smaller_and_says_how_far_off_it_is(tmp_path):
+    policy, manifest = write_unchecked(tmp_path / "policy", "mlp", "flow", rows=50, precision="int8")
+    parity = manifest.parity
+    assert 1e-5 < parity.max_error <= parity.tolerance == 0.3
+    assert 1e-5 < differs(policy, runner.load(tmp_path / "policy"), 16) <= 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", NETS_TO_TRY)
+@pytest.mark.parametrize("head", HEADS_TO_TRY)
+def test_every_head_and_net(tmp_path, net, head):
+    policy, manifest = write_unchecked(tmp_path / "policy", net, head, rows=120)
+    assert manifest.parity.max_error <= 1e-5
+    planner = runner.load(tmp_path / "policy")
+    assert max(differs(policy, planner, rows) for rows in (1, 3, 16)) <= 1e-5
+
+
+ALONE = """
+import sys, json, numpy as np
+from deploy.runner import load
+from policies.controller import Controller
+controller = Controller(load(sys.argv[1]))
+controller.reset(seed=5)
+steps = range(6)
+seen = [{"state": np.full(3, s, np.float32), "goal": np.full(2, 5 - s, np.float32)} for s in steps]
+actions = [controller.step(o).tolist() for o in seen]
+assert "torch" not in sys.modules
+print(json.dumps(actions))
+"""
+
+
+@pytest.mark.slow
+def test_where_torch_is_not_installed(exported):
+    python = ROOT / "outputs" / "ort" / "venv" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("python -m venv outputs/ort/venv && outputs/ort/venv/bin/pip install numpy onnxruntime")
+    assert subprocess.run([python, "-c", "import torch"], capture_output=True, check=False).returncode != 0
+    path, policy, _ = exported
+    done = subprocess.run(
+        [python, "-c", ALONE, path],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    controller = Controller(policy)
+    controller.reset(seed=5)
+    seen = [{"state": np.full(3, s, np.float32), "goal": np.full(2, 5 - s, np.float32)} for s in range(6)]
+    np.testing.assert_allclose(json.loads(done.stdout), [controller.step(o) for o in seen], atol=1e-5)
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    made = make(given["net"], given["head"])
+    export.export(given["path"], made, golden(made), {}, export.ExportConfig(**given["options"]))

@@ -1,0 +1,209 @@
+"""`python -m deploy.run`: a checkpoint controls a simulated robot in real time, and the journal is replayed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import envs
+import policies
+from conf import schema
+from deploy import run
+from deploy.journal import read
+from deploy.runtime import RuntimeConfig
+from deploy.safety import SafetyConfig
+from deploy.simulated import SimulatedRobot
+from deploy.workspace import Box
+from policies.checkpoint import FILES
+from policies.encoders.state import StateEncoderConfig
+from policies.nets.mlp import MLPConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_checkpoint(path: Path, world: envs.EnvConfig, seed: int = 0) -> str:
+    """Of a small policy with random weights."""
+    env = envs.make(world)
+    spec, chunk = policies.Spec.from_dict(env.features), policies.ChunkConfig(2, 16, 2)
+    config = policies.PolicyConfig(chunk=chunk, encoder=StateEncoderConfig(width=16), net=MLPConfig(width=16))
+    torch.manual_seed(seed)
+    policy = policies.Policy(config, spec)
+    for parameter in policy.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    data = {name: torch.randn(50, feature.size) for name, feature in spec.observation.items()}
+    policy.fit_normalizers(data, torch.randn(50, spec.action.size))
+    source = policies.Provenance(asdict(world), env.version, env.task_text, "", [], {}, "", 0)
+    golden = {name: torch.randn(1, chunk.history, feature.size) for name, feature in spec.observation.items()}
+    policies.save(path, policy, source, golden, {"step": 0})
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    return make_checkpoint(tmp_path_factory.mktemp("run") / "checkpoint", envs.DetourConfig(max_steps=8))
+
+
+def root(checkpoint: str, path: Path, **options) -> schema.DeployRoot:
+    defaults = {"checkpoint": checkpoint, "journal": str(path / "journal"), "seconds": 0.4, "rate_hz": 50.0}
+    return schema.DeployRoot(**{**defaults, **options})
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_checkpoint_controls_a_world_and_the_journal_is_replayed(checkpoint, tmp_path, asynchronous):
+    safety = SafetyConfig(velocity=[2.0], acceleration=[80.0], chunk_jump=[0.05])
+    box = Box("state", [0], [0], [0.02], [-0.5], [0.3])
+    options = {"asynchronous": asynchronous, "safety": safety, "workspace": box, "noise_seed": 7}
+    line, ended = run.control(root(checkpoint, tmp_path, **options))
+    assert ended in ("time", "over")
+    timing = r"detour: (\d+) steps at 50 Hz, \d+ missed, jitter p99 [\d.]+ ms; .*; 0 alarms; ended: (?:time|over) "
+    pattern = timing + r"\(2.5 times the checkpoint's rate\); 0 of \d+ episodes solved; journal: .*"
+    found = re.fullmatch(pattern, line)
+    assert found
+    recording = read(tmp_path / "journal")
+    records = recording.records[recording.records["late"] == 0]
+    assert len(records) == int(found[1])
+    assert set(records["episode"]) == set(range(records["episode"].max() + 1))
+    assert records["episode"].max() >= 1  # an episode has at most 8 steps
+    restarted = recording.records[recording.records["restarted"] == 1]
+    starts = restarted[np.flatnonzero(np.diff(restarted["episode"], prepend=-1))]
+    assert starts["seed"].tolist() == [2_000_000 + episode for episode in starts["episode"]]
+    safe = records["safe"][(records["told"] == 1) & (records["refused"] == 0)]
+    assert (np.abs(safe) <= 0.5).all()
+    done = run.again(tmp_path / "journal")
+    assert done.steps == len(records)
+    assert done.actions == recording.records["acted"].sum() > 0
+
+
+def test_a_journal_belongs_to_its_checkpoint(checkpoint, tmp_path):
+    run.control(root(checkpoint, tmp_path, seconds=0.1))
+    other = make_checkpoint(tmp_path / "other", envs.DetourConfig(max_steps=8), seed=1)
+    with pytest.raises(ValueError, match=r"is not the checkpoint that .*journal was recorded with"):
+        run.again(tmp_path / "journal", other)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in FILES:
+        (copy / name).write_bytes((Path(checkpoint) / name).read_bytes())
+    assert run.again(tmp_path / "journal", copy).steps > 0
+
+
+def test_a_digest_is_of_what_decides(tmp_path):
+    for name in ("config.json", "model.safetensors", "train_state.pt"):
+        (tmp_path / name).write_bytes(name.encode())
+    before = run.digest(tmp_path)
+    (tmp_path / "train_state.pt").write_bytes(b"")
+    assert run.digest(tmp_path) == before
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert run.digest(tmp_path) != before
+    (tmp_path / "manifest.json").write_bytes(b"of an export")
+    assert run.digest(tmp_path, tmp_path) != run.digest(tmp_path)
+
+
+def test_only_a_calibrated_policy_is_watched(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="has no monitor"):
+        run.control(root(checkpoint, tmp_path, monitor=True))
+
+
+@pytest.mark.slow
+def test_an_exported_policy_decides_in_place_of_the_checkpoint(checkpoint, tmp_path):
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path / "onnx"
+    command("deploy.export", f"checkpoint={checkpoint}", f"out={folder}", "rows=20").communicate(timeout=120)
+    run.control(root(checkpoint, tmp_path, artifact=str(folder), seconds=0.2))
+    assert read(tmp_path / "journal").header["artifact"] == str(folder)
+    assert run.again(tmp_path / "journal").actions > 0
+    (folder / "manifest.json").write_text((folder / "manifest.json").read_text() + " ")
+    with pytest.raises(ValueError, match=r"is not the artifact that .*journal was recorded with; give artifact="):
+        run.again(tmp_path / "journal")
+    with pytest.raises(ValueError, match="monitor=true watches the checkpoint's own decisions"):
+        run.control(root(checkpoint, tmp_path, artifact=str(folder), monitor=True))
+
+
+def test_a_world_that_does_not_fit_is_an_error(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match=r"reach-v3 has observation and action .*, the policy expects"):
+        run.control(root(checkpoint, tmp_path, env=envs.MetaWorldConfig(task="reach-v3")))
+
+
+@pytest.mark.parametrize("stored", [{"kind": "none"}, {"kind": "gymnasium", "id": "os:system"}, {}])
+def test_a_checkpoint_without_a_world_of_ours_needs_one(stored):
+    with pytest.raises(ValueError, match=r"give env=\.\.\. \(choices: detour, gymnasium, metaworld\)"):
+        run.env_of(stored)
+
+
+def test_a_simulated_robot_ends_its_episodes_as_an_evaluation_does():
+    env = envs.make(envs.DetourConfig(max_steps=60))
+    for stop, over in ((True, True), (False, False)):
+        robot = SimulatedRobot(env, stop)
+        assert robot.over
+        robot.reset(1_000_000)
+        steps = 0
+        while not robot.over and steps < 58:
+            assert env.expert is not None
+            seen = np.concatenate([robot.read()["state"], robot.read()["goal"]])
+            robot.write(np.asarray(env.expert(seen), np.float64))
+            steps += 1
+        assert robot.over == over
+        assert [(outcome.seed, outcome.success) for outcome in robot.outcomes] == [(1_000_000, True)] * over
+        before = robot.read()
+        if over:
+            robot.write(np.zeros(2))
+            assert robot.read() is before
+            assert robot.outcomes[0].steps == steps
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seconds": 0.0}, "seconds=0.0 must be positive"),
+        ({"rate_hz": -1.0}, "rate_hz=-1.0 0 or positive"),
+        ({"seed": 2**32}, "seed=4294967296 must lie in"),
+    ],
+)
+def test_a_wrong_setting_is_an_error(options, message):
+    with pytest.raises(ValueError, match=message):
+        schema.DeployRoot(**options)
+
+
+def command(module: str, *words: str) -> subprocess.Popen:
+    environment = {**os.environ, "MUJOCO_GL": "disable", "OMP_NUM_THREADS": "1"}
+    whole = [sys.executable, "-m", module, *words]
+    return subprocess.Popen(whole, cwd=ROOT, env=environment, stdout=-1, stderr=-1, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_command_line_and_its_end(checkpoint, tmp_path, number):
+    """The journal tells when control has begun; a signal ends it, a kill leaves the journal."""
+    path = tmp_path / "journal"
+    process = command("deploy.run", f"checkpoint={checkpoint}", f"journal={path}", "seconds=100", "safety.velocity=[3]")
+    while not path.exists() or path.stat().st_size < 20_000:
+        assert process.poll() is None, process.communicate()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 128 + number, err
+        assert f"ended: {number.name}" in out
+        assert out.count("\n") == 1
+    again = command("deploy.run", f"replay={path}")
+    out, err = again.communicate(timeout=60)
+    assert again.returncode == 0, err
+    assert "are equal to the last bit" in out
+
+
+@pytest.mark.slow
+def test_the_command_line_says_what_is_wrong():
+    process = command("deploy.run", "seconds=1")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.strip() == "error: give checkpoint=PATH to control a robot, or replay=JOURNAL to check what was decided"
+    assert RuntimeConfig() == schema.DeployRoot().runtime

@@ -1,0 +1,110 @@
+"""What the server keeps of one connection's episode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import policies
+from benchmarks.toy_server import ToyPolicy
+from deploy.session import Session, noise
+from policies.controller import Planner
+
+
+def joints(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+def request(value: float, **more: Any) -> dict[str, Any]:
+    return {"joints": joints(value, 0, 0), "camera": np.full((8, 8, 3), value, np.uint8), **more}
+
+
+def seen(histories: dict[str, np.ndarray]) -> list[float]:
+    """The first joint at every step of the history."""
+    np.testing.assert_array_equal(histories["camera"][:, 0, 0, 0], histories["joints"][:, 0])
+    return histories["joints"][:, 0].tolist()
+
+
+def test_the_toy_policy_is_what_a_server_takes():
+    assert isinstance(ToyPolicy(), Planner)
+
+
+def test_single_observations_become_a_history_that_starts_with_copies_of_the_first():
+    session = Session(ToyPolicy(history=3))
+    histories = [seen(session.read(request(value))) for value in (1, 2, 3, 4)]
+    assert histories == [[1, 1, 1], [1, 1, 2], [1, 2, 3], [2, 3, 4]]
+
+
+def test_histories_replace_what_was_kept():
+    session = Session(ToyPolicy(history=3))
+    session.read(request(9))
+    camera = np.zeros((3, 8, 8, 3), np.uint8) + np.array([1, 2, 3], np.uint8)[:, None, None, None]
+    given = {"joints": np.array([[1, 0, 0], [2, 0, 0], [3, 0, 0]], np.float32), "camera": camera}
+    assert seen(session.read(given)) == [1, 2, 3]
+    assert seen(session.read(request(4))) == [2, 3, 4]
+
+
+def test_reset_starts_an_episode_with_its_seed():
+    session = Session(ToyPolicy())
+    session.read(request(1))
+    session.decision = 5
+    assert (session.seed, seen(session.read(request(2)))) == (0, [1, 2])
+    assert seen(session.read(request(3, reset=7))) == [3, 3]
+    assert (session.seed, session.decision) == (7, 0)
+    session.read(request(4, reset=8, decision=6))
+    assert (session.seed, session.decision) == (8, 6)
+
+
+def test_values_keep_no_memory_of_the_message_and_are_of_the_policy_s_dtype():
+    session = Session(ToyPolicy())
+    message = request(1) | {"joints": np.array([1, 2, 3])}  # int64
+    histories = session.read(message)
+    assert histories["joints"].dtype == np.float32
+    assert not any(np.shares_memory(histories[name], message[name]) for name in histories)
+
+
+WRONG = [
+    ([1, 2], "the request is a list"),
+    ({"joints": joints(1, 2, 3)}, "the observation has 'joints', expected 'joints', 'camera'"),
+    (request(1, extra=3), "the observation has 'joints', 'camera', 'extra', expected"),
+    (request(1) | {"joints": [1, 2, 3]}, "'joints' has type list"),
+    (request(1) | {"joints": joints(1, 2)}, r"'joints' has shape \(2,\), expected an array \(3,\) or \(2, 3\)"),
+    (request(1) | {"joints": np.zeros((3, 3))}, r"'joints' has shape \(3, 3\)"),
+    (request(1) | {"joints": np.zeros((2, 3))}, "some are histories"),
+    (request(1) | {"joints": joints(1, np.nan, 3)}, "'joints' has NaN"),
+    (request(1) | {"joints": np.array([1, 1e39, 3])}, "'joints' has NaN or infinity"),
+    (request(1) | {"camera": np.zeros((8, 8, 3), np.float32)}, "'camera' is float32, the policy expects uint8"),
+    (request(1) | {"camera": np.zeros((8, 8, 3), np.uint16)}, "'camera' is uint16"),
+    (request(1, reset=-1), "reset must be an integer"),
+    (request(1, reset=2**32), "reset must be an integer"),
+    (request(1, reset=True), "reset must be an integer"),
+    (request(1, decision=1.0), "decision must be an integer"),
+]
+
+
+@pytest.mark.parametrize(("message", "match"), WRONG)
+def test_a_wrong_request_says_what_is_wrong_and_changes_nothing(message, match):
+    session = Session(ToyPolicy())
+    session.read(request(1, reset=3))
+    with pytest.raises(ValueError, match=match):
+        session.read(message)
+    assert (session.seed, session.decision, seen(session.read(request(2)))) == (3, 0, [1, 2])
+
+
+def test_noise_is_that_of_the_local_controller():
+    drawn: list[np.ndarray] = []
+
+    class Recorder(ToyPolicy):
+        def plan(self, observation, noise):
+            drawn.append(noise[0].copy())
+            return super().plan(observation, noise)
+
+    policy = Recorder()
+    controller = policies.Controller(policy, noise_seed=5)
+    controller.reset(seed=6)
+    for _ in range(5):  # two steps per decision: 0, 2, 4
+        controller.step(request(1))
+    assert [d.tobytes() for d in drawn] == [noise(5, 6, n, (8, 2)).tobytes() for n in range(3)]
+    assert noise(5, 6, 0, (8, 2)).tobytes() not in {noise(6, 5, 0, (8, 2)).tobytes(), noise(5, 6, 1, (8, 2)).tobytes()}
