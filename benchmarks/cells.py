@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import policies
 import train
 from conf import schema
@@ -70,3 +72,19 @@ def claim(path: Path) -> Iterator[Callable[[dict[str, Any]], None] | None]:
             unfinished.replace(path)
 
         yield None if path.exists() else save
+
+
+def trained(folder: Path, name: str, config: schema.TrainRoot) -> policies.Policy | None:
+    """The policy of this name, trained by the first process that asks; None while another one is at it.
+
+    The checkpoint stays in the folder, for several cells that evaluate one policy and for a run that was killed.
+    """
+    checkpoint = folder / name
+    with claim(folder / f"{name}.trained.json") as save:
+        if save is not None:
+            trainer, about = learn(config)
+            source = train.provenance(config, collect(config.env, config.demos, progress=False))
+            golden = trainer.windows.gather(torch.arange(4)).observation
+            policies.save(checkpoint, trainer.ema.module, source, golden, {"step": trainer.step, "history": []})
+            save({"name": name, **about})
+    return policies.load(checkpoint) if (folder / f"{name}.trained.json").exists() else None

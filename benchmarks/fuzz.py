@@ -1,0 +1,223 @@
+"""Hostile input by the hundred thousand: nothing may answer with anything but an explanation of one line.
+
+    python -m benchmarks.fuzz [--scale S] [--seed N] [--only TARGET,TARGET] [--case I] [--out FILE]
+
+A target makes and runs one case from a random generator that depends on (seed, target, number of the case) alone, and
+says how it ended; whatever it raises is a finding, and its number is printed. The targets here run in this process;
+`benchmarks/fuzz_wire.py` has those that need a live server, under which a good client is served throughout. A new
+target is a function that takes a folder and gives a case, and one line in TARGETS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import policies
+from benchmarks import fuzz_wire
+from benchmarks.fuzz_inputs import message, mutated, mutated_text, observation, one_line, weird_json
+from benchmarks.result import write
+from benchmarks.toy_server import ToyPolicy
+from conf import cli
+from deploy.client import Client, unpack
+from deploy.session import Session
+
+Case = Callable[[random.Random], str]  # runs one case and says how it ended
+
+
+def request(_: Path) -> Case:
+    """What the server does with a message of a client."""
+    policy, good = ToyPolicy(), observation()
+
+    def case(rng: random.Random) -> str:
+        try:
+            histories = Session(policy).read(unpack(message(rng, good)))
+        except ValueError as error:
+            one_line(str(error))
+            return "refused"
+        assert histories["joints"].shape == (2, 3)
+        assert histories["joints"].dtype == np.float32
+        assert np.isfinite(histories["joints"]).all()
+        assert histories["camera"].shape == (2, 8, 8, 3)
+        return "taken"
+
+    return case
+
+
+def answer(_: Path) -> Case:
+    """What the client does with a message of a server."""
+    client = Client("ws://127.0.0.1")
+    client._metadata = {"chunk_shape": [8, 2]}
+    good = {"actions": np.zeros((8, 2), np.float32), "server_timing": {"infer_ms": 1.0}}
+
+    def case(rng: random.Random) -> str:
+        try:
+            content = unpack(message(rng, good))
+            client._check(content if isinstance(content, dict) else {})
+        except ValueError as error:
+            one_line(str(error))
+            return "refused"
+        assert content["actions"].shape == (8, 2)
+        assert np.isfinite(content["actions"]).all()
+        return "taken"
+
+    return case
+
+
+def checkpoint(folder: Path) -> Path:
+    """A checkpoint of a very small policy."""
+    config = cli.compose(["encoder.width=8", "net.width=8", "net.blocks=1", "chunk.prediction_horizon=4"])
+    feature = {"shape": [2], "dtype": "float32", "unit": "m", "low": None, "high": None}
+    spec = policies.Spec.from_dict({"observation": {"state": feature}, "action": feature, "control_dt_s": 0.1})
+    policy = policies.Policy(config.policy, spec)
+    policy.fit_normalizers({"state": torch.randn(20, 2)}, torch.randn(20, 2))
+    source = policies.Provenance({"kind": "toy"}, "toy", "reach", "", [], {}, "", 0)
+    policies.save(folder / "checkpoint", policy, source, {"state": torch.zeros(1, config.chunk.history, 2)}, {})
+    return folder / "checkpoint"
+
+
+def checkpoint_config(folder: Path) -> Case:
+    """Reading a checkpoint's configuration."""
+    path = checkpoint(folder)
+    good = (path / "config.json").read_text()
+
+    def case(rng: random.Random) -> str:
+        text = mutated(rng, good.encode()) if rng.random() < 0.3 else weird_json(rng, json.loads(good)).encode()
+        (path / "config.json").write_bytes(text)
+        try:
+            policies.read_config(path)
+        except ValueError as error:
+            one_line(str(error))
+            return "refused"
+        return "taken"
+
+    return case
+
+
+def checkpoint_tensors(folder: Path) -> Case:
+    """Loading a checkpoint whose weights or stored actions were tampered with."""
+    path = checkpoint(folder)
+    good = {name: (path / name).read_bytes() for name in ("model.safetensors", "golden.safetensors")}
+
+    def case(rng: random.Random) -> str:
+        name = rng.choice(list(good))
+        header = 8 + int.from_bytes(good[name][:8], "little")
+        cut = rng.choice((8, header, len(good[name])))
+        (path / name).write_bytes(mutated(rng, good[name][:cut]) + good[name][cut:])
+        try:
+            policies.load(path)
+        except ValueError as error:
+            one_line(str(error))
+            return "refused"
+        finally:
+            (path / name).write_bytes(good[name])
+        return "taken"
+
+    return case
+
+
+def overrides(_: Path) -> Case:
+    """Composing a configuration from a command line."""
+    words = ["head=flow", "head.steps=3", "train.steps=10", "env.task=reach-v3", "chunk.history=2", "seed=1"]
+    values = ["x", "-1", "1e999", "null", "[1,2]", "{a:1}", "${seed}", "${nope}", "${oc.env:NOPE}", "'", "", "é", "\\"]
+    signs, tails = ["", "", "", "+", "~", "++"], ["", "", "", ".x", "x", "@y"]
+
+    def case(rng: random.Random) -> str:
+        chosen: list[str] = [*rng.sample(words, rng.randint(0, 3))]
+        for _ in range(rng.randint(0, 2)):
+            key = rng.choice(signs) + rng.choice(words).partition("=")[0] + rng.choice(tails)
+            value = rng.choice(values) if rng.random() < 0.7 else rng.randint(1, 9)
+            chosen.append(f"{key}={value}" if rng.random() < 0.8 else mutated_text(rng, key))
+        try:
+            with cli.one_line_errors():
+                cli.compose(chosen)
+        except SystemExit as end:
+            one_line(str(end.code))
+            return "refused"
+        return "taken"
+
+    return case
+
+
+TARGETS: dict[str, tuple[Callable[[Path], Case], int]] = {  # how to make its case, and number of cases at scale 1
+    "request": (request, 60_000),
+    "answer": (answer, 40_000),
+    "checkpoint_config": (checkpoint_config, 4_000),
+    "checkpoint_tensors": (checkpoint_tensors, 2_000),
+    "overrides": (overrides, 200),
+}
+
+
+def fuzz(name: str, numbers: range, seed: int) -> dict[str, Any]:
+    """Runs these cases of a target; what is not explained in one line is printed and counted as a finding."""
+    outcomes: Counter[str] = Counter()
+    findings: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        case = TARGETS[name][0](Path(folder))
+        start, before = time.perf_counter(), 0.0
+        for done, number in enumerate(numbers):
+            if done <= len(numbers) // 10:  # what follows should need no more memory
+                before = resident_mib()
+            try:
+                outcomes[case(random.Random(f"{seed}/{name}/{number}"))] += 1
+            except Exception as error:  # every kind is a finding
+                findings.append(f"{number}: {type(error).__name__}: {error}"[:300])
+                if len(findings) <= 3:
+                    print(f"{name} --seed {seed} --case {number}\n{traceback.format_exc()}", flush=True)
+    seconds = time.perf_counter() - start
+    return {
+        "cases": len(numbers),
+        "outcomes": dict(outcomes),
+        "findings": len(findings),
+        "examples": findings[:10],
+        "cases_per_s": round(len(numbers) / seconds),
+        "growth_mib": round(resident_mib() - before, 1),
+    }
+
+
+def resident_mib() -> float:
+    """Largest memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", type=float, default=1.0, help="times the usual number of cases")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default=",".join([*TARGETS, "wire"]))
+    parser.add_argument("--case", type=int, help="run this case of the target alone")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+    for name in arguments.only.split(","):
+        if name == "wire":
+            results[name] = fuzz_wire.run(round(fuzz_wire.CASES * arguments.scale), arguments.seed)
+        else:
+            count = round(TARGETS[name][1] * arguments.scale)
+            numbers = range(count) if arguments.case is None else range(arguments.case, arguments.case + 1)
+            results[name] = fuzz(name, numbers, arguments.seed)
+        print(name, json.dumps(results[name]), flush=True)
+    if arguments.case is None:
+        total = sum(result["cases"] for result in results.values())
+        content = {"cases": total, "seed": arguments.seed, "targets": results}
+        print(f"{total} cases: {write('fuzz', content, arguments.out)}")
+    sys.exit(any(result["findings"] for result in results.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Training speed and decision time of both sides, measured in turns."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+import policies
+import train
+from benchmarks.peers_sides import BATCH, DIFFUSION, UNET, WARM, Side, configure, rehearse, replace_steps
+from conf import schema
+
+FP32 = "train.precision=fp32"
+TRAINED = {  # whose training speed is compared
+    "flow-mlp": ["head=flow"],
+    "flow-unet": [*UNET, "head=flow"],
+    "flow-unet-fp32": [*UNET, "head=flow", FP32],
+    "diffusion-unet-fp32": [*UNET, *DIFFUSION, FP32],
+}
+DECIDING = {  # whose decisions are timed, each as it is and compiled
+    "flow-mlp-10": ["head=flow", "head.steps=10"],
+    "flow-mlp-4": ["head=flow", "head.steps=4"],
+    "flow-unet-10": [*UNET, "head=flow", "head.steps=10"],
+    "diffusion-unet-10": [*UNET, *DIFFUSION],
+}
+SAMPLERS = {"lerobot-ddim-10": ("DDIM", 10), "lerobot-ddpm-100": ("DDPM", 100)}
+# Kind of cell, on which device, whose speed, and how many times LeRobot's it should be.
+BARS = (
+    ("decisions", "cpu", "flow-mlp-10-compiled", 20.0),
+    ("decisions", "cpu", "diffusion-unet-10-compiled", 2.0),
+    ("training", "cuda", "diffusion-unet-fp32-compiled", 10.0),
+    ("training", "cuda", "flow-unet-compiled", 10.0),
+)
+
+Contender = Callable[[], list[float]]  # one round's measurements
+
+
+def in_turns(contenders: dict[str, Contender], rounds: int) -> dict[str, list[list[float]]]:
+    """The measurements of every contender and round; all take turns, so that a busy machine slows all of them."""
+    measured: dict[str, list[list[float]]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            measured[name].append(contender())
+    return measured
+
+
+def run_training(s: Side, a: argparse.Namespace) -> dict[str, Any]:
+    """Training samples per second, in turns."""
+
+    def ours(overrides: list[str]) -> Contender:
+        config = configure(overrides, a, len(s.store))
+        trainer = train.Trainer(replace_steps(config, 10**6), s.spec, s.store, s.device)
+        return lambda: [config.train.batch_size * rehearse(trainer, a.seconds)]
+
+    def peers() -> list[float]:
+        done = s.peer.ask("rehearse", seconds=a.seconds)
+        return [BATCH * done["steps"] / done["seconds"]]
+
+    compiled = {f"{name}-compiled": [*overrides, "train.compile=true"] for name, overrides in TRAINED.items()}
+    chosen = TRAINED | (compiled if a.device != "cpu" else {})  # on a CPU compiling gains little and takes minutes
+    measured = in_turns({"lerobot": peers, **{name: ours(overrides) for name, overrides in chosen.items()}}, a.rounds)
+    rows = [row(name, rounds, measured["lerobot"], rate=True) for name, rounds in measured.items()]
+    return {"kind": "training", "unit": "samples/s", "device": s.device.type, "rows": rows}
+
+
+def run_decisions(s: Side, a: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds of a decision for one robot, in turns."""
+
+    def peers(sampler: str, steps: int, part: str) -> Contender:
+        return lambda: s.peer.ask("time", sampler=sampler, steps=steps, calls=a.calls, part=part)["milliseconds"]
+
+    contenders = {name: peers(*sampler, "core") for name, sampler in SAMPLERS.items()}
+    contenders["lerobot-ddim-10-with-processors"] = peers(*SAMPLERS["lerobot-ddim-10"], "whole")
+    for name, overrides in DECIDING.items():
+        config = configure(overrides, a, len(s.store))
+        contenders[name] = deciding(untrained(config, s), s, a.calls)
+        if "compile" in vars(policies.Policy):  # ours; torch's method of every module compiles a `forward`
+            policy = untrained(config, s)
+            policy.compile()
+            contenders[f"{name}-compiled"] = deciding(policy, s, a.calls)
+    measured = in_turns(contenders, a.rounds)
+    rows = [row(name, rounds, measured["lerobot-ddim-10"], rate=False) for name, rounds in measured.items()]
+    return {"kind": "decisions", "unit": "ms", "device": s.device.type, "rows": rows}
+
+
+def untrained(config: schema.TrainRoot, s: Side) -> policies.Policy:
+    """A policy with random weights: the time of a decision does not depend on them."""
+    policy = train.Trainer(config, s.spec, s.store, s.device).policy
+    for parameter in policy.parameters():  # a net starts at zero, which no machine may profit from
+        torch.nn.init.normal_(parameter, std=0.02)
+    return policy.eval().requires_grad_(False)
+
+
+def deciding(policy: policies.Policy, s: Side, calls: int) -> Contender:
+    """Times single decisions from numpy to numpy, as a controller asks for them."""
+    shapes = {name: (1, policy.chunk.history, *feature.shape) for name, feature in s.spec.observation.items()}
+    observation = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    noise = np.random.default_rng(0).standard_normal((1, *policy.noise_shape), np.float32)
+
+    def times() -> list[float]:
+        taken = []
+        for _ in range(calls + WARM):
+            start = time.perf_counter()
+            policy.plan(observation, noise)
+            taken.append(1e3 * (time.perf_counter() - start))
+        return taken[WARM:]
+
+    return times
+
+
+def row(name: str, rounds: list[list[float]], baseline: list[list[float]], rate: bool) -> dict[str, Any]:
+    """Median and percentile over everything; how many times as fast as the baseline: round by round, then the median.
+
+    Args:
+        name: whose measurements.
+        rounds: of each round.
+        baseline: the other's.
+        rate: more is faster; else less is.
+    """
+    everything = np.concatenate(rounds)
+    ratios = [float(np.median(mine) / np.median(its)) for mine, its in zip(rounds, baseline, strict=True)]
+    times = ratios if rate else [1 / ratio for ratio in ratios]
+    about = {"median": float(np.median(everything)), "p99": float(np.percentile(everything, 99)), "n": len(everything)}
+    return {"name": name, **about, "times_as_fast": float(np.median(times)), "range": [min(times), max(times)]}
+
+
+def bars(finished: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The bars that were measured, and whether they are met."""
+    speeds = {(c["kind"], c["device"], r["name"]): r["times_as_fast"] for c in finished for r in c.get("rows", ())}
+    return [
+        {"kind": k, "device": d, "name": n, "bar": bar, "measured": speeds[k, d, n], "met": speeds[k, d, n] >= bar}
+        for k, d, n, bar in BARS
+        if (k, d, n) in speeds
+    ]

@@ -1,0 +1,203 @@
+"""Control in real time: deadline misses and jitter at 200 Hz, and how soon a robot is safe when something fails.
+
+    python -m benchmarks.runtime [--seconds 60] [--rate 200] [--spin_s 0] [--priority 0] [--core -1]
+
+The robot is a MuJoCo simulation whose one physics step is one control step, so at 200 Hz it moves in real time. It is
+controlled by the default policy (with random weights, which cost the same) with limits of velocity and acceleration
+and a journal, as a checkpoint or exported, deciding beside the control or within the control step. Every journal is
+replayed. Then inference, reading or writing fails for half a second in the midst of control.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+
+import envs
+import policies
+from benchmarks.result import write
+from conf.cli import compose
+from deploy.deciding import Decider
+from deploy.export import export
+from deploy.journal import read
+from deploy.replay import open_journal, replay
+from deploy.runner import load
+from deploy.runtime import Runtime, RuntimeConfig
+from deploy.safety import Safety, SafetyConfig
+from policies.controller import Planner
+
+SCENE = Path(envs.__file__).parent / "assets" / "detour.xml"
+LIMITS = SafetyConfig(velocity=[5.0], acceleration=[100.0])  # of the wanted velocity: m/s^2, m/s^3
+FAILS_AT = 100  # control step at which the faults begin
+FAILS_S = 0.5
+FAULTS = (
+    *(f"inference {how}" for how in ("hangs", "raises", "gives NaN")),
+    *("read hangs", "read raises", "write raises"),
+)
+
+
+@dataclass
+class Fault:
+    """Something that fails for half a second, once."""
+
+    what: str = ""  # one of FAULTS, or nothing
+    began_s: float = math.inf  # on the clock of time.monotonic
+
+    def now(self, what: str, count: int, at: int) -> bool:
+        """Whether this fails now; the failure begins at the count `at`, by hanging or by failing again and again."""
+        if self.what.split()[0:1] != [what]:
+            return False
+        if count == at:
+            self.began_s = time.monotonic()
+            if self.what.endswith("hangs"):
+                time.sleep(FAILS_S)
+        return not self.what.endswith("hangs") and 0 <= time.monotonic() - self.began_s < FAILS_S
+
+
+class DetourRobot:
+    """The disc of envs/detour.py, with one physics step per command."""
+
+    def __init__(self, fault: Fault | None = None):
+        self._model = mujoco.MjModel.from_xml_path(str(SCENE))
+        self._data = mujoco.MjData(self._model)
+        self._fault, self._reads, self._writes = fault or Fault(), 0, 0
+        self.control_dt_s = float(self._model.opt.timestep)
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Position, velocity and goal."""
+        self._reads += 1
+        if self._fault.now("read", self._reads, FAILS_AT):
+            raise OSError("no camera")
+        state = np.concatenate([self._data.qpos, self._data.qvel]).astype(np.float32)
+        return {"state": state, "goal": np.array([0.45, 0.0], np.float32)}
+
+    def write(self, action: np.ndarray) -> None:
+        """Does one physics step."""
+        self._writes += 1
+        if self._fault.now("write", self._writes, FAILS_AT):
+            raise OSError("no cable")
+        self._data.ctrl[:] = action
+        mujoco.mj_step(self._model, self._data)
+
+
+class FaultyPlanner:
+    """A planner that fails."""
+
+    def __init__(self, planner: Planner, fault: Fault):
+        self.spec, self.chunk, self.noise_shape = planner.spec, planner.chunk, planner.noise_shape
+        self._planner, self._fault, self._plans = planner, fault, 0
+
+    def plan(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+        """A chunk, or the failure."""
+        self._plans += 1
+        fails = self._fault.now("inference", self._plans, FAILS_AT // 2)
+        if fails and self._fault.what.endswith("raises"):
+            raise RuntimeError("out of memory")
+        return self._planner.plan(observation, noise) * (np.nan if fails else 1)
+
+
+def default_policy(control_dt_s: float) -> policies.Policy:
+    """The default policy for the robot, with random weights: they cost what trained ones cost."""
+    with closing(envs.make(envs.DetourConfig())) as env:
+        spec = replace(policies.Spec.from_dict(env.features), control_dt_s=control_dt_s)
+    policy = policies.Policy(compose(["env=detour"]).policy, spec)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in policy.parameters():  # the net starts at zero, which no machine may profit from
+        torch.nn.init.normal_(parameter, std=0.02, generator=generator)
+    data = {name: torch.randn(100, f.size, generator=generator) for name, f in spec.observation.items()}
+    policy.fit_normalizers(data, 0.2 * torch.randn(100, spec.action.size, generator=generator))
+    return policy.eval().requires_grad_(False)
+
+
+def exported(policy: policies.Policy, folder: str) -> Planner:
+    """The same policy as a graph."""
+    features, history = policy.spec.observation, policy.chunk.history
+    golden = {f"observation.{name}": torch.randn(4, history, f.size) for name, f in features.items()}
+    export(f"{folder}/onnx", policy, {**golden, "noise": torch.randn(4, *policy.noise_shape)}, {})
+    return load(f"{folder}/onnx")
+
+
+def control(
+    planner: Planner, asynchronous: bool, seconds: float, dt: float, config: RuntimeConfig, fault: Fault
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Controls the robot, then replays the journal; the report and the records."""
+    watched = FaultyPlanner(planner, fault) if fault.what.startswith("inference") else planner
+
+    def safety() -> Safety:
+        return Safety.for_spec(planner.spec, LIMITS, dt)
+
+    with tempfile.TemporaryDirectory() as folder:
+        decider = Decider(watched, asynchronous=asynchronous)
+        journal = open_journal(f"{folder}/journal", planner.spec, {})
+        features = planner.spec.observation
+        runtime = Runtime(DetourRobot(fault), decider, safety(), features, dt, config, journal=journal)
+        with closing(decider), closing(runtime):
+            runtime.run(seconds, seed=0)
+        recording = read(f"{folder}/journal")
+    report = runtime.report.summary()
+    if "NaN" not in fault.what:  # those actions the planner itself would not give
+        again = Decider(planner, asynchronous=asynchronous, replaying=True)
+        report["replayed"] = replay(recording, again, safety()).line()
+    return report, recording.records
+
+
+def reaction(records: np.ndarray, fault: Fault) -> dict[str, float]:
+    """How soon the robot was safe, how long it was without a command, and how soon the policy had it again; in ms."""
+    steps = records[(records["late"] == 0) & (records["sent"] == 1) & (records["sent_ns"] > 0)]
+    refused, sent_s = steps["refused"] > 0, steps["sent_ns"] / 1e9
+    end_s = fault.began_s + FAILS_S
+    safe_s = sent_s[refused & (sent_s > fault.began_s)][0]
+    return {
+        "safe_after_ms": 1e3 * float(safe_s - fault.began_s),
+        "longest_without_command_ms": 1e3 * float(np.diff(sent_s).max()),
+        "policy_after_ms": 1e3 * float(sent_s[~refused & (sent_s > max(end_s, safe_s))][0] - end_s),
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rate", type=float, default=200.0)
+    for name, default in (("spin_s", 0.0), ("priority", 0), ("core", -1)):
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    config = RuntimeConfig(spin_s=options.spin_s, priority=options.priority, core=options.core)
+    policy, dt = default_policy(1 / options.rate), 1 / options.rate
+    cells, faults = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        planners = {"checkpoint": policy, "exported": exported(policy, folder)}
+        for (name, planner), asynchronous in itertools.product(planners.items(), (True, False)):
+            report, _ = control(planner, asynchronous, options.seconds, dt, config, Fault())
+            cells.append({"policy": name, "asynchronous": asynchronous, **report})
+            sent = {key: round(value, 3) for key, value in report["jitter_ms"].items()}
+            how = "beside the control" if asynchronous else "within the step"
+            print(
+                f"{name:10s} {how:18s} {report['steps']} steps, {report['misses']} missed, jitter {sent} ms", flush=True
+            )
+        for what, asynchronous in itertools.product(FAULTS, (True, False)):
+            fault = Fault(what)
+            report, records = control(planners["exported"], asynchronous, 2.0, dt, config, fault)
+            faults.append({"fault": what, "asynchronous": asynchronous, **reaction(records, fault), **report})
+            told = {key: round(value, 1) for key, value in reaction(records, fault).items()}
+            print(f"{what:20s} asynchronous={asynchronous!s:5s} {told}", flush=True)
+    content = {"robot": "detour, one physics step per command", "limits": asdict(LIMITS), "runtime": asdict(config)}
+    print(write("runtime", {**content, "cells": cells, "faults": faults}, options.out))
+
+
+if __name__ == "__main__":
+    main()
