@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 import torch
 
@@ -33,9 +32,10 @@ from deploy.deciding import Decider
 from deploy.export import export
 from deploy.journal import read
 from deploy.replay import open_journal, replay
-from deploy.runner import load
+from deploy.runner import load as load_exported
 from deploy.runtime import Runtime, RuntimeConfig
 from deploy.safety import Safety, SafetyConfig
+from envs.base import load_mujoco
 from policies.controller import Planner
 
 SCENE = Path(envs.__file__).parent / "assets" / "detour.xml"
@@ -70,8 +70,9 @@ class DetourRobot:
     """The disc of envs/detour.py, with one physics step per command."""
 
     def __init__(self, fault: Fault | None = None):
-        self._model = mujoco.MjModel.from_xml_path(str(SCENE))
-        self._data = mujoco.MjData(self._model)
+        self._mujoco = load_mujoco()
+        self._model = self._mujoco.MjModel.from_xml_path(str(SCENE))
+        self._data = self._mujoco.MjData(self._model)
         self._fault, self._reads, self._writes = fault or Fault(), 0, 0
         self.control_dt_s = float(self._model.opt.timestep)
 
@@ -89,7 +90,7 @@ class DetourRobot:
         if self._fault.now("write", self._writes, FAILS_AT):
             raise OSError("no cable")
         self._data.ctrl[:] = action
-        mujoco.mj_step(self._model, self._data)
+        self._mujoco.mj_step(self._model, self._data)
 
 
 class FaultyPlanner:
@@ -126,7 +127,7 @@ def exported(policy: policies.Policy, folder: str) -> Planner:
     features, history = policy.spec.observation, policy.chunk.history
     golden = {f"observation.{name}": torch.randn(4, history, f.size) for name, f in features.items()}
     export(f"{folder}/onnx", policy, {**golden, "noise": torch.randn(4, *policy.noise_shape)}, {})
-    return load(f"{folder}/onnx")
+    return load_exported(f"{folder}/onnx")
 
 
 def control(
@@ -153,16 +154,16 @@ def control(
     return report, recording.records
 
 
-def reaction(records: np.ndarray, fault: Fault) -> dict[str, float]:
+def reaction(records: np.ndarray, fault: Fault) -> dict[str, float | None]:
     """How soon the robot was safe, how long it was without a command, and how soon the policy had it again; in ms."""
-    steps = records[(records["late"] == 0) & (records["sent"] == 1) & (records["sent_ns"] > 0)]
+    steps = records[(records["late"] == 0) & (records["sent_ns"] > 0)]
     refused, sent_s = steps["refused"] > 0, steps["sent_ns"] / 1e9
-    end_s = fault.began_s + FAILS_S
-    safe_s = sent_s[refused & (sent_s > fault.began_s)][0]
+    safe_s = sent_s[refused & (sent_s > fault.began_s)][:1]
+    back_s = sent_s[~refused & (sent_s > max(fault.began_s + FAILS_S, *safe_s))][:1]
     return {
-        "safe_after_ms": 1e3 * float(safe_s - fault.began_s),
+        "safe_after_ms": 1e3 * float(safe_s[0] - fault.began_s) if len(safe_s) else None,
         "longest_without_command_ms": 1e3 * float(np.diff(sent_s).max()),
-        "policy_after_ms": 1e3 * float(sent_s[~refused & (sent_s > max(end_s, safe_s))][0] - end_s),
+        "policy_after_ms": 1e3 * float(back_s[0] - fault.began_s - FAILS_S) if len(back_s) else None,
     }
 
 
@@ -184,16 +185,17 @@ def main() -> None:
         for (name, planner), asynchronous in itertools.product(planners.items(), (True, False)):
             report, _ = control(planner, asynchronous, options.seconds, dt, config, Fault())
             cells.append({"policy": name, "asynchronous": asynchronous, **report})
-            sent = {key: round(value, 3) for key, value in report["jitter_ms"].items()}
+            jitter = ", ".join(f"{key} {value:.3f}" for key, value in report["jitter_ms"].items())
             how = "beside the control" if asynchronous else "within the step"
             print(
-                f"{name:10s} {how:18s} {report['steps']} steps, {report['misses']} missed, jitter {sent} ms", flush=True
+                f"{name:10s} {how:18s} {report['steps']} steps, {report['misses']} missed, jitter ms: {jitter}",
+                flush=True,
             )
         for what, asynchronous in itertools.product(FAULTS, (True, False)):
             fault = Fault(what)
             report, records = control(planners["exported"], asynchronous, 2.0, dt, config, fault)
             faults.append({"fault": what, "asynchronous": asynchronous, **reaction(records, fault), **report})
-            told = {key: round(value, 1) for key, value in reaction(records, fault).items()}
+            told = {key: value and round(value, 1) for key, value in reaction(records, fault).items()}
             print(f"{what:20s} asynchronous={asynchronous!s:5s} {told}", flush=True)
     content = {"robot": "detour, one physics step per command", "limits": asdict(LIMITS), "runtime": asdict(config)}
     print(write("runtime", {**content, "cells": cells, "faults": faults}, options.out))

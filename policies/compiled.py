@@ -29,8 +29,8 @@ class CompiledSampler:
     For every batch size the whole decision becomes one graph of fixed shapes at the first call with that size, which
     takes from seconds to a minute; torch keeps what it compiled on disk.
 
-    On a CPU a decision at batch 1 takes the time of reading the weights K times, of which precision=bf16 saves a part. On
-    CUDA it takes the time of launching kernels, so the compiled decision is captured once more, as a CUDA graph.
+    On a CPU a decision at batch 1 takes the time of reading the weights K times, of which precision=bf16 saves a part.
+    On CUDA it takes the time of launching kernels, so the compiled decision is captured once more, as a CUDA graph.
 
     Args:
         policy: stays as it is. precision=fp32 uses its weights, whatever becomes of them; bf16 a rounded copy.
@@ -109,12 +109,12 @@ class RowLinear(nn.Linear):
     """A linear layer that, of a single row, is written as the sums that it is.
 
     The compiler fuses sums with what stands around them, so that an evaluation of the MLP is one function which reads
-    every weight once. A matrix product is a call to a library instead, whose bf16 kernels are slower on one row than its
-    fp32 ones.
+    every weight once. A matrix product is a call to a library instead, whose bf16 kernels are slower on one row than
+    its fp32 ones.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Inputs (..., in_features) to (..., out_features); of a single row in fp32, whatever the weights are kept in."""
+        """Inputs (..., in_features) to (..., out_features); of a single row in fp32, whatever the weights' dtype."""
         if input.numel() > input.shape[-1]:
             return super().forward(input)
         parts = 4 if input.shape[-1] % 4 == 0 else 1  # independent sums, which need not wait for each other
