@@ -335,6 +335,7 @@ def run(cases: int, seed: int) -> dict[str, Any]:
         server.send_signal(signal.SIGTERM)
         if server.wait(30) != 0:
             findings.append(f"exit status {server.returncode}")
+        server.stdout.close()
         log.seek(0)
         if text := log.read():
             findings.append(f"the server's log: {text[-300:]}")

@@ -182,13 +182,14 @@ def main() -> None:
     cells, faults = [], []
     with tempfile.TemporaryDirectory() as folder:
         planners = {"checkpoint": policy, "exported": exported(policy, folder)}
-        for (name, planner), asynchronous in itertools.product(planners.items(), (True, False)):
-            report, _ = control(planner, asynchronous, options.seconds, dt, config, Fault())
-            cells.append({"policy": name, "asynchronous": asynchronous, **report})
+        for (name, planner), asynchronous, send_at in itertools.product(planners.items(), (True, False), (0.0, 0.8)):
+            setup = replace(config, send_at=send_at)
+            report, _ = control(planner, asynchronous, options.seconds, dt, setup, Fault())
+            cells.append({"policy": name, "asynchronous": asynchronous, "send_at": send_at, **report})
             jitter = ", ".join(f"{key} {value:.3f}" for key, value in report["jitter_ms"].items())
-            how = "beside the control" if asynchronous else "within the step"
             print(
-                f"{name:10s} {how:18s} {report['steps']} steps, {report['misses']} missed, jitter ms: {jitter}",
+                f"{name:10s} asynchronous={asynchronous!s:5s} send_at={send_at}: {report['steps']} steps, "
+                f"{report['misses']} missed, jitter ms: {jitter}",
                 flush=True,
             )
         for what, asynchronous in itertools.product(FAULTS, (True, False)):

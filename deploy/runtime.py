@@ -43,6 +43,7 @@ class RuntimeConfig:
     """How control is timed, and what happens when it fails."""
 
     budget: float = 0.8  # share of the period after which the safe action takes the place of a missing answer
+    send_at: float = 0.0  # share of the period before which no command is sent, so that they are evenly spaced; 0: none
     patience_s: float = 0.2  # after a longer gap in the answers the policy is reset: what it had planned is past
     give_up_s: float = 0.0  # end the run after so long without a command of the policy; 0: never
     on_overrun: str = "skip"  # control steps whose time has passed: skip | catch_up (make them up at once) | stop
@@ -55,6 +56,8 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         if not 0 < self.budget <= 1:
             raise ValueError(f"runtime.budget={self.budget} must lie in (0, 1]")
+        if not 0 <= self.send_at <= self.budget:
+            raise ValueError(f"runtime.send_at={self.send_at} must lie in [0, budget], and budget is {self.budget}")
         for name in ("patience_s", "give_up_s", "stop_s", "spin_s"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"runtime.{name}={getattr(self, name)} must be seconds, 0 or more")
@@ -99,6 +102,7 @@ class Runtime:
         self._senses = Senses(robot, policy, monitor, features)
         self._episode = -1
         self._stopped = ""  # why
+        self._warned = ""  # of what
 
     def run(self, seconds: float, seed: int) -> str:
         """Controls the robot for one episode; at its end, whatever ends it, safe actions bring the robot to rest.
@@ -169,6 +173,7 @@ class Runtime:
         deadline_ns = max(due_ns + budget_ns, woke_ns + self._period_ns - budget_ns)
         answer = None if stopping else self._ask(deadline_ns, late)
         verdict = self._judge(answer, stopping)
+        wait_until(due_ns + round(self.config.send_at * self._period_ns), self.config.spin_s)
         problem = self._send(verdict)
         sent_ns = time.monotonic_ns()
         self.report.add(due_ns, woke_ns, sent_ns, sent_ns - self._sent_ns if self._sent_ns else 0)
@@ -218,7 +223,7 @@ class Runtime:
         if answer is None:
             return f"late {self._senses.stage}"
         if answer.failed:
-            logger.warning("%s failed: %s", answer.failed, answer.error)
+            self._warn(f"{answer.failed} failed: {answer.error}")
             return f"{answer.failed} error"
         if answer.alarms and self.config.on_alarm != "log":
             return "alarm"
@@ -232,7 +237,7 @@ class Runtime:
         try:
             self.robot.write(verdict.action.copy())
         except Exception as error:  # of any kind: drivers are not ours
-            logger.warning("the command was not taken: %s", error)
+            self._warn(f"the command was not taken: {error}")
             self.safety.rollback()
             self._unsent = True
             return f"{type(error).__name__}: {error}"
@@ -256,6 +261,11 @@ class Runtime:
         self._tick(stopping=True)
         while (self._unsent or not self.safety.resting) and time.monotonic_ns() < end_ns:
             self._tick(stopping=True)
+
+    def _warn(self, text: str) -> None:
+        """Warns of a failure once, however often it comes in a row."""
+        logger.log(logging.DEBUG if text == self._warned else logging.WARNING, text)
+        self._warned = text
 
     def _note(
         self, answer: Answer, times: Mapping[str, int], verdict: Verdict | None = None, problem: str = ""

@@ -64,8 +64,10 @@ class Feature:
         return size
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Feature:
+    def from_dict(cls, data: Any) -> Feature:
         """Builds a feature from its JSON form; `ValueError` on a missing or unknown field."""
+        if not isinstance(data, Mapping):
+            raise ValueError(f"a feature is {data!r}, expected a mapping with its shape, dtype, unit, low and high")
         expected = {"shape", "dtype", "unit", "low", "high"}
         if set(data) - {"choices"} != expected:
             raise ValueError(f"feature has fields {sorted(data)}, expected {sorted(expected)}")

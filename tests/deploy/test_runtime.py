@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -167,6 +168,15 @@ def test_steps_begin_on_an_absolute_grid_and_never_early(tmp_path):
     assert np.median(late_ms) < 1e3 * DT
 
 
+def test_commands_can_be_sent_at_an_even_pace(tmp_path):
+    """Not before their share of the period, however soon the policy has answered."""
+    runtime = make(Robot(), Policy(), tmp_path, dt=DT, send_at=0.5)
+    runtime.run(15 * DT, seed=0)
+    journal = records(tmp_path)
+    assert (journal["sent_ns"] - journal["due_ns"] >= 0.5 * DT * 1e9).all()
+    assert np.median(journal["decided_ns"] - journal["due_ns"]) < 0.5 * DT * 1e9
+
+
 @pytest.mark.parametrize("where", ["read", "policy", "monitor"])
 def test_a_hang_brings_the_safe_action_in_time_and_control_recovers(where, tmp_path):
     """For half a second nothing answers; the robot is told the safe action within the budget, and in every period."""
@@ -228,7 +238,7 @@ def test_a_failure_is_one_safe_action_and_then_control_goes_on(where, happens, r
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_command_that_the_robot_did_not_take_is_followed_by_the_safe_action(tmp_path):
+def test_a_command_that_the_robot_did_not_take_is_followed_by_the_safe_action(tmp_path, caplog):
     """Limits hold between the commands that it took."""
     robot = Robot()
     robot.refuses = {4, 5, 9}
@@ -242,6 +252,8 @@ def test_a_command_that_the_robot_did_not_take_is_followed_by_the_safe_action(tm
     assert reasons(tmp_path)[:10] == ["", "", "", "", "write error", "write error", "", "", "", "write error"]
     assert records(tmp_path)["sent"][:9].tolist() == [1, 1, 1, 0, 0, 1, 1, 1, 0]
     assert b"the cable is out" in records(tmp_path)["message"][3]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings.count("the command was not taken: the cable is out") == 1  # however often
     replay(read(tmp_path / "journal"), Policy(), Safety.for_spec(SPEC, config, 0.002))
 
 
@@ -438,6 +450,7 @@ def test_a_thread_can_be_kept_on_a_core():
     [
         ({"budget": 0.0}, r"runtime.budget=0.0 must lie in \(0, 1\]"),
         ({"budget": 1.1}, r"runtime.budget=1.1 must lie"),
+        ({"send_at": 0.9, "budget": 0.8}, r"runtime.send_at=0.9 must lie in \[0, budget\], and budget is 0.8"),
         ({"patience_s": -1.0}, "runtime.patience_s=-1.0 must be seconds"),
         ({"stop_s": math.inf}, "runtime.stop_s=inf must be seconds"),
         ({"priority": 100}, r"runtime.priority=100 must lie in 0\.\.99"),
