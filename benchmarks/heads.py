@@ -2,6 +2,7 @@
 
     python -m benchmarks.heads                  run what is missing, then write the result file
     python -m benchmarks.heads --summary        only write the result file from the finished cells
+    python -m benchmarks.heads --restore FILE   go on from the cells that a result file holds
 
 Two tables: every head on the default mlp, and three heads on three nets of equal size. A cell is one world with one
 trained head; it is evaluated with every sampler setting of that head. Finished cells are kept below --cells, so a
@@ -162,6 +163,15 @@ def sweep(folder: Path, plan: list[Cell], many: int) -> None:
             print(f"{cell.name:36s} {told}", flush=True)
 
 
+def restore(result: Path, folder: Path) -> None:
+    """Makes the finished cells of an earlier, perhaps partial, result file finished cells here."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for cell in json.loads(result.read_text())["cells"]:
+        file = folder / f"{cell['table']}-{cell['world']}-{cell['net']}-{cell['arm']}.json"
+        if not file.exists():
+            file.write_text(json.dumps(cell))
+
+
 def summarize(folder: Path) -> dict[str, Any]:
     """The tables: success with interval, evaluations, latency; and every setting against the baseline."""
     finished = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
@@ -206,9 +216,12 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS), help="only these heads")
     parser.add_argument("--episodes", type=int, default=400, help="held-out episodes of the one-step settings")
     parser.add_argument("--cells", type=Path, default=Path("outputs/heads"), help="folder of the finished cells")
+    parser.add_argument("--restore", type=Path, default=None, help="take the cells of this result file as finished")
     parser.add_argument("--summary", action="store_true", help="run nothing, only write the result file")
     parser.add_argument("--out", type=Path, default=None, help="result file (default: in benchmarks/results)")
     arguments = parser.parse_args()
+    if arguments.restore:
+        restore(arguments.restore, arguments.cells)
     if not arguments.summary:
         chosen = [cell for table in arguments.tables for cell in PLAN[table]]
         chosen = [cell for cell in chosen if cell.world in arguments.worlds and cell.arm in arguments.arms]
