@@ -307,9 +307,9 @@ class RemoteController:
             ValueError: the observation lacks a feature or has one of another shape.
         """
         now_s = time.monotonic()
+        step, self._step = self._step, self._step + 1  # time goes on even if the observation is wrong
         self._observe(observation)
         with self._changed:
-            step, self._step = self._step, self._step + 1
             if step >= self._due and not self._asking:
                 histories = {name: np.stack([each[name] for each in self._history]) for name in self._history[0]}
                 message = {**histories, "reset": self._seed, "decision": self._decision}

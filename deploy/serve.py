@@ -99,7 +99,8 @@ def main() -> None:
             def announce(port: int) -> None:
                 access = "with a key" if key else "without a key"
                 scheme = "wss" if tls else "ws"
-                print(f"{root.checkpoint} is served on {scheme}://{root.host}:{port} {access}", flush=True)  # noqa: T201
+                host = f"[{root.host}]" if ":" in root.host else root.host
+                print(f"{root.checkpoint} is served on {scheme}://{host}:{port} {access}", flush=True)  # noqa: T201
 
             asyncio.run(server.run(announce))
 

@@ -16,7 +16,6 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any
@@ -178,25 +177,36 @@ class PolicyServer:
         """One connection, from the metadata to its end."""
         assert isinstance(connection, GuardedConnection)
         self._admission.opening.pop(connection, None)
+        try:
+            await self._send(connection, self._metadata)
+            await self._converse(connection)
+            await connection.close(CloseCode.SERVICE_RESTART, "the server stops")
+        except ConnectionClosed:
+            pass
+        except Exception:
+            LOG.exception("a connection failed")
+            raise
+        finally:
+            self._answering.discard(connection)
+
+    async def _converse(self, connection: GuardedConnection) -> None:
+        """Answers requests, until the connection is closed or the server drains."""
         session, previous_ms = Session(self._policy), None
         due = time.monotonic() - BURST_S
-        with suppress(ConnectionClosed):
-            await self._send(connection, self._metadata)
-            while not self._draining:
-                due = max(due + 1 / self._config.max_request_hz, time.monotonic() - BURST_S)
-                if (early := due - time.monotonic()) > 0:
-                    await asyncio.sleep(early)
-                message = await connection.recv()
-                start = time.perf_counter()
-                self._answering.add(connection)
-                frame, goes_on = await self._reply(session, message, previous_ms)
-                await self._send(connection, frame)
-                self._answering.discard(connection)
-                if not goes_on:
-                    await connection.close(CloseCode.INTERNAL_ERROR, "the text before says why")
-                previous_ms = 1e3 * (time.perf_counter() - start)
-                self._metrics.request_seconds.observe(previous_ms / 1e3)
-            await connection.close(CloseCode.SERVICE_RESTART, "the server stops")
+        while not self._draining:
+            due = max(due + 1 / self._config.max_request_hz, time.monotonic() - BURST_S)
+            if (early := due - time.monotonic()) > 0:
+                await asyncio.sleep(early)
+            message = await connection.recv()
+            start = time.perf_counter()
+            self._answering.add(connection)
+            frame, goes_on = await self._reply(session, message, previous_ms)
+            await self._send(connection, frame)
+            self._answering.discard(connection)
+            if not goes_on:
+                await connection.close(CloseCode.INTERNAL_ERROR, "the text before says why")
+            previous_ms = 1e3 * (time.perf_counter() - start)
+            self._metrics.request_seconds.observe(previous_ms / 1e3)
 
     async def _reply(
         self, session: Session, message: str | bytes, previous_ms: float | None

@@ -18,78 +18,82 @@ if TYPE_CHECKING:
     from .policy import Policy
 
 PRECISIONS = ("fp32", "bf16")
-LAYERS = (nn.Linear, nn.Conv1d, nn.ConvTranspose1d)  # whose weights precision=bf16 rounds
+LAYERS = (nn.Linear, nn.Conv1d, nn.ConvTranspose1d)  # what precision=bf16 rounds
+MATRIX_ROWS = 16  # rows of a batch from which a CPU multiplies matrices faster in bf16 than in fp32
+
 Inputs = dict[str, Tensor]
 Decide = Callable[[Inputs, Tensor], Tensor]
 
 
 class CompiledSampler:
-    """Chunks from observations and noise, as `Policy.generate` computes them, but faster.
+    """`Policy.generate` for fixed batch sizes: on a CPU one compiled function each, on CUDA one captured graph.
 
-    For every batch size the whole decision becomes one graph of fixed shapes at the first call with that size, which
-    takes from seconds to a minute; torch keeps what it compiled on disk.
-
-    On a CPU a decision at batch 1 takes the time of reading the weights K times, of which precision=bf16 saves a part.
-    On CUDA it takes the time of launching kernels, so the compiled decision is captured once more, as a CUDA graph.
+    The first call with a batch size compiles, which takes from ten seconds to a minute; torch keeps the result in a
+    folder for the next process (TORCHINDUCTOR_CACHE_DIR). At batch 1 a decision takes about the time of reading the
+    weights K times on a CPU, and of launching the kernels on a GPU.
 
     Args:
-        policy: stays as it is. precision=fp32 uses its weights, whatever becomes of them; bf16 a rounded copy.
-        precision: fp32 (equal to the uncompiled policy but for the order of summation) | bf16 (rounds the weights of
-            linear layers and convolutions to 8 bits; where they have more than one row, their inputs as well).
-        backend: what compiles the graph, by its name in `torch.compiler.list_backends()`.
+        policy: stays as it is, on its device; its weights are used where they lie.
+        precision: fp32 (equal to the uncompiled policy but for the order of summation) | bf16. On a CPU, bf16 rounds
+            the weights of linear layers that have a single row and computes in fp32; with batches of 16 and more, and
+            on CUDA, it rounds all weights of linear layers and convolutions, and what goes into them.
+        backend: what compiles, a name of `torch.compiler.list_backends()` or a function.
 
     Raises:
         ValueError: an unknown precision, or no compiler on this machine.
     """
 
-    def __init__(self, policy: Policy, precision: str = "fp32", backend: str = "inductor"):
+    def __init__(self, policy: Policy, precision: str = "fp32", backend: str | Callable = "inductor"):
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r} is unknown; choices: {', '.join(PRECISIONS)}")
         self.device = policy.action_normalizer.shift.device
         if backend == "inductor" and self.device.type == "cpu":
             require_compiler()
-        self.precision, self.backend = precision, backend
-        self.policy = prepared(policy, precision)
-        self._names = sorted(policy.spec.observation)
-        self._source = [*policy.parameters(), *policy.buffers()]
-        self._version = self._versions()
+        self.policy, self.precision, self.backend = policy, precision, backend
+        self._weights = [*policy.parameters(), *policy.buffers()]
+        self._versions = self._changes()
         self._decide: dict[int, Decide] = {}
 
     def __call__(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """Chunks (B, T, A), without gradients.
 
         Raises:
-            ValueError: the policy's weights have changed and precision=bf16 has a copy of the old ones.
+            ValueError: inputs on another device; or the weights have changed, and bf16 has rounded copies of old ones.
         """
-        if self.precision == "bf16" and self._versions() != self._version:
-            raise ValueError("the policy's weights have changed since compile(precision='bf16'); call compile() again")
-        rows = len(noise)
-        inputs = {name: observation[name].contiguous() for name in self._names}
+        if noise.device != self.device:
+            raise ValueError(f"the policy was compiled on {self.device}, the noise is on {noise.device}; compile again")
+        if self.precision != "fp32" and self._changes() != self._versions:
+            raise ValueError(f"the weights have changed since compile(precision={self.precision!r}); compile again")
+        inputs = {name: observation[name].contiguous() for name in self.policy.spec.observation}
+        rows, noise = len(noise), noise.contiguous()
         with torch.no_grad():
             if rows not in self._decide:
-                decide = self._compiled()
+                decide = self._compiled(rows)
                 self._decide[rows] = Captured(decide, inputs, noise) if self.device.type == "cuda" else decide
-            return self._decide[rows](inputs, noise.contiguous())
+            return self._decide[rows](inputs, noise)
 
-    def _versions(self) -> int:
-        """A number that grows with every change of a weight in place."""
-        return sum(tensor._version for tensor in self._source)
+    def _changes(self) -> int:
+        """A number that grows whenever a weight is changed in place."""
+        return sum(weight._version for weight in self._weights)
 
-    def _compiled(self) -> Decide:
-        """The decision as one compiled function; isolated, because torch gives up on a function with many shapes."""
-        policy, net = self.policy, Repeated(self.policy.net)
-        bf16, kind = self.precision == "bf16", self.device.type
+    def _compiled(self, rows: int) -> Decide:
+        """The decision for so many rows as one compiled function."""
+        kind = self.device.type
+        autocast = self.precision == "bf16" and (kind == "cuda" or rows >= MATRIX_ROWS)
+        policy = twin(self.policy, self.precision, autocast)
+        net = Repeated(policy.net)
 
         def decide(observation: Inputs, noise: Tensor) -> Tensor:
-            with torch.autocast(kind, torch.bfloat16, enabled=bf16):
+            with torch.autocast(kind, torch.bfloat16, enabled=autocast):
                 return policy.generate(net, observation, noise)
 
+        # Isolated, because torch gives up on code that it has compiled for more than a few shapes or policies.
         options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
         return torch.compile(decide, backend=self.backend, **options)
 
 
 class Repeated(Net):
-    """A net whose evaluation is compiled once, however many a decision has."""
+    """A net whose evaluation is compiled once, however many of them a decision has."""
 
     def __init__(self, net: Net):
         super().__init__()
@@ -106,42 +110,63 @@ class Repeated(Net):
 
 
 class RowLinear(nn.Linear):
-    """A linear layer that, of a single row, is written as the sums that it is.
+    """A linear layer that, where it has a single row, is written as the sums that it is.
 
-    The compiler fuses sums with what stands around them, so that an evaluation of the MLP is one function which reads
-    every weight once. A matrix product is a call to a library instead, whose bf16 kernels are slower on one row than
-    its fp32 ones.
+    The compiler fuses sums with what stands around them: an evaluation of the MLP becomes one function that reads every
+    weight once. A matrix product is a call to a library instead, and at one row that of bf16 is slower than that of
+    fp32.
     """
 
+    kept: Tensor  # the weight, as it is read for a single row
+
     def forward(self, input: Tensor) -> Tensor:
-        """Inputs (..., in_features) to (..., out_features); of a single row in fp32, whatever the weights' dtype."""
+        """Inputs (..., in_features) to (..., out_features)."""
         if input.numel() > input.shape[-1]:
             return super().forward(input)
-        parts = 4 if input.shape[-1] % 4 == 0 else 1  # independent sums, which need not wait for each other
+        parts = 4 if input.shape[-1] % 4 == 0 else 1  # sums that need not wait for each other
         # A view of itself makes the compiler keep the row in memory, and not compute it anew for every output.
-        row = input.float().as_strided(input.shape, input.stride()).reshape(parts, -1)
-        output = (self.weight.unflatten(-1, (parts, -1)).float() * row).sum(-2).sum(-1)
+        row = input.as_strided(input.shape, input.stride()).reshape(parts, -1)
+        output = (self.kept.unflatten(-1, (parts, -1)).float() * row).sum(-2).sum(-1)
         return (output if self.bias is None else output + self.bias).reshape(*input.shape[:-1], -1)
+
+
+def twin(policy: Policy, precision: str, autocast: bool) -> Policy:
+    """A policy with the weights of another, and layers that compile well.
+
+    The weights are shared, but for those that precision=bf16 rounds: all that autocasting would round at every use, or
+    those of single rows.
+    """
+    shared = {id(tensor): tensor for tensor in (*policy.parameters(), *policy.buffers())}
+    policy = copy.deepcopy(policy, shared)
+    for layer in policy.modules():
+        if autocast and isinstance(layer, LAYERS):
+            layer.weight = nn.Parameter(layer.weight.bfloat16(), requires_grad=False)
+        elif type(layer) is nn.Linear and layer.weight.device.type == "cpu":
+            layer.__class__ = RowLinear
+            layer.kept = layer.weight.bfloat16() if precision == "bf16" else layer.weight
+    return policy
 
 
 class Captured:
     """A function of fixed shapes as a CUDA graph: one launch in place of hundreds.
 
-    Holds memory for the inputs and the output, which a call copies from and to.
+    It has memory of its own for inputs and output, which a call copies to and from.
     """
 
     def __init__(self, decide: Decide, inputs: Inputs, noise: Tensor):
         self.inputs = {name: value.clone() for name, value in inputs.items()}
         self.noise = noise.clone()
-        side = torch.cuda.Stream(noise.device)
-        side.wait_stream(torch.cuda.current_stream(noise.device))
-        with torch.cuda.stream(side):  # compiles, and lets libraries take their workspaces outside of the graph
-            for _ in range(3):
-                decide(self.inputs, self.noise)
-        torch.cuda.current_stream(noise.device).wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.output = decide(self.inputs, self.noise)
+        device, current = noise.device, torch.cuda.current_stream(noise.device)
+        with torch.cuda.device(device):
+            side = torch.cuda.Stream(device)
+            side.wait_stream(current)
+            with torch.cuda.stream(side):  # compiles, and lets libraries take their working memory before the capture
+                for _ in range(3):
+                    decide(self.inputs, self.noise)
+            current.wait_stream(side)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.output = decide(self.inputs, self.noise)
 
     def __call__(self, inputs: Inputs, noise: Tensor) -> Tensor:
         """The function's value, in new memory."""
@@ -152,20 +177,8 @@ class Captured:
         return self.output.clone()
 
 
-def prepared(policy: Policy, precision: str) -> Policy:
-    """A policy that shares the weights of another, rounded ones excepted, and has layers that compile well."""
-    shared = {id(tensor): tensor for tensor in (*policy.parameters(), *policy.buffers())}
-    twin = copy.deepcopy(policy, shared)
-    for layer in twin.modules():
-        if type(layer) is nn.Linear and layer.weight.device.type == "cpu":
-            layer.__class__ = RowLinear
-        if precision == "bf16" and isinstance(layer, LAYERS):
-            layer.weight = nn.Parameter(layer.weight.bfloat16(), requires_grad=False)
-    return twin
-
-
 def require_compiler() -> None:
-    """Raises `ValueError` saying what to install where torch would not find a C++ compiler."""
+    """Raises `ValueError` saying what to install where torch would find no C++ compiler."""
     mac = sys.platform == "darwin"
     name = os.environ.get("CXX", "clang++" if mac else "g++")
     if not shutil.which(name):

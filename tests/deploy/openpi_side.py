@@ -1,4 +1,8 @@
-"""Runs in an environment of its own, with the real openpi-client: asks a server, prints what came as JSON lines."""
+"""Run by test_openpi_client.py in an environment of its own, with the real openpi packages.
+
+python openpi_side.py ask PORT KEY    asks a server with openpi-client, prints what came as JSON lines
+python openpi_side.py serve PORT      serves a policy with openpi-server
+"""
 
 # pyright: reportMissingImports=false
 
@@ -6,10 +10,6 @@ import json
 import sys
 
 import numpy as np
-from openpi_client.action_chunk_broker import ActionChunkBroker
-from openpi_client.websocket_client_policy import WebsocketClientPolicy
-
-port, key = int(sys.argv[1]), sys.argv[2]
 
 
 def observation(n):
@@ -20,23 +20,41 @@ def tell(**values):
     print(json.dumps(values))  # noqa: T201
 
 
-policy = WebsocketClientPolicy("127.0.0.1", port, api_key=key)
-tell(metadata=policy.get_server_metadata(), numpy=np.__version__)
-for n in range(3):
-    answer = policy.infer(observation(n))
-    timing = {name: sorted(answer[name]) for name in ("policy_timing", "server_timing")}
-    tell(actions=answer["actions"].tolist(), dtype=str(answer["actions"].dtype), **timing)
+def ask(port, key):
+    from openpi_client.action_chunk_broker import ActionChunkBroker
+    from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
-policy = WebsocketClientPolicy(f"ws://127.0.0.1:{port}", api_key=key)
-broker = ActionChunkBroker(policy, action_horizon=2)
-for n in range(4):
-    tell(step=broker.infer(observation(n))["actions"].tolist())
+    policy = WebsocketClientPolicy("127.0.0.1", port, api_key=key)
+    tell(metadata=policy.get_server_metadata(), numpy=np.__version__)
+    for n in range(3):
+        answer = policy.infer(observation(n))
+        timing = {name: sorted(answer[name]) for name in ("policy_timing", "server_timing")}
+        tell(actions=answer["actions"].tolist(), dtype=str(answer["actions"].dtype), **timing)
 
-try:
-    policy.infer({"joints": np.zeros(3)})
-except RuntimeError as error:
-    tell(error=str(error))
-try:
-    WebsocketClientPolicy("127.0.0.1", port, api_key="wrong")
-except Exception as error:
-    tell(refused=str(error))
+    policy = WebsocketClientPolicy(f"ws://127.0.0.1:{port}", api_key=key)
+    broker = ActionChunkBroker(policy, action_horizon=2)
+    for n in range(4):
+        tell(step=broker.infer(observation(n))["actions"].tolist())
+
+    try:
+        policy.infer({"joints": np.zeros(3)})
+    except RuntimeError as error:
+        tell(error=str(error))
+    try:
+        WebsocketClientPolicy("127.0.0.1", port, api_key="wrong")
+    except Exception as error:
+        tell(refused=str(error))
+
+
+def serve(port):
+    from openpi_server import WebsocketPolicyServer
+
+    class Policy:
+        def infer(self, obs):
+            return {"actions": np.outer(np.arange(1, 5), obs["state"]), "policy_timing": {"infer_ms": np.float64(1)}}
+
+    WebsocketPolicyServer(Policy(), "127.0.0.1", port, metadata={"name": "openpi"}).serve_forever()
+
+
+if __name__ == "__main__":
+    {"ask": ask, "serve": serve}[sys.argv[1]](int(sys.argv[2]), *sys.argv[3:])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import socket
 import threading
 import time
@@ -28,6 +30,12 @@ LATENESS_S = 0.4  # a busy test machine may keep a thread from running for so lo
 
 def observed(step: int) -> dict[str, np.ndarray]:
     return {"joints": np.full(3, step, np.float32), "camera": np.full((8, 8, 3), step % 200, np.uint8)}
+
+
+def expected_from(step: int) -> np.ndarray:
+    """The first action of an episode with seed 0 whose first observation is that of this step."""
+    stacked = {name: np.stack([value, value])[None] for name, value in observed(step).items()}
+    return ToyPolicy().plan(stacked, noise(0, 0, 0, (8, 2))[None])[0, 0]
 
 
 @cache
@@ -329,6 +337,8 @@ def test_an_observation_that_does_not_fit_is_an_error_of_the_caller(serving):
             robot.step({"joints": np.zeros(3)})
         with pytest.raises(ValueError, match=r"'joints' has shape \(4,\)"):
             robot.step(observed(0) | {"joints": np.zeros(4)})
+        action = robot.step(observed(2))  # the third step, and the first observation that could be used
+        np.testing.assert_array_equal(action, expected_from(2))
         with pytest.raises(ValueError, match=r"seed=-1 must lie in \[0, 2\^32\)"):
             robot.reset(-1)
 
@@ -425,3 +435,28 @@ def test_on_the_runtime_a_dead_server_means_the_safe_action(process):
     assert len(plant.told) >= 10  # commands to the end, whatever happened
     assert len({command.tobytes() for command in plant.told[-2:]}) == 1  # it holds
     assert len({command.tobytes() for command in plant.told}) > 2  # it moved before
+
+
+def test_a_server_that_does_not_read_cannot_hold_the_client():
+    def greet_and_stare(door: socket.socket) -> None:
+        peer, _ = door.accept()
+        lines = peer.recv(4096).decode().split("\r\n")
+        key = next(line.split(": ")[1] for line in lines if line.lower().startswith("sec-websocket-key"))
+        accept = base64.b64encode(hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()).decode()
+        head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        peer.sendall(f"{head}Sec-WebSocket-Accept: {accept}\r\n\r\n".encode() + b"\x82\x01\x80")  # an empty map
+        over.wait(20)
+        peer.close()
+
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        thread = threading.Thread(target=greet_and_stare, args=(door,))
+        thread.start()
+        client = Client(f"ws://127.0.0.1:{door.getsockname()[1]}", timeout_s=0.3)
+        assert client.connect() == {}
+        start = time.monotonic()
+        with pytest.raises((ConnectionError, TimeoutError)):
+            client.infer({"camera": np.zeros(30_000_000, np.uint8)})  # more than the system buffers
+        assert time.monotonic() - start < 5.0
+        over.set()
+        thread.join()

@@ -123,8 +123,14 @@ def records(tmp_path):
     return read(tmp_path / "journal").records
 
 
+def steps(tmp_path):
+    """The control steps, without answers that came late on a busy machine."""
+    journal = records(tmp_path)
+    return journal[journal["late"] == 0]
+
+
 def reasons(tmp_path) -> list[str]:
-    return [REASONS[record["refused"]] for record in records(tmp_path) if not record["late"]]
+    return [REASONS[record["refused"]] for record in steps(tmp_path)]
 
 
 @pytest.mark.usefixtures("patient")
@@ -155,7 +161,7 @@ def test_steps_begin_on_an_absolute_grid_and_never_early(tmp_path):
     start = time.monotonic()
     runtime.run(25 * DT, seed=0)
     assert time.monotonic() - start >= 26 * DT  # one period before the first step, one stop at the end
-    journal = records(tmp_path)
+    journal = steps(tmp_path)
     assert (journal["woke_ns"] >= journal["due_ns"]).all()
     assert (np.diff(journal["due_ns"]) == round(DT * 1e9)).all()
     late_ms = (journal["woke_ns"] - journal["due_ns"]) / 1e6
@@ -172,7 +178,7 @@ def test_commands_can_be_sent_at_an_even_pace(tmp_path):
     """Not before their share of the period, however soon the policy has answered."""
     runtime = make(Robot(), Policy(), tmp_path, dt=DT, send_at=0.5)
     runtime.run(15 * DT, seed=0)
-    journal = records(tmp_path)
+    journal = steps(tmp_path)
     assert (journal["sent_ns"] - journal["due_ns"] >= 0.5 * DT * 1e9).all()
     assert np.median(journal["decided_ns"] - journal["due_ns"]) < 0.5 * DT * 1e9
 
@@ -186,20 +192,18 @@ def test_a_hang_brings_the_safe_action_in_time_and_control_recovers(where, tmp_p
     config = SafetyConfig(safe_action="vector", safe_vector=[-1.0, -2.0], max_observation_age_s=None)
     runtime = make(robot, policy, tmp_path, monitor, config, dt, budget=0.6, on_overrun="skip")
     runtime.run(1.5, seed=3)
-    journal = records(tmp_path)
-    steps = journal[journal["late"] == 0]
-    told = [REASONS[record["refused"]] for record in steps]
+    journal, on_time = records(tmp_path), steps(tmp_path)
+    dropped = journal[(journal["late"] == 1) & (journal["observation.count"][:, 0] == 6)]
+    assert len(dropped) == 1  # the answer that came too late
+    struck = on_time[on_time["step"] >= dropped["step"][0]]
+    during = struck[struck["due_ns"] - struck["due_ns"][0] < 0.45e9]
     stage = {"read": "late observation", "policy": "late inference", "monitor": "late monitor"}[where]
-    assert told.count(stage) >= 7
-    first = told.index(stage)
-    assert (steps["safe"][[stage == reason for reason in told]] == [-1.0, -2.0]).all()
-    waited_s = (steps["sent_ns"] - steps["due_ns"])[first] / 1e9
+    assert {REASONS[index] for index in during["refused"]} == {stage}
+    assert (during["safe"] == [-1.0, -2.0]).all()
+    waited_s = (struck["sent_ns"] - struck["due_ns"])[0] / 1e9
     assert 0.6 * dt <= waited_s < 0.6 * dt + 0.1  # the budget, and some time for a busy machine
-    after = [record for record in steps if record["step"] > steps["step"][first] + 0.5 / dt + 4]
-    assert any(not record["refused"] for record in after)
-    assert policy.seeds == [3, 3 + module.SEED_STEP]  # it begins anew: what it had planned is past
-    assert (journal["late"] == 1).sum() == 1
-    assert journal["step"][journal["late"] == 1] == steps["step"][first]
+    assert (struck["refused"][-10:] == 0).any()
+    assert policy.seeds[:2] == [3, 3 + module.SEED_STEP]  # it begins anew: what it had planned is past
 
 
 @pytest.mark.usefixtures("patient")
@@ -269,19 +273,19 @@ def test_what_happens_to_steps_whose_time_has_passed(on_overrun, ended, tmp_path
     robot = Slow()
     runtime = make(robot, Policy(), tmp_path, dt=DT, on_overrun=on_overrun, patience_s=10.0)
     assert runtime.run(25 * DT, seed=0) == ended
-    report, journal = runtime.report, records(tmp_path)
-    steps = journal["step"][journal["late"] == 0]
+    report, journal = runtime.report, steps(tmp_path)
+    taken = journal["step"]
     assert report.misses >= report.skipped
-    assert report.steps == len(steps)
+    assert report.steps == len(taken)
     if on_overrun == "catch_up":
-        assert steps.tolist() == list(range(26))
+        assert taken.tolist() == list(range(26))
         assert report.skipped == 0
         assert report.misses >= 4
     else:
         assert report.skipped >= 4
-        assert report.skipped + len(steps) == steps[-1] + 1
-        assert np.diff(steps).max() >= 5
-    assert (journal["due_ns"][journal["late"] == 0] - journal["due_ns"][0] == steps * round(DT * 1e9)).all()
+        assert report.skipped + len(taken) == taken[-1] + 1
+        assert np.diff(taken).max() >= 5
+    assert (journal["due_ns"] - journal["due_ns"][0] == taken * round(DT * 1e9)).all()
 
 
 @pytest.mark.usefixtures("patient")

@@ -292,6 +292,20 @@ def test_connections_are_counted(serving, observation):
         three.infer(observation)
 
 
+def test_a_robot_that_vanishes_leaves_nothing_behind(serving):
+    running = serving(Broken())
+    with connect(running.uri, compression=None) as raw:
+        raw.recv()
+        raw.send(pack(varied(3)))
+        time.sleep(0.2)  # it is being answered
+        raw.socket.shutdown(socket.SHUT_RDWR)
+    deadline = time.monotonic() + 5
+    while metric(running.port, "flowhand_connections") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.6)  # its answer has come
+    assert (running.server._answering, running.server._admission.open) == (set(), set())
+
+
 def test_silent_peers_cannot_shut_the_door(serving, observation):
     running = serving(max_opening=8, open_timeout_s=30.0)
     silent = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(40)]

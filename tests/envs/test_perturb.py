@@ -207,6 +207,12 @@ def test_another_strength_scales_the_same_draws_and_other_perturbations_change_n
     np.testing.assert_array_equal(noise(observation_noise=0.5, **beside), noise(observation_noise=0.5))
 
 
+def test_every_perturbation_has_random_numbers_of_its_own():
+    env = PerturbedEnv(Box(), PerturbConfig())
+    env.reset(seed=3)
+    assert len({random.bytes(16) for random in env._random.values()}) == len(env._random) == 4
+
+
 def test_observations_come_late():
     assert observe(PerturbedEnv(Box(), PerturbConfig(observation_delay=3)), 6) == [0, 0, 0, 0, 1, 2, 3]
 
@@ -349,7 +355,9 @@ def test_the_start_of_detour_is_drawn_from_a_wider_range(shift):
 def test_the_start_of_meta_world_is_drawn_from_a_wider_box_and_nothing_is_clipped():
     world = envs.MetaWorldConfig(task="plate-slide-v3")  # a task that rejects no draw
     bare: Any = envs.make(world)
-    wide = PerturbedEnv(inner := envs.make(world), PerturbConfig(initial_shift=1.0))
+    inner = envs.make(world)
+    trace(inner, 0, steps=1)  # now Meta-World knows to what it clips
+    wide = PerturbedEnv(inner, PerturbConfig(initial_shift=1.0))
     raw: Any = inner
     box, outside = bare._raw._random_reset_space, 0
     centre, clipped = (box.low + box.high) / 2, 0
