@@ -368,7 +368,6 @@ def test_pongs_that_nobody_reads_do_not_pile_up(serving, monkeypatch):
     monkeypatch.setattr("deploy.guard.MAX_FRAMES", 10**9)  # as if they came slowly
     running = serving()
     with upgraded(running.port) as peer:
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         assert flood(peer, frame(0x9, b"x" * 125) * 100)
     assert metric(running.port, 'flowhand_refused_total{reason="unread"}') == 1
 
@@ -378,7 +377,6 @@ def test_a_peer_that_does_not_read_is_cut_off(serving, observation):
     policy.chunk.prediction_horizon, policy.noise_shape = 50_000, (50_000, 2)  # answers of 400 kB
     running = serving(policy, write_timeout_s=0.3)
     with upgraded(running.port) as peer:
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         assert flood(peer, frame(0x2, pack(observation)))
     assert metric(running.port, 'flowhand_refused_total{reason="unread"}') == 1
 
