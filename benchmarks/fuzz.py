@@ -32,7 +32,10 @@ from benchmarks.fuzz_inputs import message, mutated, mutated_text, observation, 
 from benchmarks.result import write
 from benchmarks.toy_server import ToyPolicy
 from conf import cli
+from deploy.artifact import MANIFEST, fingerprint, read
 from deploy.client import Client, unpack
+from deploy.export import ExportConfig, export
+from deploy.runner import load
 from deploy.session import Session
 
 Case = Callable[[random.Random], str]  # runs one case and says how it ended
@@ -77,15 +80,21 @@ def answer(_: Path) -> Case:
     return case
 
 
-def checkpoint(folder: Path) -> Path:
-    """A checkpoint of a very small policy."""
+def small_policy() -> policies.Policy:
+    """A policy that is quick to make, with random weights."""
     config = cli.compose(["encoder.width=8", "net.width=8", "net.blocks=1", "chunk.prediction_horizon=4"])
     feature = {"shape": [2], "dtype": "float32", "unit": "m", "low": None, "high": None}
     spec = policies.Spec.from_dict({"observation": {"state": feature}, "action": feature, "control_dt_s": 0.1})
     policy = policies.Policy(config.policy, spec)
     policy.fit_normalizers({"state": torch.randn(20, 2)}, torch.randn(20, 2))
+    return policy.eval().requires_grad_(False)
+
+
+def checkpoint(folder: Path) -> Path:
+    """A checkpoint of a very small policy."""
+    policy = small_policy()
     source = policies.Provenance({"kind": "toy"}, "toy", "reach", "", [], {}, "", 0)
-    policies.save(folder / "checkpoint", policy, source, {"state": torch.zeros(1, config.chunk.history, 2)}, {})
+    policies.save(folder / "checkpoint", policy, source, {"state": torch.zeros(1, policy.chunk.history, 2)}, {})
     return folder / "checkpoint"
 
 
@@ -129,6 +138,57 @@ def checkpoint_tensors(folder: Path) -> Case:
     return case
 
 
+def artifact(folder: Path) -> Path:
+    """An exported policy, very small."""
+    policy = small_policy()
+    golden = {"observation.state": torch.zeros(2, policy.chunk.history, 2), "noise": torch.zeros(2, 4, 2)}
+    export(folder / "artifact", policy, golden, {}, ExportConfig(rows=10))
+    return folder / "artifact"
+
+
+def manifest(folder: Path) -> Case:
+    """Reading an exported policy's manifest."""
+    path = artifact(folder)
+    good = (path / MANIFEST).read_text()
+
+    def case(rng: random.Random) -> str:
+        text = mutated(rng, good.encode()) if rng.random() < 0.3 else weird_json(rng, json.loads(good)).encode()
+        (path / MANIFEST).write_bytes(text)
+        try:
+            read(path)
+        except ValueError as error:
+            one_line(str(error))
+            return "refused"
+        return "taken"
+
+    return case
+
+
+def model(folder: Path) -> Case:
+    """Loading an exported policy whose graph or stored actions were tampered with, by someone who mends the hashes."""
+    path = artifact(folder)
+    told = json.loads((path / MANIFEST).read_text())
+    good = {name: (path / name).read_bytes() for name in told["files"]}
+
+    def case(rng: random.Random) -> str:
+        name = rng.choice(list(good))
+        cut = rng.choice((64, 2048, len(good[name])))
+        changed = mutated(rng, good[name][:cut]) + good[name][cut:]
+        (path / name).write_bytes(changed)
+        files = told["files"] | {name: fingerprint(changed)}
+        (path / MANIFEST).write_text(json.dumps(told | {"files": files}))
+        try:
+            load(path)
+        except ValueError as error:
+            one_line(str(error))
+            return "refused"
+        finally:
+            (path / name).write_bytes(good[name])
+        return "taken"
+
+    return case
+
+
 def overrides(_: Path) -> Case:
     """Composing a configuration from a command line."""
     words = ["head=flow", "head.steps=3", "train.steps=10", "env.task=reach-v3", "chunk.history=2", "seed=1"]
@@ -157,6 +217,8 @@ TARGETS: dict[str, tuple[Callable[[Path], Case], int]] = {  # how to make its ca
     "answer": (answer, 40_000),
     "checkpoint_config": (checkpoint_config, 4_000),
     "checkpoint_tensors": (checkpoint_tensors, 2_000),
+    "manifest": (manifest, 4_000),
+    "model": (model, 2_000),
     "overrides": (overrides, 200),
 }
 

@@ -29,6 +29,7 @@ PRECISIONS = ("fp32", "int8")
 MANIFEST, GOLDEN = "manifest.json", "golden.npz"
 MOST_BYTES = {MANIFEST: 2**24, GOLDEN: 2**26, "policy.onnx": 2**31 - 1, "policy.pt2": 2**33}
 MOST_VALUES = 2**24  # of one array of one decision
+LARGEST = float(np.finfo(np.float64).max)  # an integer of JSON may be larger, and no float
 # At a load, on another machine, an action may differ by this share of its spread: other CPUs sum in another order.
 LOAD_TOLERANCE = 1e-3
 # A choice (codec.py) may flip where two are equally good to the last bit: this share of all choices.
@@ -192,7 +193,7 @@ def _checked(data: Any, expected: Any, where: str) -> Any:
             raise ValueError(f"{where} is {data!r}, expected a list")
         return [_checked(value, expected[0], where) for value in data]
     good = isinstance(data, int | float) if expected is float else isinstance(data, expected)
-    if not good or isinstance(data, bool) != (expected is bool) or (expected is float and not math.isfinite(data)):
+    if not good or isinstance(data, bool) != (expected is bool) or (expected is float and not abs(data) <= LARGEST):
         raise ValueError(f"{where} is {data!r}, expected a finite {expected.__name__}")
     return data
 

@@ -26,13 +26,13 @@ def test_nothing_is_found(name, cases):
 
 @pytest.mark.slow
 def test_the_program_says_what_it_did(tmp_path):  # of its own, for the annotations checked here change the errors
-    targets = "checkpoint_config,checkpoint_tensors,overrides"
+    targets = "checkpoint_config,checkpoint_tensors,manifest,model,overrides"
     words = ["--only", targets, "--scale", "0.02", "--out", str(tmp_path / "fuzz.json")]
     done = subprocess.run([sys.executable, "-m", "benchmarks.fuzz", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     result = json.loads((tmp_path / "fuzz.json").read_text())
-    assert result["cases"] == 124
-    assert [target["findings"] for target in result["targets"].values()] == [0, 0, 0]
+    assert result["cases"] == 244
+    assert [target["findings"] for target in result["targets"].values()] == [0, 0, 0, 0, 0]
 
 
 def test_a_crash_and_a_chatty_error_are_found(monkeypatch):

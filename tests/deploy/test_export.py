@@ -214,6 +214,7 @@ def test_wrong_options(options, message):
         (lambda d: d.update(noise_shape=[4, 3]), r"'noise' is float32 \(2, 4, 4\), expected float32 \(2, 4, 3\)"),
         (lambda d: d.update(action_spread=[1.0]), "action_spread and .* must have 2 numbers"),
         (lambda d: d.update(action_spread=[1.0, float("inf")]), "action_spread is inf, expected a finite float"),
+        (lambda d: d.update(action_spread=[1.0, 10**400]), "action_spread is 10+, expected a finite float"),
         (lambda d: d["parity"].update(max_error=0.5), "parity contradicts itself"),
         (lambda d: d["files"].update({"../x": {}}), r"files are \['../x', 'golden.npz', 'policy.onnx'\], expected"),
         (lambda d: d["files"]["golden.npz"].update(bytes=7), "golden.npz has .* its manifest says"),
