@@ -154,6 +154,7 @@ class ServeRoot(ServerConfig):
     checkpoint: str = MISSING  # folder of a checkpoint or of an export
     device: str = "auto"  # auto (cuda if there is one) | cpu | cuda | cuda:N
     threads: int = 1  # CPU threads of inference; 0: as many as this process may use
+    compile: str = "no"  # no | fp32 | bf16: compile a checkpoint before serving it (Policy.compile)
 
 
 @dataclass

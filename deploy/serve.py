@@ -66,16 +66,22 @@ def tls_context(config: ServerConfig) -> ssl.SSLContext | None:
     return context
 
 
-def open_policy(path: str, device: str, threads: int) -> Planner:
+def open_policy(path: str, device: str, threads: int, compile: str = "no") -> Planner:
     """The policy of a checkpoint folder, or of one that `python -m deploy.export` wrote.
 
     Raises:
-        ValueError: what is wrong with it; or an export, which runs on the CPU, and another device.
+        ValueError: what is wrong with it; or an export, which runs on the CPU as it is, and another device or compile.
     """
     if not (Path(path) / "manifest.json").is_file():
-        return load(path, select_device(device, threads))
-    if device not in ("auto", "cpu"):
-        raise ValueError(f"{path} is an export, which runs on the CPU; device={device!r} is for checkpoints")
+        policy = load(path, select_device(device, threads))
+        if compile != "no":
+            policy.compile(compile)
+        return policy
+    if device not in ("auto", "cpu") or compile != "no":
+        raise ValueError(
+            f"{path} is an export, which runs on the CPU as it is; device={device!r} and compile={compile!r} "
+            "are for checkpoints"
+        )
     return load_export(path, threads)
 
 
@@ -93,7 +99,7 @@ def main() -> None:
         with cli.one_line_errors():
             root: Any = OmegaConf.to_object(config)
             key, tls = read_key(os.environ, root.key_file), tls_context(root)
-            policy = open_policy(root.checkpoint, root.device, root.threads)
+            policy = open_policy(root.checkpoint, root.device, root.threads, root.compile)
             server = PolicyServer(policy, root, key, tls)
 
             def announce(port: int) -> None:

@@ -112,9 +112,22 @@ def test_an_export_is_opened_as_one(tmp_path, checkpoint, monkeypatch):
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "manifest.json").touch()
     assert open_policy(str(tmp_path / "export"), "auto", 1) is exported
-    with pytest.raises(ValueError, match="an export, which runs on the CPU; device='cuda'"):
+    with pytest.raises(ValueError, match="an export, which runs on the CPU as it is; device='cuda'"):
         open_policy(str(tmp_path / "export"), "cuda", 1)
+    with pytest.raises(ValueError, match="compile='fp32' are for checkpoints"):
+        open_policy(str(tmp_path / "export"), "cpu", 1, "fp32")
     assert isinstance(open_policy(str(checkpoint), "cpu", 1), policies.Policy)
+
+
+def test_a_checkpoint_is_compiled_on_request(checkpoint, monkeypatch):
+    asked = []
+    monkeypatch.setattr(policies.Policy, "compile", lambda self, precision: asked.append(precision))
+    open_policy(str(checkpoint), "cpu", 1)
+    open_policy(str(checkpoint), "cpu", 1, "bf16")
+    assert asked == ["bf16"]
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="precision='fp16' is unknown; choices: fp32, bf16"):
+        open_policy(str(checkpoint), "cpu", 1, "fp16")
 
 
 @pytest.mark.slow
