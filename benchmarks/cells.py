@@ -5,10 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -19,6 +20,20 @@ from conf.cli import compose
 from demos.collect import collect
 from envs.records import EpisodeRecord
 from policies.device import select_device
+
+WAIT_S = 5.0  # before looking again whether another process has finished what a cell needs
+
+
+class Cell(Protocol):
+    """A dataclass of what tells a cell from all others."""
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        ...
+
+
+C = TypeVar("C", bound=Cell)
 
 
 def configure(overrides: list[str], episodes: int) -> schema.TrainRoot:
@@ -88,3 +103,40 @@ def trained(folder: Path, name: str, config: schema.TrainRoot) -> policies.Polic
             policies.save(checkpoint, trainer.ema.module, source, golden, {"step": trainer.step, "history": []})
             save({"name": name, **about})
     return policies.load(checkpoint) if (folder / f"{name}.trained.json").exists() else None
+
+
+def sweep(folder: Path, plan: Sequence[C], run: Callable[[C], dict[str, Any] | None]) -> None:
+    """Runs every cell that is not finished and that no other process is at, with one line for each.
+
+    Args:
+        folder: of the finished cells.
+        plan: in the order in which to run them.
+        run: gives what a cell keeps, `outcomes` included; None while another process makes what it needs.
+    """
+    worked = waiting = True
+    while worked or waiting:
+        worked = waiting = False
+        for cell in plan:
+            with claim(folder / f"{cell.name}.json") as save:
+                if save is None:
+                    continue
+                started, finished = time.perf_counter(), run(cell)
+                if finished is None:
+                    waiting = True
+                    continue
+                save(finished)
+                worked = True
+                told = f"{finished['outcomes'].count('1')}/{finished['n']} in {time.perf_counter() - started:.0f} s"
+                print(f"{cell.name:48s} {told}", flush=True)
+        if waiting and not worked:
+            time.sleep(WAIT_S)
+
+
+def restore(result: Path, folder: Path, kind: type[Any]) -> None:
+    """Makes the cells, of this dataclass, of an earlier, perhaps partial, result file finished cells here."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for told in json.loads(result.read_text())["cells"]:
+        cell: Cell = kind(**{field.name: told[field.name] for field in fields(kind)})
+        file = folder / f"{cell.name}.json"
+        if not file.exists():
+            file.write_text(json.dumps(told))

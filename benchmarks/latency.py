@@ -1,100 +1,153 @@
-"""How long one decision takes at batch 1, against the floor that the machine sets.
+"""How long one decision takes, against the floor that the machine sets.
 
-    python -m benchmarks.latency [--threads N] [--calls C]
+    python -m benchmarks.latency [--heads flow-10 ...] [--nets mlp ...] [--batches 1 ...] [--calls C] [--seconds S]
+    python -m benchmarks.latency --device cuda
 
-A decision is normalizer, encoder, K solver steps and de-normalizer. The floor of K steps is the larger of two times,
-both measured in the same run: reading each weight from memory as often as it is used (encoder once, net once per
-step), and the floating point operations at the matrix multiplication rate.
+A decision is normalizer, encoder, head with all its evaluations of the net, and de-normalizer, from and to numpy arrays
+as a controller asks for it. Nets have their default sizes and random weights. On a CPU four programs compute it: torch
+(eager), `Policy.compile` in fp32 and bf16, and the export to ONNX; where compiling would take minutes, eager alone.
+The programs take turns call by call.
+
+The floor (latency_floor.py) is of fp32, from what was measured in the same run: the rate of a matrix product, and the
+bandwidth of reading as many bytes as the policy's weights have. Weights of a few megabytes stay in a cache, so this
+floor is lower than one from the bandwidth of the memory, which stands beside it in the result.
+
+For CUDA see latency_cuda.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import copy
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-import policies
+from benchmarks import latency_cuda
+from benchmarks.latency_floor import LARGE, Machine, work
+from benchmarks.latency_turns import random_policy, take_turns
 from benchmarks.result import write
-from benchmarks.training import FEATURES
-from conf.cli import compose
+from deploy.export import ExportConfig, export, held_out
+from deploy.runner import load
+from policies import Policy
+from policies.controller import Planner
 from policies.device import select_device
 
+HEADS = {
+    "flow-1": ["head.steps=1"],
+    "flow-4": ["head.steps=4"],
+    "flow-10": ["head.steps=10"],
+    "regression": ["head=regression"],
+    "shortcut-1": ["head=shortcut", "head.steps=1"],
+    "ddim-10": ["head=diffusion", "head.sampler=ddim", "head.steps=10"],
+    "dpmpp-10": ["head=diffusion", "head.sampler=dpmpp_2m", "head.steps=10"],
+    "edm-19": ["head=edm", "head.steps=10"],
+}
+NETS = ("mlp", "unet1d", "transformer")
+BATCHES = (1, 16, 256)
+FAST = {*(("mlp", head) for head in ("flow-1", "flow-4", "flow-10", "regression"))}
+FAST |= {("unet1d", "flow-10"), ("transformer", "flow-10")}  # the policies that all four programs compute
+COMPILED = (1, 16)  # the batch sizes that are compiled
 
-def bandwidth() -> float:
-    """Bytes per second of reading 512 MiB from memory, the best of ten passes."""
-    data = torch.ones(2**27)
-    best = min(_timed(lambda: data.sum()) for _ in range(10))
-    return data.numel() * 4 / best
+Given = tuple[dict[str, np.ndarray], np.ndarray]  # observation and noise
 
 
-def matmul_rate() -> float:
-    """Floating point operations per second of a 1024 x 1024 x 1024 product, the best of ten."""
-    a = torch.randn(1024, 1024)
-    return 2 * 1024**3 / min(_timed(lambda: a @ a) for _ in range(10))
+def planners(policy: Policy, golden: dict[str, torch.Tensor]) -> dict[str, Planner]:
+    """The four programs."""
+    found: dict[str, Planner] = {"eager": policy}
+    for precision in ("fp32", "bf16"):
+        compiled = copy.deepcopy(policy)
+        compiled.compile(precision)
+        found[f"compiled-{precision}"] = compiled
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "onnx"
+        export(path, policy, golden, {}, ExportConfig(rows=100, tolerance=1e-3))
+        return found | {"onnx": load(path)}
 
 
-def _timed(work: Any) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def cells(net: str, head: str, batches: list[int], machine: Machine, calls: int, seconds: float) -> Iterator[dict]:
+    """One head with one net at every batch size."""
+    policy = random_policy([f"net={net}", *HEADS[head]])
+    features = policy.spec.observation.items()
+    golden = {f"observation.{name}": torch.randn(4, policy.chunk.history, *f.shape) for name, f in features}
+    golden["noise"] = torch.randn(4, *policy.noise_shape)
+    programs = planners(policy, golden) if (net, head) in FAST else {"eager": policy}
+    counted = work(policy)
+    inputs = held_out(policy, golden, ExportConfig(rows=max(batches)))
+    for rows in batches:
+        given = {name.removeprefix("observation."): value[:rows] for name, value in inputs.items()}
+        noise = given.pop("noise")
+        chosen = {n: p for n, p in programs.items() if rows in COMPILED or not n.startswith("compiled")}
+        floor_s, bound = machine.floor_s(counted, rows)
+        yield {
+            "net": net,
+            "head": head,
+            "batch": rows,
+            "evaluations": policy.head.evaluations,
+            "parameters": sum(p.numel() for p in policy.parameters()),
+            "weights_read": counted.reads,
+            "floor_ms": 1e3 * floor_s,
+            "floor_is": bound,
+            "programs": measured(chosen, (given, noise), floor_s, machine, calls, seconds),
+        }
 
 
-def measure(overrides: list[str], calls: int) -> dict[str, Any]:
-    """Percentiles of the decision time, and the floor."""
-    config = compose(overrides)
-    policy = policies.Policy(config.policy, policies.Spec.from_dict(FEATURES))
-    random = torch.Generator().manual_seed(0)
-    data = {name: torch.randn(100, f.size, generator=random) for name, f in policy.spec.observation.items()}
-    policy.fit_normalizers(data, torch.randn(100, 4, generator=random))
-    for parameter in policy.parameters():  # the net starts at zero, which no machine may profit from
-        torch.nn.init.normal_(parameter, std=0.02)
-    observation = {name: torch.randn(1, config.chunk.history, values.shape[1]) for name, values in data.items()}
-    noise = torch.randn(1, *policy.noise_shape)
-    policy.eval().requires_grad_(False)
-    with torch.no_grad():
-        for _ in range(50):
-            policy.sample(observation, noise)
-        times = np.array([_timed(lambda: policy.sample(observation, noise)) for _ in range(calls)])
-    evaluations = policy.head.evaluations
-    net = sum(p.numel() for p in policy.net.parameters())
-    encoder = sum(p.numel() for p in policy.encoder.parameters())
-    used = encoder + evaluations * net  # weights read, and multiply-adds at batch 1
-    memory_s, arithmetic_s = 4 * used / bandwidth(), 2 * used / matmul_rate()
-    floor = max(memory_s, arithmetic_s)
-    p50, p95, p99 = (float(np.percentile(times, q)) for q in (50, 95, 99))
-    return {
-        "overrides": overrides,
-        "evaluations": evaluations,
-        "parameters": net + encoder,
-        "calls": calls,
-        "p50_ms": 1e3 * p50,
-        "p95_ms": 1e3 * p95,
-        "p99_ms": 1e3 * p99,
-        "floor_ms": 1e3 * floor,
-        "floor_is": "memory" if memory_s > arithmetic_s else "arithmetic",
-        "p50_over_floor": p50 / floor,
-    }
+def measured(
+    programs: dict[str, Any], given: Given, floor_s: float, machine: Machine, calls: int, seconds: float
+) -> dict[str, Any]:
+    """Speed of each program, its multiple of the floor, and its largest difference from eager torch in spreads."""
+    turns = {name: partial(planner.plan, *given) for name, planner in programs.items()}
+    speeds = take_turns(turns, machine.device, calls, seconds)
+    expected = programs["eager"].plan(*given)
+    spread = programs["eager"].action_normalizer.scale.numpy()
+    for name, speed in speeds.items():
+        speed["p50_over_floor"] = speed["p50_ms"] / (1e3 * floor_s)
+        speed["max_error"] = float(np.abs((programs[name].plan(*given) - expected) / spread).max())
+    return speeds
+
+
+def line(cell: dict[str, Any]) -> str:
+    """A cell in one line: median, 99th percentile and multiple of the floor of each program."""
+    programs = [
+        f"{name} {p['p50_ms']:.2f} ms (p99 {p['p99_ms']:.2f}, {p['p50_over_floor']:.1f} x, n={p['calls']})"
+        for name, p in cell["programs"].items()
+    ]
+    start = f"{cell['net']:11s} {cell['head']:10s} batch {cell['batch']:3d}, floor {cell['floor_ms']:7.2f} ms"
+    return f"{start} ({cell['floor_is']}): {', '.join(programs)}"
 
 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu | cuda | cuda:N")
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--calls", type=int, default=1000)
+    parser.add_argument("--calls", type=int, default=1000, help="of a program, at most")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for a program, at most")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    select_device("cpu", arguments.threads)
-    cells = []
-    for net in ("mlp", "transformer"):
-        for head in (*(f"head.steps={k}" for k in (1, 4, 10)), "head=regression"):
-            c = measure([f"net={net}", head], arguments.calls)
-            cells.append(c)
-            ratio = f"{c['p50_over_floor']:.2f} times the floor of {c['floor_ms']:.2f} ms ({c['floor_is']})"
-            print(f"{net:12s} {head:16s} p50 {c['p50_ms']:.2f} ms, p99 {c['p99_ms']:.2f} ms, {ratio}", flush=True)
-    content = {"threads": arguments.threads, "bandwidth_gb_per_s": bandwidth() / 1e9, "cells": cells}
-    print(write("latency", {**content, "matmul_gflop_rate": matmul_rate() / 1e9}))
+    machine = Machine(select_device(arguments.device, arguments.threads))
+    limits = (arguments.calls, arguments.seconds)
+    if machine.device.type == "cuda":
+        print(write("latency", latency_cuda.table(machine, *limits), arguments.out))
+        return
+    table = []
+    for net in arguments.nets:
+        for head in arguments.heads:
+            for cell in cells(net, head, arguments.batches, machine, *limits):
+                table.append(cell)
+                print(line(cell), flush=True)
+    machine.bandwidth(LARGE)
+    gb_per_s = {str(size): speed / 1e9 for size, speed in machine.bandwidths.items()}
+    content = {"threads": arguments.threads, "bandwidth_gb_per_s": gb_per_s, "matmul_gflop_rate": machine.rate() / 1e9}
+    print(write("latency", {**content, "cells": table}, arguments.out))
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ def write_mp4(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> Non
     height, width, _ = frames[0].shape
     pad = ((0, height % 2), (0, width % 2), (0, 0))  # yuv420p halves both sides
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        # One thread: x264 cuts frames by thread count, and the bytes should not depend on the machine. No macroblock tree:
-        # with AVX-512 it now and then reads memory that nobody wrote, and the same frames give other bytes.
+        # One thread: x264 cuts frames by thread count, and the bytes should not depend on the machine. No macroblock
+        # tree: with AVX-512 it now and then reads memory that nobody wrote, and the same frames give other bytes.
         options = {"crf": CRF, "threads": "1", "x264-params": "mbtree=0"}
         stream = container.add_stream("libx264", Fraction(fps).limit_denominator(1000), options)
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"

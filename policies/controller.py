@@ -151,8 +151,10 @@ def prepare(
     if form not in able:
         modes = [mode for mode, known in FORMS.items() if known in able]
         known = ", ".join(["receding_horizon", "temporal_ensembling", *modes])
-        hint = "; it takes a policy trained with head.prefix_max above 0" if form == "trained" else ""
-        raise ValueError(f"mode={execution.mode!r} is not possible with this policy, only {known}{hint}")
+        takes = "trained with head.prefix_max above 0" if form == "trained" else "with head=flow and head.steps above 1"
+        raise ValueError(
+            f"mode={execution.mode!r} is not possible with this policy, only {known}; it takes a policy {takes}"
+        )
     if delay > able[form]:
         raise ValueError(
             f"mode={execution.mode!r} with a delay of {delay} control steps: the policy takes at most {able[form]}"

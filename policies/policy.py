@@ -152,8 +152,9 @@ class Policy(nn.Module):
     @property
     def continues(self) -> dict[str, int]:
         """The forms of a prefix that the policy can continue, with the longest delay of each in control steps."""
-        trained = getattr(self.config.head, "prefix_max", 0)
-        longest = dict.fromkeys(self.head.continues, self.chunk.prediction_horizon) | {"trained": trained}
+        head = self.config.head
+        pulled = self.chunk.prediction_horizon if getattr(head, "steps", 1) > 1 else 0  # one step cannot be pulled
+        longest = dict.fromkeys(self.head.continues, pulled) | {"trained": getattr(head, "prefix_max", 0)}
         return {form: delay for form, delay in longest.items() if delay}
 
     def plan(

@@ -285,12 +285,16 @@ def test_chunks_that_cannot_bridge_the_delay_are_an_error(T, fields, message):
 
 
 def test_a_planner_that_cannot_continue_is_refused_when_the_controller_is_made(make_policy):
-    with pytest.raises(ValueError, match=r"mode='rtc_exact' is not possible with this policy, only .*, rtc_identity$"):
+    with pytest.raises(ValueError, match=r"mode='rtc_exact' is not possible with this policy, only .*, rtc_identity; "):
         Controller(Telling(continues=["identity"]), execution=ExecutionConfig("rtc_exact"))
     with pytest.raises(ValueError, match=r"trained with head\.prefix_max above 0"):
         Controller(make_policy(), execution=ExecutionConfig("rtc_trained"))
-    with pytest.raises(ValueError, match=r"only receding_horizon, temporal_ensembling$"):
+    with pytest.raises(ValueError, match=r"only receding_horizon, temporal_ensembling; "):
         Controller(make_policy(head="regression"), execution=ExecutionConfig("rtc_identity"))
+    for mode in ("rtc_exact", "rtc_identity"):
+        with pytest.raises(ValueError, match=r"only .*, rtc_trained; it takes .* head=flow and head\.steps above 1"):
+            Controller(make_policy(steps=1, prefix_max=2), execution=ExecutionConfig(mode))
+        Controller(make_policy(steps=2), execution=ExecutionConfig(mode))
     Controller(make_policy(prefix_max=2), execution=ExecutionConfig("rtc_trained", delay=2))
 
 

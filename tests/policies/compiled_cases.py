@@ -1,0 +1,257 @@
+"""What `Policy.compile` computes; run by test_compiled.py, in a process in which annotations are not checked.
+
+The checks wrap every function, and torch's tracer cannot follow all of them. By hand:
+
+    python -m pytest -p no:logging --noconftest tests/policies/compiled_cases.py
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from policies import ChunkConfig, Feature, Policy, PolicyConfig, Spec
+from policies.compiled import MATRIX_ROWS, CompiledSampler, RowLinear
+from policies.encoders.state import StateEncoderConfig
+from policies.heads import HEADS
+from policies.nets import NETS
+from policies.prefix import Prefix
+
+NETS_TO_TRY = {
+    "mlp": {"width": 16, "blocks": 2},
+    "unet1d": {"down_dims": [8, 16], "groups": 2},
+    "transformer": {"width": 16, "blocks": 1, "heads": 2},
+    "cross": {"kind": "transformer", "width": 16, "blocks": 1, "heads": 2, "cross_attention": True},
+}
+HEADS_TO_TRY = {name: {} for name in HEADS} | {
+    "flow": {"steps": 3},
+    "diffusion": {"steps": 3},
+    "ddpm": {"kind": "diffusion", "sampler": "ddpm", "steps": 3},
+    "edm": {"steps": 2},
+}
+FEATURES = {"state": Feature((3,), "float32", "m"), "goal": Feature((2,), "float32", "m")}
+SPREAD = {"state": torch.tensor([1.0, 10.0, 100.0]), "goal": torch.ones(2)}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+def make(net: str = "mlp", head: str = "flow", **options: Any) -> Policy:
+    """A small policy with random weights, whose actions stay near their spread as those of a trained one do."""
+    nets, heads = dict(NETS_TO_TRY[net]), HEADS_TO_TRY[head] | options
+    config = PolicyConfig(
+        chunk=ChunkConfig(history=2, prediction_horizon=4, execution_horizon=2),
+        encoder=StateEncoderConfig(width=16),
+        net=NETS[nets.pop("kind", net)][0](**nets),
+        head=HEADS[heads.pop("kind", head)][0](**heads),
+    )
+    policy = Policy(config, Spec(FEATURES, Feature((2,), "float32", "m/s"), control_dt_s=0.05))
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.copy_(0.5 * torch.randn(p.shape) / p.shape[-1] ** 0.5)
+    data = {name: torch.randn(200, f.size) * SPREAD[name] for name, f in FEATURES.items()}
+    policy.fit_normalizers(data, torch.randn(200, 2) * torch.tensor([0.1, 3.0]) + 1)
+    return policy.eval()
+
+
+Inputs = tuple[dict[str, Tensor], Tensor]
+
+
+def inputs(policy: Policy, rows: int) -> Inputs:
+    observation = {name: torch.randn(rows, 2, f.size) * SPREAD[name] for name, f in FEATURES.items()}
+    return observation, torch.randn(rows, *policy.noise_shape)
+
+
+@torch.no_grad()
+def sample(policy: Policy, given: Inputs) -> Tensor:
+    return policy.sample(*given)
+
+
+def error(policy: Policy, actions: Tensor, expected: Tensor) -> float:
+    """The largest difference, as a share of the action's spread."""
+    assert actions.shape == expected.shape
+    assert actions.dtype == torch.float32
+    return ((actions - expected) / policy.action_normalizer.scale).abs().max().item()
+
+
+class Graphs(list[torch.fx.GraphModule]):
+    """A compiler that keeps the graphs that it is given, and runs them as they are."""
+
+    def __call__(self, graph: torch.fx.GraphModule, _: Any) -> Any:
+        self.append(graph)
+        return graph.forward
+
+
+def calls(graph: torch.fx.GraphModule) -> Counter[str]:
+    """How often a decision calls each function, those inside the net's evaluations left out."""
+    return Counter(getattr(node.target, "__name__", "") for node in graph.graph.nodes if node.op == "call_function")
+
+
+def cases() -> Iterator[Any]:
+    """Every head on the mlp and every net with flow; a single row goes through `RowLinear`, several do not."""
+    pairs = [*(("mlp", head) for head in HEADS_TO_TRY), *((net, "flow") for net in NETS_TO_TRY if net != "mlp")]
+    for net, head in pairs:
+        for rows in (1, 3, 16):
+            quick = rows == 1 or (rows == 3 and head == "flow")
+            yield pytest.param(net, head, rows, marks=[] if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("net", "head", "rows"), [*cases()])
+def test_the_same_actions_from_one_graph(net, head, rows):
+    policy, graphs = make(net, head), Graphs()
+    compiled = CompiledSampler(policy, backend=graphs)
+    for _ in range(2):  # the second decision is not the first one's numbers once more
+        given = inputs(policy, rows)
+        assert error(policy, compiled(*given), sample(policy, given)) < 1e-5
+    (graph,) = graphs
+    # The net is traced once for all evaluations, but for DDPM's first one: there the chunk is a slice of the noise.
+    extra = 1 if head == "ddpm" else 0
+    assert len(list(graph.children())) == 1 + extra
+    repeated = policy.head.evaluations - extra
+    assert calls(graph)["invoke_subgraph"] == (repeated if repeated > 1 else 0)  # torch inlines what is called once
+
+
+def test_the_encoder_and_the_times_are_computed_once_for_all_steps():
+    counts = []
+    for steps in (2, 5):
+        policy, graphs = make(steps=steps), Graphs()
+        CompiledSampler(policy, backend=graphs)(*inputs(policy, 3))
+        assert calls(graphs[0])["invoke_subgraph"] == steps
+        counts.append(calls(graphs[0])["linear"])
+    assert counts == [6, 6]  # two of the encoder, two of the time, conditioning, modulation
+
+
+def test_every_batch_size_has_a_function_of_its_own_and_keeps_it():
+    policy, graphs = make(head="regression"), Graphs()
+    compiled = CompiledSampler(policy, backend=graphs)
+    for rows, known in ((2, 1), (4, 2), (2, 2), (4, 2)):
+        given = inputs(policy, rows)
+        assert error(policy, compiled(*given), sample(policy, given)) < 1e-5
+        assert len(graphs) == known
+
+
+def test_inputs_may_lie_anyhow_in_memory_and_more_of_them_may_be_given():
+    policy, graphs = make(head="regression"), Graphs()
+    compiled = CompiledSampler(policy, backend=graphs)
+    observation, noise = inputs(policy, 2)
+    expected = compiled(observation, noise)
+    strided = {name: value.transpose(1, 2).contiguous().transpose(1, 2) for name, value in observation.items()}
+    backwards = dict(reversed(strided.items())) | {"camera": torch.zeros(2, 1)}
+    assert not strided["state"].is_contiguous()
+    assert torch.equal(compiled(backwards, noise.transpose(1, 2).contiguous().transpose(1, 2)), expected)
+    assert len(graphs) == 1
+
+
+def test_fp32_follows_changed_weights():
+    policy, graphs = make(head="regression"), Graphs()
+    compiled = CompiledSampler(policy, backend=graphs)
+    for rows in (1, 3):
+        given = inputs(policy, rows)
+        before = compiled(*given)
+        with torch.no_grad():
+            policy.net.outlet.weight.mul_(2)
+            policy.action_normalizer.shift.add_(1)
+        assert error(policy, compiled(*given), sample(policy, given)) < 1e-5
+        assert error(policy, compiled(*given), before) > 1
+    assert len(graphs) == 2
+
+
+def rounded(policy: Policy) -> Policy:
+    """A copy whose linear layers have weights that bf16 can tell, and compute in fp32."""
+    policy = copy.deepcopy(policy)
+    for layer in policy.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.data = layer.weight.data.bfloat16().float()
+    return policy
+
+
+def test_bf16_rounds_the_weights_of_single_rows():
+    policy = make(head="regression")
+    given = inputs(policy, 1)
+    actions = CompiledSampler(policy, "bf16", Graphs())(*given)
+    assert error(policy, actions, sample(rounded(policy), given)) < 1e-5
+    assert error(policy, actions, sample(policy, given)) > 1e-4
+
+
+def test_bf16_is_fp32_where_a_cpu_gains_nothing():
+    policy = make(head="regression")
+    given = inputs(policy, MATRIX_ROWS - 1)
+    assert error(policy, CompiledSampler(policy, "bf16", Graphs())(*given), sample(policy, given)) < 1e-5
+
+
+@pytest.mark.parametrize("net", ["mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in NETS_TO_TRY if n != "mlp")])
+def test_bf16_of_many_rows_is_autocasting(net):
+    policy, graphs = make(net, steps=2), Graphs()
+    given = inputs(policy, MATRIX_ROWS)
+    actions = CompiledSampler(policy, "bf16", graphs)(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = sample(policy, given)
+    assert error(policy, actions, expected) < 1e-5
+    assert 1e-4 < error(policy, actions, sample(policy, given)) < 3e-2
+    weights = [node.meta["example_value"] for node in graphs[0].graph.nodes if "weight" in node.name]
+    assert {w.dtype for w in weights if w.ndim > 1} == {torch.bfloat16}  # rounded once, not at every use
+
+
+def test_the_policy_stays_as_it_is():
+    policy = make()
+    state = {name: (value.clone(), value.data_ptr()) for name, value in policy.state_dict().items()}
+    layers = [(name, type(module)) for name, module in policy.named_modules()]
+    for precision in ("fp32", "bf16"):
+        compiled = CompiledSampler(policy, precision, Graphs())
+        for rows in (1, MATRIX_ROWS):
+            compiled(*inputs(policy, rows))
+    assert [(name, type(module)) for name, module in policy.named_modules()] == layers
+    assert RowLinear not in {layer for _, layer in layers}
+    assert list(policy.state_dict()) == list(state)
+    for name, value in policy.state_dict().items():
+        assert torch.equal(value, state[name][0])
+        assert (value.dtype, value.data_ptr()) == (torch.float32, state[name][1])
+    assert all(p.requires_grad for p in policy.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, as it loads its compiler
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("bf16", 3e-2)])
+def test_compile_for_real(tmp_path, monkeypatch, precision, bound):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    policy = make(steps=2)
+    given = inputs(policy, 1)
+    expected = sample(policy, given)
+    plain = policy.sample(*given)
+    policy.compile(precision)
+    actions = policy.sample(*given)
+    assert (plain.requires_grad, actions.requires_grad) == (True, False)
+    assert error(policy, actions, expected) < bound
+    assert torch.equal(policy.sample(*given), actions)
+    assert list(tmp_path.rglob("*.cpp"))
+    copied = copy.deepcopy(policy)  # is not compiled: it has its own weights
+    assert torch.equal(sample(copied, given), expected)
+    again = Prefix(plain.detach(), torch.tensor([1]), torch.tensor([2]), "identity")
+    assert policy.sample(*given, again).requires_grad  # a chunk that continues another is not compiled
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-4), ("bf16", 3e-2)])
+@pytest.mark.parametrize("net", NETS_TO_TRY)
+def test_a_captured_graph(net, precision, bound, rows):
+    policy = make(net).cuda()
+    compiled = CompiledSampler(policy, precision)
+    kept = []
+    for _ in range(3):
+        observation, noise = inputs(policy, rows)
+        given = {name: value.cuda() for name, value in observation.items()}, noise.cuda()
+        kept.append((compiled(*given), sample(policy, given)))
+    for actions, expected in kept:  # none was overwritten by a later decision
+        assert error(policy, actions, expected) < bound

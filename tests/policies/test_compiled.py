@@ -1,0 +1,78 @@
+"""The fast sampler: what it refuses, here; what it computes, in compiled_cases.py and a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from policies.compiled import CompiledSampler
+
+ROOT = Path(__file__).parents[2]
+CASES = "tests/policies/compiled_cases.py"
+
+
+def run_cases(marked: str) -> str:
+    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:logging", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, "-m", marked, CASES], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_cases():
+    assert " passed" in run_cases("not slow")
+
+
+@pytest.mark.slow
+def test_the_slow_cases():
+    assert " passed" in run_cases("slow")
+
+
+@pytest.fixture
+def given(make_policy, make_batch):
+    policy = make_policy()
+    return policy, make_batch(policy).observation, torch.randn(4, *policy.noise_shape)
+
+
+def test_an_unknown_precision(given):
+    with pytest.raises(ValueError, match="precision='fp16' is unknown; choices: fp32, bf16"):
+        given[0].compile("fp16")
+    assert given[0].sample(*given[1:]).requires_grad  # and it is not half compiled
+
+
+@pytest.mark.parametrize(
+    ("system", "environment", "message"),
+    [
+        ("linux", {"PATH": ""}, r"needs the C\+\+ compiler 'g\+\+'.*install it \(apt-get install g\+\+\)"),
+        ("darwin", {"PATH": ""}, r"needs the C\+\+ compiler 'clang\+\+'.*install it \(xcode-select --install\)"),
+        ("linux", {"CXX": "no-such-compiler"}, r"'no-such-compiler', which is not there.*environment variable CXX"),
+    ],
+)
+def test_no_compiler(given, monkeypatch, system, environment, message):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.delenv("CXX", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        given[0].compile()
+    CompiledSampler(given[0], backend="eager")  # which needs none
+
+
+def test_inputs_on_another_device(given):
+    policy, observation, noise = given
+    compiled = CompiledSampler(policy, backend="eager")
+    with pytest.raises(ValueError, match="the policy was compiled on cpu, the noise is on meta; compile again"):
+        compiled(observation, noise.to("meta"))
+
+
+@pytest.mark.parametrize("change", ["a weight", "a statistic"])
+def test_bf16_refuses_changed_weights(given, change):
+    policy, observation, noise = given
+    compiled = CompiledSampler(policy, "bf16", "eager")
+    with torch.no_grad():
+        (policy.net.outlet.weight if change == "a weight" else policy.action_normalizer.shift).add_(1)
+    with pytest.raises(ValueError, match=r"the weights have changed since compile\(precision='bf16'\); compile again"):
+        compiled(observation, noise)
