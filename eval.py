@@ -23,22 +23,27 @@ import envs
 import policies
 from conf import cli, schema
 from demos.collect import CollectConfig, attempt
+from deploy import exported
+from deploy.runner import Runner
+from deploy.runner_torch import TorchRunner
 from envs.records import EpisodeRecord, summarize, write_records
 from envs.report import ChunkComparison, Clip, ReportData, write_report
 from envs.rollout import rollout
 from envs.video import encode_mp4
 from policies.config import build
 from policies.device import cpu_threads, select_device, usable_cores
+from policies.execution import FORMS
 
 schema.register()
 
 
 T = TypeVar("T")
+Decides = policies.Policy | Runner | TorchRunner  # a checkpoint's policy, or an exported one
 CHUNKS_SHOWN = 16  # sampled per state in the report
 FRAME_EVERY = 4  # control steps per video frame
 
 
-def evaluate(policy: policies.Policy, env: envs.EnvConfig, config: schema.EvaluationConfig) -> list[EpisodeRecord]:
+def evaluate(policy: Decides, env: envs.EnvConfig, config: schema.EvaluationConfig) -> list[EpisodeRecord]:
     """Runs the policy on the held-out seeds; records in the order of the seeds."""
     with cpu_threads(1):
         return rollout(
@@ -55,15 +60,18 @@ def evaluate_expert(env: envs.EnvConfig, config: schema.EvaluationConfig) -> lis
     return rollout(make_env, "expert", _seeds(config), progress=True, **_lanes(config))
 
 
-def _controller(policy: policies.Policy, config: schema.EvaluationConfig) -> policies.Controller:
+def _controller(policy: Decides, config: schema.EvaluationConfig) -> policies.Controller:
     return policies.Controller(
         policy, inference_batch=config.inference_batch, noise_seed=config.noise_seed, execution=config
     )
 
 
-def _world(policy: policies.Policy, env: envs.EnvConfig, config: schema.EvaluationConfig) -> Callable[[], envs.Env]:
+def _world(policy: Decides, env: envs.EnvConfig, config: schema.EvaluationConfig) -> Callable[[], envs.Env]:
     """What builds the world with its perturbations, for this policy's sense of spread."""
-    spreads = {name: normalizer.scale.tolist() for name, normalizer in policy.normalizers()[:-1]}
+    if isinstance(policy, policies.Policy):
+        spreads = {name: normalizer.scale.tolist() for name, normalizer in policy.normalizers()[:-1]}
+    else:
+        spreads = policy.manifest.observation_spread
     return partial(envs.make, env, config.perturb, spreads)
 
 
@@ -75,29 +83,27 @@ def _lanes(config: schema.EvaluationConfig) -> dict[str, Any]:
     return {"n_envs": config.n_envs, "workers": config.workers, "stop_at_success": config.stop_at_success}
 
 
-def compare_chunks(policy: policies.Policy, env_config: envs.EnvConfig, seeds: Sequence[int]) -> list[ChunkComparison]:
+def compare_chunks(policy: Decides, env_config: envs.EnvConfig, seeds: Sequence[int]) -> list[ChunkComparison]:
     """Chunks that the policy samples along the expert's own path on held-out seeds, beside what the expert did."""
-    chunk, device = policy.config.chunk, policy.action_normalizer.shift.device
-    comparisons = []
+    chunk, comparisons = policy.chunk, []
     with closing(envs.make(env_config)) as env:
         names = [f"action {i}" for i in range(policy.spec.action.size)]
         for seed in seeds:
             episode = attempt(env, CollectConfig(noise=0.0, after_success=chunk.prediction_horizon), seed)
             if episode is None:  # the expert failed on this seed, so there is nothing to compare with
                 continue
-            windows = policies.Windows([episode], policy.spec, chunk.history, chunk.prediction_horizon, device)
+            windows = policies.Windows([episode], policy.spec, chunk.history, chunk.prediction_horizon)
             for step in (0, len(episode) // 3, 2 * len(episode) // 3):
-                batch = windows.gather(torch.full((CHUNKS_SHOWN,), step, device=device))
+                batch = windows.gather(torch.full((CHUNKS_SHOWN,), step))
                 noise = torch.randn((CHUNKS_SHOWN, *policy.noise_shape), generator=torch.Generator().manual_seed(seed))
-                with torch.no_grad():
-                    sampled = policy.sample(batch.observation, noise.to(device)).cpu().numpy()
-                expert = batch.action[0].cpu().numpy()
+                sampled = policy.plan({name: v.numpy() for name, v in batch.observation.items()}, noise.numpy())
+                expert = batch.action[0].numpy()
                 comparisons.append(ChunkComparison(seed, step, sampled, expert, policy.spec.control_dt_s, names))
     return comparisons
 
 
 def film(
-    policy: policies.Policy, env: envs.EnvConfig, config: schema.EvaluationConfig, records: Sequence[EpisodeRecord]
+    policy: Decides, env: envs.EnvConfig, config: schema.EvaluationConfig, records: Sequence[EpisodeRecord]
 ) -> tuple[list[Clip], str]:
     """Videos of a few episodes of every outcome, and a note where there are none.
 
@@ -136,7 +142,7 @@ def film(
 class Run:
     """What an evaluation is about and where its results go."""
 
-    checkpoint: Path
+    checkpoint: Path  # or the folder of an export
     out: Path  # folder for episodes.jsonl, metrics.json and report.html
     env: envs.EnvConfig
     eval: schema.EvaluationConfig
@@ -146,9 +152,9 @@ class Run:
     started: float  # time.perf_counter() at the start of the command
 
 
-def conclude(run: Run, policy: policies.Policy) -> dict[str, Any]:
-    """Evaluates a loaded checkpoint and writes episodes.jsonl, metrics.json and report.html; returns the metrics."""
-    _, _, source = policies.read_config(run.checkpoint)
+def conclude(run: Run, policy: Decides) -> dict[str, Any]:
+    """Evaluates a loaded policy and writes episodes.jsonl, metrics.json and report.html; returns the metrics."""
+    source = origin(run.checkpoint, policy)
     used = set(_seeds(run.eval)) & set(source.demonstration_seeds)
     if used:
         raise ValueError(f"evaluation seeds {sorted(used)[:3]} were demonstrated; choose another eval.seed")
@@ -158,13 +164,12 @@ def conclude(run: Run, policy: policies.Policy) -> dict[str, Any]:
     beyond = run.eval.seed + run.eval.episodes
     chunks = compare_chunks(policy, run.env, range(beyond, beyond + 2)) if expert else []
     clips, note = timed(run, "film", lambda: film(policy, run.env, run.eval, records))
-    device = policy.action_normalizer.shift.device
-    metrics = summary(run, records, expert, device)
+    metrics = summary(run, policy, records, expert)
 
     write_records(fresh(run.out / "episodes.jsonl"), records)
     (run.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     data = ReportData(
-        title=f"{records[0].task}: {policy.config.head.kind} policy{conditions(run.eval)}",
+        title=f"{records[0].task}: {describe(policy)}{conditions(run.eval)}",
         task=source.task,
         records=records,
         expert_records=expert or None,
@@ -176,7 +181,7 @@ def conclude(run: Run, policy: policies.Policy) -> dict[str, Any]:
         clip_note=note,
         checkpoint=str(run.checkpoint),
         dataset_hash=source.demonstrations,
-        hardware=hardware(device),
+        hardware=metrics["hardware"],
         timings=run.seconds,
         versions=versions(),
         config=run.config,
@@ -193,10 +198,24 @@ def timed(run: Run, name: str, work: Callable[[], T]) -> T:
     return result
 
 
-def summary(
-    run: Run, records: list[EpisodeRecord], expert: list[EpisodeRecord], device: torch.device
-) -> dict[str, Any]:
+def origin(checkpoint: Path, policy: Decides) -> policies.Provenance:
+    """Where the policy of a checkpoint, or of an export, comes from."""
+    if isinstance(policy, policies.Policy):
+        return policies.read_config(checkpoint)[2]
+    return exported.provenance(policy.manifest)
+
+
+def describe(policy: Decides) -> str:
+    """The policy in words."""
+    if isinstance(policy, policies.Policy):
+        return f"{policy.config.head.kind} policy"
+    which = exported.identity(policy.manifest)
+    return f"exported policy ({which['format']} {which['precision']}, sha256 {which['sha256'][:12]})"
+
+
+def summary(run: Run, policy: Decides, records: list[EpisodeRecord], expert: list[EpisodeRecord]) -> dict[str, Any]:
     """The numbers of metrics.json."""
+    known = isinstance(policy, policies.Policy)
     expert_summary = summarize(expert) if expert else None
     return {
         "task": records[0].task,
@@ -211,7 +230,8 @@ def summary(
         "perturbation": records[0].perturbation,
         "execution": {f.name: getattr(run.eval, f.name) for f in fields(policies.ExecutionConfig)},
         "versions": versions(),
-        "hardware": hardware(device),
+        "hardware": hardware(policy.action_normalizer.shift.device if known else torch.device("cpu")),
+        "export": None if known else exported.identity(policy.manifest),
     }
 
 
@@ -244,7 +264,7 @@ def closing_line(metrics: dict[str, Any], out: Path) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
-    names = ("torch", "numpy", "gymnasium", "mujoco", "metaworld", "hydra-core", "flowhand")
+    names = ("torch", "numpy", "onnxruntime", "gymnasium", "mujoco", "metaworld", "hydra-core", "flowhand")
     installed = {}
     for name in names:
         try:
@@ -294,9 +314,12 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
         raise ValueError("eval.episodes=0 leaves nothing to evaluate; give 1 or more")
     device = select_device(config.device, config.threads)
     checkpoint = Path(config.checkpoint)
-    policy = policies.load(checkpoint, device)
-    _, _, source = policies.read_config(checkpoint)
-    out = Path(config.out or checkpoint.parent / f"eval-{config.eval.seed}-{config.eval.episodes}")
+    policy = open_export(config) if exported.is_export(checkpoint) else policies.load(checkpoint, device)
+    source = origin(checkpoint, policy)
+    name = f"eval-{config.eval.seed}-{config.eval.episodes}"
+    if not isinstance(policy, policies.Policy):
+        name = f"{checkpoint.name}-{name}"  # several exports of one checkpoint lie beside it
+    out = Path(config.out or checkpoint.parent / name)
     # A checkpoint made lighter for a robot has no training state, and so no learning curve to show.
     has_state = (checkpoint / "train_state.pt").is_file()
     history = policies.load_train_state(checkpoint)["history"] if has_state else []
@@ -305,6 +328,17 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
         metrics = conclude(run, policy)
         log_results(log, metrics, out)
     return closing_line(metrics, out)
+
+
+def open_export(config: schema.EvalRoot) -> Runner | TorchRunner:
+    """The exported policy; `ValueError` where the evaluation asks for something that only its checkpoint can do."""
+    if config.device not in ("auto", "cpu"):
+        raise ValueError(f"{config.checkpoint} is an export: it runs on the CPU, and device={config.device} cannot be")
+    if config.eval.mode in FORMS:
+        raise ValueError(
+            f"eval.mode={config.eval.mode} continues chunks, which an export cannot; give the checkpoint for this mode"
+        )
+    return exported.load(config.checkpoint, config.trust)
 
 
 @contextmanager

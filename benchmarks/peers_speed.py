@@ -28,6 +28,7 @@ DECIDING = {  # whose decisions are timed, each as it is and compiled
     "flow-unet-10": [*UNET, "head=flow", "head.steps=10"],
     "diffusion-unet-10": [*UNET, *DIFFUSION],
 }
+PRECISIONS = {"fp32": "", "bf16": "-bf16"}  # of a compiled policy, and the ending of its name; bars are those of fp32
 SAMPLERS = {"lerobot-ddim-10": ("DDIM", 10), "lerobot-ddpm-100": ("DDPM", 100)}
 # Kind of cell, on which device, whose speed, and how many times LeRobot's it should be.
 BARS = (
@@ -79,10 +80,10 @@ def run_decisions(s: Side, a: argparse.Namespace) -> dict[str, Any]:
     for name, overrides in DECIDING.items():
         config = configure(overrides, a, len(s.store))
         contenders[name] = deciding(untrained(config, s), s, a.calls)
-        if "compile" in vars(policies.Policy):  # ours; torch's method of every module compiles a `forward`
+        for precision, ending in PRECISIONS.items():
             policy = untrained(config, s)
-            policy.compile()
-            contenders[f"{name}-compiled"] = deciding(policy, s, a.calls)
+            policy.compile(precision)
+            contenders[f"{name}-compiled{ending}"] = deciding(policy, s, a.calls)
     measured = in_turns(contenders, a.rounds)
     rows = [row(name, rounds, measured["lerobot-ddim-10"], rate=False) for name, rounds in measured.items()]
     return {"kind": "decisions", "unit": "ms", "device": s.device.type, "rows": rows}

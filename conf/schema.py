@@ -130,7 +130,8 @@ class TrainRoot:
 class EvalRoot:
     """What eval.py reads."""
 
-    checkpoint: str = MISSING  # checkpoint folder
+    checkpoint: str = MISSING  # folder of a checkpoint or of an export
+    trust: bool = False  # run an export that holds a program of torch or native code: only one that you made
     env: EnvConfig | None = None  # another environment than the checkpoint's own
     eval: EvaluationConfig = field(default_factory=EvaluationConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)

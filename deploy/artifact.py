@@ -1,6 +1,6 @@
 """The exported policy's directory: a contract, like a checkpoint. No torch, so that a robot can read it without.
 
-    policy.onnx     the whole decision as one graph (policy.pt2: as a program of torch)
+    policy.onnx     the whole decision as one graph (policy.pt2: as a program of torch, or as native code)
     golden.npz      observations, noise, and the actions of the policy that was exported
     manifest.json   what it sees and commands, how exact it is, where it comes from, and the hashes of the other two
 
@@ -24,7 +24,7 @@ import numpy as np
 from policies.spec import ChunkConfig, Spec
 
 FORMAT_VERSION = 1
-MODELS = {"onnx": "policy.onnx", "pt2": "policy.pt2"}  # format: its file
+MODELS = {"onnx": "policy.onnx", "pt2": "policy.pt2", "aoti": "policy.pt2"}  # format: its file
 PRECISIONS = ("fp32", "int8")
 MANIFEST, GOLDEN = "manifest.json", "golden.npz"
 MOST_BYTES = {MANIFEST: 2**24, GOLDEN: 2**26, "policy.onnx": 2**31 - 1, "policy.pt2": 2**33}
@@ -32,8 +32,8 @@ MOST_VALUES = 2**24  # of one array of one decision
 LARGEST = float(np.finfo(np.float64).max)  # an integer of JSON may be larger, and no float
 # At a load, on another machine, an action may differ by this share of its spread: other CPUs sum in another order.
 LOAD_TOLERANCE = 1e-3
-# A choice (codec.py) may flip where two are equally good to the last bit: this share of all choices.
-CHOICES_TOLERANCE = {"fp32": 1e-3, "int8": 0.1}
+# A choice (codec.py) may flip where two are equally good to the last bit: this share of all choices, in fp32.
+CHOICES_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Parity:
     """How far the exported policy's actions are from the original's, as measured when it was written."""
 
     rows: int  # observations
-    tolerance: float  # largest allowed error, as a share of the action's spread
+    tolerance: float  # largest allowed error, as a share of the action's spread; int8: and share of choices that differ
     max_error: float  # largest error of a continuous value, as a share of the action's spread
     max_error_physical: list[float]  # the same of each dimension of the action, in its own unit
     choices_changed: float  # share of the discrete values that differ; 0 where there are none
@@ -51,16 +51,22 @@ class Parity:
 class Manifest:
     """What stands in manifest.json."""
 
-    format: str  # onnx | pt2
+    format: str  # onnx | pt2 | aoti
     precision: str  # fp32 | int8
     spec: Spec
     chunk: ChunkConfig
     noise_shape: tuple[int, ...]
     action_spread: list[float]  # the unit of errors: the scale of the action normalizer
+    observation_spread: dict[str, list[float]]  # of every dimension of the vectors observed: what noise is measured in
     parity: Parity
     files: dict[str, dict[str, Any]]  # name: {"bytes": n, "sha256": hexadecimal}
     versions: dict[str, str]
     source: dict[str, Any]  # hashes of the checkpoint's files, and its provenance
+
+    @property
+    def choices_allowed(self) -> float:
+        """The share of the discrete values that may differ from the original's."""
+        return CHOICES_TOLERANCE if self.precision == "fp32" else self.parity.tolerance
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -105,6 +111,10 @@ class Manifest:
         spread_fits = len(self.action_spread) == size and all(s > 0 for s in self.action_spread)
         if not spread_fits or len(parity.max_error_physical) != size:
             raise ValueError(f"action_spread and parity.max_error_physical must have {size} numbers, spreads positive")
+        vectors = {name: f.size for name, f in self.spec.observation.items() if f.dtype == "float32"}
+        given = _checked(self.observation_spread, {name: [float] for name in vectors}, "observation_spread")
+        if any(len(given[name]) != n or not all(s > 0 for s in given[name]) for name, n in vectors.items()):
+            raise ValueError(f"observation_spread must have {vectors} positive numbers")
         if parity.rows < 1 or not 0 <= parity.max_error <= parity.tolerance <= 1:
             raise ValueError(f"parity contradicts itself: {parity}")
 
@@ -168,6 +178,7 @@ FIELDS: dict[str, Any] = {
     "noise_shape": [int],
     "rates": {"control_hz": float, "decision_hz": float},
     "action_spread": [float],
+    "observation_spread": dict,
     "parity": {
         "rows": int,
         "tolerance": float,
@@ -263,7 +274,7 @@ def require_golden(manifest: Manifest, golden: Mapping[str, np.ndarray], action:
     """Raises `ValueError` unless the actions for the golden observations are the stored ones, within the tolerance."""
     error, _, changed = manifest.compare(action, golden["action"])
     allowed = max(LOAD_TOLERANCE, manifest.parity.tolerance)
-    if not error <= allowed or changed > CHOICES_TOLERANCE[manifest.precision]:
+    if not error <= allowed or changed > manifest.choices_allowed:
         raise ValueError(
             f"{path}: the action differs from the stored one by {error:.2g} of the action's spread (allowed {allowed}) "
             f"and in {changed:.1%} of its choices; this machine or its runtime computes something else"

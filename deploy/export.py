@@ -9,46 +9,43 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
-import logging
 import platform
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from policies import checkpoint
 from policies.controller import Planner
-from policies.nets import unet1d
 from policies.policy import Policy
 
-from . import artifact
-from .artifact import CHOICES_TOLERANCE, GOLDEN, MANIFEST, MODELS, PRECISIONS, Manifest, Parity
+from . import artifact, tracing
+from .artifact import GOLDEN, MANIFEST, MODELS, PRECISIONS, Manifest, Parity
 from .runner import Runner
-from .runner_torch import TorchRunner
+from .runner_torch import TorchRunner, decision
 
-TOLERANCE = {"fp32": 1e-5, "int8": 0.3}  # shares of the action's spread
+TOLERANCE = 1e-5  # of fp32, a share of the action's spread
 ROWS = (1, 3, 16, 100)  # batch sizes at which the actions are compared, in turn
-EXTRA = "the export to ONNX needs onnx, onnxscript and onnxruntime: pip install onnx onnxscript onnxruntime"
 
 
 @dataclass
 class ExportConfig:
     """What is written, and how exact it must be."""
 
-    format: str = "onnx"  # onnx (deploy.runner: ONNX Runtime, no torch) | pt2 (deploy.runner_torch: torch.export)
-    # fp32 | int8 (onnx only: weights and activations of the matrix products are rounded; evaluate its success again)
+    # onnx (deploy.runner: ONNX Runtime, no torch) | pt2 (deploy.runner_torch: a program of torch.export) | aoti (the
+    # same compiled by AOTInductor: needs a C++ compiler here, and the same torch and kind of CPU where it runs)
+    format: str = "onnx"
+    # fp32 | int8 (onnx only: weights and activations of the matrix products are rounded; needs a tolerance)
     precision: str = "fp32"
     rows: int = 1000  # observations on which the actions are compared
-    tolerance: float = 0.0  # largest error, as a share of the action's spread; 0: 1e-5 for fp32, 0.3 for int8
+    # largest error, as a share of the action's spread; 0: 1e-5. int8 has no default: what error costs no success only
+    # an evaluation can tell (python eval.py checkpoint=EXPORT)
+    tolerance: float = 0.0
     seed: int = 0  # of these observations and their noise
 
     def __post_init__(self) -> None:
@@ -65,20 +62,8 @@ class ExportConfig:
 
     @property
     def allowed(self) -> float:
-        """The largest allowed error, as a share of the action's spread."""
-        return self.tolerance or TOLERANCE[self.precision]
-
-
-class Decision(nn.Module):
-    """One decision as a function of tensors alone."""
-
-    def __init__(self, policy: Policy):
-        super().__init__()
-        self.policy = policy
-
-    def forward(self, noise: Tensor, observation: dict[str, Tensor]) -> Tensor:
-        """Noise (B, *noise_shape) and histories (B, O, *shape) to chunks (B, T, A)."""
-        return self.policy.sample(observation, noise)
+        """The largest allowed error, as a share of the action's spread; 0 where one must be given."""
+        return self.tolerance or (TOLERANCE if self.precision == "fp32" else 0.0)
 
 
 def export(
@@ -117,9 +102,10 @@ def export(
         chunk=policy.chunk,
         noise_shape=policy.noise_shape,
         action_spread=policy.action_normalizer.scale.double().tolist(),
+        observation_spread={name: n.scale.double().tolist() for name, n in policy.normalizers()[:-1]},
         parity=Parity(config.rows, config.allowed, 0.0, [0.0] * policy.spec.action.size, 0.0),
         files={name: artifact.fingerprint(data) for name, data in ((MODELS[config.format], model), (GOLDEN, stored))},
-        versions=versions(),
+        versions=versions() | ({"cpu": tracing.this_cpu()} if config.format == "aoti" else {}),
         source=dict(source),
     )
     manifest = measured(manifest, runner(manifest, model), policy, rows)
@@ -152,7 +138,7 @@ def measured(manifest: Manifest, exported: Planner, policy: Policy, rows: Mappin
     """The manifest with its parity: actions at batch sizes 1, 3, 16 and 100, compared with the policy's own.
 
     Raises:
-        ValueError: they differ by more than the tolerance.
+        ValueError: they differ by more than the tolerance, or there is none to judge them by.
     """
     pairs, start = [], 0
     while start < len(rows["noise"]):
@@ -161,98 +147,38 @@ def measured(manifest: Manifest, exported: Planner, policy: Policy, rows: Mappin
         start += len(inputs[1])
     actions, expected = (np.concatenate(side) for side in zip(*pairs, strict=True))
     error, physical, changed = manifest.compare(actions, expected)
-    allowed, flips = manifest.parity.tolerance, CHOICES_TOLERANCE[manifest.precision]
-    if not error <= allowed or changed > flips:
+    told = (
+        f"on {len(actions)} observations the exported policy's actions differ by {error:.2g} of their spread and in "
+        f"{changed:.2%} of their choices"
+    )
+    if not manifest.parity.tolerance:
         raise ValueError(
-            f"the exported policy's actions differ by {error:.2g} of their spread (tolerance={allowed:g}) and in "
-            f"{changed:.2%} of their choices (allowed {flips:.2%}) on {len(actions)} observations; nothing is written"
+            f"precision={manifest.precision} needs a tolerance: {told}; give tolerance=... above that, and see with "
+            "eval.py on the export what it costs in success. Nothing is written"
         )
-    parity = Parity(len(actions), allowed, error, physical, changed)
-    return Manifest(**{**vars(manifest), "parity": parity})
+    if not error <= manifest.parity.tolerance or changed > manifest.choices_allowed:
+        raise ValueError(
+            f"{told} (allowed: {manifest.parity.tolerance:g} and {manifest.choices_allowed:.2%}); nothing is written"
+        )
+    parity = replace(
+        manifest.parity, rows=len(actions), max_error=error, max_error_physical=physical, choices_changed=changed
+    )
+    return replace(manifest, parity=parity)
 
 
 def runner(manifest: Manifest, model: bytes) -> Planner:
     """What runs the model, in this process."""
-    if manifest.format == "onnx":
-        return Runner(manifest, model)
-    return TorchRunner(manifest, torch.export.load(io.BytesIO(model)))
-
-
-def program(policy: Policy, rows: Mapping[str, np.ndarray]) -> torch.export.ExportedProgram:
-    """The decision as a program of torch.export for any number of rows, all loops unrolled."""
-    observation, noise = _split(rows, slice(0, 3))
-    noise = np.resize(noise, (3, *noise.shape[1:]))  # 0 and 1 are special to the tracer
-    tensors = {name: torch.from_numpy(np.resize(value, (3, *value.shape[1:]))) for name, value in observation.items()}
-    any_number = {0: torch.export.Dim("rows", min=1, max=2**16)}
-    shapes = {"noise": any_number, "observation": dict.fromkeys(tensors, any_number)}
-    # The net chooses between a convolution and a matrix product by the number of rows, which a graph cannot.
-    with _quiet(), patch.object(unet1d, "POSITIONS", 0):
-        exported = torch.export.export(
-            Decision(policy.eval()), (torch.from_numpy(noise), tensors), dynamic_shapes=shapes, strict=True
-        )
-    for node in exported.graph.nodes:
-        node.meta.pop("stack_trace", None)  # else it tells where the source lay on this machine
-    return exported
+    return Runner(manifest, model) if manifest.format == "onnx" else TorchRunner(manifest, decision(manifest, model))
 
 
 def _model(policy: Policy, rows: Mapping[str, np.ndarray], config: ExportConfig) -> bytes:
     """The bytes of the model's file."""
-    exported = program(policy, rows)
     if config.format == "pt2":
-        buffer = io.BytesIO()
-        with _quiet():
-            torch.export.save(exported, buffer)
-        return buffer.getvalue()
-    model = _onnx(exported, [name for name in rows if name != "noise"])
-    return _int8(model) if config.precision == "int8" else model
-
-
-def _onnx(exported: torch.export.ExportedProgram, observation: list[str]) -> bytes:
-    try:
-        import onnxscript  # noqa: F401  (torch's exporter needs it)
-        from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
-    except ImportError as error:
-        raise ImportError(EXTRA) from error
-    with _quiet():
-        converted = torch.onnx.export(
-            exported, input_names=["noise", *observation], output_names=["action"], dynamo=True, verbose=False
-        )
-    assert converted is not None
-    # Every step has its own copy of the weights that were transposed for it.
-    DeduplicateInitializersPass(size_limit=2**40)(converted.model)
-    ClearMetadataAndDocStringPass()(converted.model)  # else it tells where the source lay on this machine
-    return converted.model_proto.SerializeToString()
-
-
-def _int8(model: bytes) -> bytes:
-    try:
-        import onnx
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-    except ImportError as error:
-        raise ImportError(EXTRA) from error
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        file = Path(folder) / "int8.onnx"
-        quantize_dynamic(
-            onnx.load_from_string(model),
-            file,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-        )
-        return file.read_bytes()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' own warnings and log lines, which are about themselves and not about the policy."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+        return tracing.torch_program(policy, rows)
+    if config.format == "aoti":
+        return tracing.native_code(policy, rows)
+    model = tracing.onnx_model(policy, rows)
+    return tracing.rounded(model) if config.precision == "int8" else model
 
 
 def _split(rows: Mapping[str, np.ndarray], part: slice) -> tuple[dict[str, np.ndarray], np.ndarray]:

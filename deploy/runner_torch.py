@@ -1,7 +1,12 @@
-"""Runs a policy exported with format=pt2: `load(path)` gives what a `Controller` takes as its policy."""
+"""Runs a policy exported with format=pt2 or aoti: `load(path)` gives what a `Controller` takes as its policy.
+
+Both formats are read by torch, which trusts them: a program of torch can be made to harm, and native code is code. So
+load only what you exported, or what you would also run.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,17 +17,21 @@ import torch
 from policies.spec import ChunkConfig, Spec
 
 from .artifact import Manifest, read, require_golden
+from .tracing import this_cpu
+
+Decide = Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
 
 
 class TorchRunner:
-    """A program of torch.export on the CPU; a `Planner` (policies/controller.py).
+    """A program of torch.export, or native code of AOTInductor, on the CPU; a `Planner` (policies/controller.py).
 
-    Choose it to hand the decision to something that compiles such programs. For a robot's CPU ONNX Runtime is faster.
+    Choose pt2 to hand the decision to something that compiles such programs, and aoti where torch is on the machine
+    and decisions shall be fast. ONNX Runtime is about as fast, and its file runs on other machines too.
     """
 
-    def __init__(self, manifest: Manifest, program: torch.export.ExportedProgram):
+    def __init__(self, manifest: Manifest, decide: Decide):
         self.manifest = manifest
-        self._decide: Callable[..., torch.Tensor] = program.module()
+        self._decide = decide
 
     @property
     def spec(self) -> Spec:
@@ -46,28 +55,47 @@ class TorchRunner:
             ValueError: an input that is missing or unknown, or of the wrong shape or dtype.
         """
         self.manifest.inputs(observation, noise)
-        tensors = {name: torch.from_numpy(observation[name]) for name in self.spec.observation}
+        # Native code takes the memory as it lies, so it has to lie in order.
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(observation[name])) for name in self.spec.observation}
         with torch.no_grad():
-            return self._decide(torch.from_numpy(noise), tensors).numpy()
+            return self._decide(torch.from_numpy(np.ascontiguousarray(noise)), tensors).numpy()
+
+
+def decision(manifest: Manifest, model: bytes) -> Decide:
+    """The decision as a function of noise and histories.
+
+    Raises:
+        ValueError: native code for another CPU or another torch, or a file that torch cannot load.
+    """
+    if manifest.format == "aoti":
+        here = {"torch": importlib.metadata.version("torch"), "cpu": this_cpu()}
+        made = {name: manifest.versions.get(name) for name in here}
+        if made != here:
+            raise ValueError(f"it was compiled for {made}, and this is {here}; export the checkpoint again, here")
+    try:
+        if manifest.format == "aoti":
+            return torch._inductor.aoti_load_package(io.BytesIO(model))
+        return torch.export.load(io.BytesIO(model)).module()
+    except Exception as error:  # damaged files fail in many ways
+        raise ValueError(f"the program cannot be loaded: {(str(error) or repr(error)).splitlines()[0]}") from error
 
 
 def load(path: Path | str) -> TorchRunner:
-    """The exported policy in a directory that `python -m deploy.export format=pt2` wrote.
+    """The exported policy in a directory that `python -m deploy.export format=pt2` or `format=aoti` wrote.
 
-    A program of torch is read by torch, which trusts it: load only what you exported, or what you would also run.
+    It runs what lies there: load only what you exported, or what you would also run.
 
     Raises:
-        ValueError: naming what is missing, unknown, damaged, of the wrong shape, or no longer gives the stored action.
+        ValueError: naming what is missing, unknown, damaged, of the wrong shape, or no longer gives the stored action;
+            native code that was compiled for another CPU or torch.
     """
     manifest, model, golden = read(path)
-    if manifest.format != "pt2":
+    if manifest.format not in ("pt2", "aoti"):
         raise ValueError(f"{path} is an export with format={manifest.format}: deploy.runner.load")
     try:
-        runner = TorchRunner(manifest, torch.export.load(io.BytesIO(model)))
-    except Exception as error:  # damaged programs fail in many ways
-        raise ValueError(
-            f"{path}: the program cannot be loaded: {(str(error) or repr(error)).splitlines()[0]}"
-        ) from error
+        runner = TorchRunner(manifest, decision(manifest, model))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     observation = {name: golden[f"observation.{name}"] for name in manifest.spec.observation}
     require_golden(manifest, golden, runner.plan(observation, golden["noise"]), path)
     return runner

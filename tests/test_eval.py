@@ -1,9 +1,13 @@
 """Evaluation: records that depend on the seed alone, and errors that a user can mend."""
 
+import hashlib
 import json
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
@@ -14,6 +18,7 @@ import policies
 import train
 from conf import cli, schema
 from demos.collect import CollectConfig, collect
+from deploy import runner
 from envs.records import read_records
 from policies.nets.mlp import MLPConfig
 
@@ -184,8 +189,6 @@ def test_a_checkpoint_cannot_name_code_or_files(env, expected, checkpoint, tmp_p
 
 
 def test_nan_in_demonstrations_stops_training(tmp_path):
-    import numpy as np
-
     config = CollectConfig(path=str(tmp_path / "store"), episodes=2)
     collect(ENV, config, progress=False)
     file = tmp_path / "store" / "episodes" / "000001.npz"
@@ -212,3 +215,72 @@ def test_config_of_the_report_is_the_config_of_the_run(checkpoint):
     state = policies.load_train_state(checkpoint)
     assert state["config"]["net"]["width"] == MLPConfig(width=64).width
     assert state["history"][-1]["step"] == 150
+
+
+@pytest.fixture(scope="module")
+def artifact(checkpoint):
+    """The checkpoint exported to ONNX, by a process of its own: the tracer stumbles over types that are checked."""
+    pytest.importorskip("onnxscript")
+    words = ["-m", "deploy.export", f"checkpoint={checkpoint}", f"out={checkpoint.parent}/onnx", "rows=20"]
+    subprocess.run([sys.executable, *words], cwd=Path(__file__).parents[1], check=True)
+    return checkpoint.parent / "onnx"
+
+
+INLINE = ("eval.workers=inline", "wandb.mode=disabled")
+
+
+def test_an_export_is_evaluated_as_its_checkpoint(checkpoint, artifact, monkeypatch):
+    decisions, plan = [], runner.Runner.plan
+    monkeypatch.setattr(runner.Runner, "plan", lambda *inputs: decisions.append(inputs) or plan(*inputs))
+    options = ("eval.episodes=6", "eval.videos=0", "eval.perturb.observation_noise_relative=0.05", *INLINE)
+    for path in (checkpoint, artifact):
+        assert call(evaluation.main, f"checkpoint={path}", f"out={path.parent}/of-{path.name}", *options) == ""
+    assert len(decisions) > 6  # the checkpoint lies beside the export, but it is the export that decides
+    ours, theirs = (checkpoint.parent / f"of-{name}" for name in ("onnx", "checkpoint"))
+    records, expected = (read_records(folder / "episodes.jsonl") for folder in (ours, theirs))
+    assert [r[:5] for r in outcomes(records)] == [r[:5] for r in outcomes(expected)]
+    np.testing.assert_allclose([r.return_ for r in records], [r.return_ for r in expected], rtol=1e-3)
+    metrics, other = (json.loads((folder / "metrics.json").read_text()) for folder in (ours, theirs))
+    assert set(metrics) == set(other)
+    sha = hashlib.sha256((artifact / "policy.onnx").read_bytes()).hexdigest()
+    assert metrics["export"] == {"format": "onnx", "precision": "fp32", "sha256": sha} | {
+        "max_error": metrics["export"]["max_error"]
+    }
+    assert other["export"] is None
+    assert metrics["perturbation"] == other["perturbation"] != {}
+    page = (ours / "report.html").read_text()
+    assert f"exported policy (onnx fp32, sha256 {sha[:12]})" in page
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["eval.mode=rtc_identity", "eval.delay=2"], "eval.mode=rtc_identity continues chunks, which an export cannot"),
+        (["device=cuda"], "device"),
+        (["eval.execution_horizon=99"], "execution_horizon=99 must lie in 1..16"),
+    ],
+)
+def test_what_an_export_cannot_do(artifact, overrides, expected):
+    assert expected in call(evaluation.main, f"checkpoint={artifact}", *overrides, *INLINE)
+
+
+def test_an_export_cannot_name_code_and_runs_none_unasked(artifact, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+
+    def told(**changes):
+        (copy / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+        return call(evaluation.main, f"checkpoint={copy}", *INLINE)
+
+    provenance = manifest["source"]["provenance"]
+    evil = {"provenance": {**provenance, "env": {"kind": "gymnasium", "id": "os:evil"}}}
+    assert "the checkpoint asks to import 'os:evil'" in told(source=evil)
+    assert "the export does not say what it was trained on" in told(source={})
+    assert "source.provenance lacks the field" in told(source={"provenance": {}})
+    assert "seeds [1000002] were demonstrated" in told(
+        source={"provenance": {**provenance, "demonstration_seeds": [1_000_002]}}
+    )
+    (copy / "policy.onnx").rename(copy / "policy.pt2")
+    files = {name.replace("onnx", "pt2"): stated for name, stated in manifest["files"].items()}
+    assert "holds a program of torch: to load it is to run it" in told(format="pt2", files=files)

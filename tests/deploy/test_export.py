@@ -8,13 +8,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from jaxtyping import config as annotations
 
-from deploy import artifact, export, runner, runner_torch
+from deploy import artifact, export, runner, runner_torch, tracing
 from deploy.self_contained import require_self_contained
 from policies import ChunkConfig, Controller, Feature, Policy, PolicyConfig, Spec
 from policies.controller import ContinuingPlanner, Planner
@@ -172,7 +173,8 @@ def test_an_export_that_decides_otherwise_is_not_written(tmp_path, exported, mon
     other = make(choices=(0, 3))
     with torch.no_grad():
         other.net.get_parameter("outlet.bias").add_(0.01)  # of a normalized action: of its spread
-    with pytest.raises(ValueError, match=r"actions differ by 0\.01 of their spread \(tolerance=1e-05\).*nothing is wr"):
+    message = r"on 20 observations .* differ by 0\.01 of their spread .*allowed: 1e-05 and 0\.10%\); nothing is written"
+    with pytest.raises(ValueError, match=message):
         write(tmp_path / "new", other, rows=20)
     assert list(tmp_path.iterdir()) == []
     assert write(tmp_path / "new", other, rows=20, tolerance=0.02).parity.max_error == pytest.approx(0.01, rel=0.01)
@@ -184,9 +186,10 @@ def test_an_export_that_decides_otherwise_is_not_written(tmp_path, exported, mon
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "onx"}, "format='onx' is unknown; choices: onnx, pt2"),
+        ({"format": "onx"}, "format='onx' is unknown; choices: onnx, pt2, aoti"),
         ({"precision": "bf16"}, "precision='bf16' is unknown; choices: fp32, int8"),
         ({"format": "pt2", "precision": "int8"}, "precision='int8' is possible with format='onnx' only"),
+        ({"format": "aoti", "precision": "int8"}, "precision='int8' is possible with format='onnx' only"),
         ({"rows": 0}, r"rows=0 must lie in 1\.\.1000000"),
         ({"tolerance": 2.0}, r"tolerance=2\.0 must lie in \[0, 1\]"),
     ],
@@ -203,7 +206,7 @@ def test_wrong_options(options, message):
         (lambda d: d.update(format_version=True), "format version True"),
         (lambda d: d.pop("source"), "the manifest has the fields"),
         (lambda d: d.update(more=1), "the manifest has the fields .*'more'"),
-        (lambda d: d.update(format="exe"), "format 'exe' is unknown; choices: onnx, pt2"),
+        (lambda d: d.update(format="exe"), "format 'exe' is unknown; choices: onnx, pt2, aoti"),
         (lambda d: d.update(precision="int2"), "precision 'int2' is unknown"),
         (lambda d: d["chunk"].update(history=2.5), r"history is 2\.5, expected a finite int"),
         (lambda d: d["chunk"].update(history=True), "history is True, expected a finite int"),
@@ -215,6 +218,10 @@ def test_wrong_options(options, message):
         (lambda d: d.update(action_spread=[1.0]), "action_spread and .* must have 2 numbers"),
         (lambda d: d.update(action_spread=[1.0, float("inf")]), "action_spread is inf, expected a finite float"),
         (lambda d: d.update(action_spread=[1.0, 10**400]), "action_spread is 10+, expected a finite float"),
+        (lambda d: d.update(observation_spread={"state": [1.0] * 3}), "observation_spread has the fields"),
+        (lambda d: d["observation_spread"].update(goal=[1.0]), "observation_spread must have .*'goal': 2"),
+        (lambda d: d["observation_spread"].update(goal=[1.0, 0.0]), "observation_spread must have .* positive"),
+        (lambda d: d["observation_spread"].update(goal=[1.0, float("nan")]), "goal is nan, expected a finite float"),
         (lambda d: d["parity"].update(max_error=0.5), "parity contradicts itself"),
         (lambda d: d["files"].update({"../x": {}}), r"files are \['../x', 'golden.npz', 'policy.onnx'\], expected"),
         (lambda d: d["files"]["golden.npz"].update(bytes=7), "golden.npz has .* its manifest says"),
@@ -334,21 +341,46 @@ def test_the_runner_imports_no_torch():
     assert {"torch", "onnxruntime"} & set(done.stdout.split()) == set()
 
 
+def test_more_choices_than_the_tolerance_allows_are_refused(exported):
+    _, policy, manifest = exported
+    observation, noise = inputs(policy, 200)
+
+    class Other:
+        """Decides as the policy does, but for the choices of one row in each batch."""
+
+        def plan(self, observation, noise):
+            action = policy.plan(observation, noise)
+            action[0, :, 1] = (action[0, :, 1] + 1) % 3
+            return action
+
+    rows = {"noise": noise, **{f"observation.{name}": value for name, value in observation.items()}}
+    other: Any = Other()
+    with pytest.raises(ValueError, match=r"in [1-9]\.\d+% of their choices \(allowed: 1e-05 and 0\.10%\)"):
+        export.measured(manifest, other, policy, rows)
+    rough = replace(manifest, precision="int8", parity=replace(manifest.parity, tolerance=0.2))
+    assert 0.01 < export.measured(rough, other, policy, rows).parity.choices_changed < 0.1
+
+
 @pytest.mark.slow
 def test_a_program_of_torch(tmp_path):
     policy, _ = write_unchecked(tmp_path / "policy", "mlp", "flow", rows=50, format="pt2")
     planner = runner_torch.load(tmp_path / "policy")
     assert max(differs(policy, planner, rows) for rows in (1, 3, 16)) <= 1e-5
+    assert str(ROOT).encode() not in (tmp_path / "policy" / "policy.pt2").read_bytes()
     with pytest.raises(ValueError, match="format=pt2, which needs torch"):
         runner.load(tmp_path / "policy")
 
 
-@pytest.mark.slow
-def test_int8_is_smaller_and_says_how_far_off_it_is(tmp_path):
-    policy, manifest = write_unchecked(tmp_path / "policy", "mlp", "flow", rows=50, precision="int8")
-    parity = manifest.parity
-    assert 1e-5 < parity.max_error <= parity.tolerance == 0.3
-    assert 1e-5 < differs(policy, runner.load(tmp_path / "policy"), 16) <= 0.3
+def test_int8_needs_to_be_told_how_far_off_it_may_be(tmp_path, exported, monkeypatch):
+    path, policy, _ = exported
+    model = tracing.rounded((path / "policy.onnx").read_bytes())
+    monkeypatch.setattr(export, "_model", lambda *_: model)
+    with pytest.raises(ValueError, match=r"int8 needs a tolerance: on 50 .* by 0\.\d+ of their spread .*eval\.py"):
+        write(tmp_path / "policy", policy, rows=50, precision="int8")
+    assert list(tmp_path.iterdir()) == []
+    parity = write(tmp_path / "policy", policy, rows=50, precision="int8", tolerance=0.2).parity
+    assert 1e-3 < parity.max_error <= parity.tolerance == 0.2
+    assert 1e-3 < differs(policy, runner.load(tmp_path / "policy"), 16) <= 0.2
 
 
 @pytest.mark.slow
