@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import shutil
 import sys
@@ -40,12 +41,14 @@ class CompiledSampler:
         backend: what compiles, a name of `torch.compiler.list_backends()` or a function.
 
     Raises:
-        ValueError: an unknown precision, or no compiler on this machine.
+        ValueError: an unknown precision, no compiler on this machine, or a torch that is too old.
     """
 
     def __init__(self, policy: Policy, precision: str = "fp32", backend: str | Callable = "inductor"):
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r} is unknown; choices: {', '.join(PRECISIONS)}")
+        if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
+            raise ValueError(f"compiling a policy needs torch 2.13, this is {torch.__version__}")
         self.device = policy.action_normalizer.shift.device
         if backend == "inductor" and self.device.type == "cpu":
             require_compiler()

@@ -180,7 +180,8 @@ class Policy(nn.Module):
         The weights, and what is saved of the policy, do not change. A copy is not compiled. See `CompiledSampler`.
 
         Args:
-            precision: fp32 (the same chunks to about 1e-6 of an action's spread) | bf16 (to about 1e-2).
+            precision: fp32 (the same chunks to about 1e-6 of an action's spread) | bf16 (to about 1e-2, and
+                more for a policy whose actions change steeply).
 
         Raises:
             ValueError: an unknown precision, or no C++ compiler on this machine.

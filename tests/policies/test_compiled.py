@@ -61,6 +61,12 @@ def test_no_compiler(given, monkeypatch, system, environment, message):
     CompiledSampler(given[0], backend="eager")  # which needs none
 
 
+def test_a_torch_that_is_too_old(given, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model, *, fullgraph=False, dynamic=None, backend="inductor": model)
+    with pytest.raises(ValueError, match=r"needs torch 2\.13, this is "):
+        given[0].compile()
+
+
 def test_inputs_on_another_device(given):
     policy, observation, noise = given
     compiled = CompiledSampler(policy, backend="eager")
