@@ -314,11 +314,13 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
         raise ValueError("eval.episodes=0 leaves nothing to evaluate; give 1 or more")
     device = select_device(config.device, config.threads)
     checkpoint = Path(config.checkpoint)
-    policy = open_export(config) if exported.is_export(checkpoint) else policies.load(checkpoint, device)
+    policy = open_export(config) if exported.is_export(checkpoint) else open_checkpoint(config, device)
     source = origin(checkpoint, policy)
     name = f"eval-{config.eval.seed}-{config.eval.episodes}"
     if not isinstance(policy, policies.Policy):
         name = f"{checkpoint.name}-{name}"  # several exports of one checkpoint lie beside it
+    if config.compile != "no":
+        name = f"{name}-{config.compile}"
     out = Path(config.out or checkpoint.parent / name)
     # A checkpoint made lighter for a robot has no training state, and so no learning curve to show.
     has_state = (checkpoint / "train_state.pt").is_file()
@@ -330,10 +332,20 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
     return closing_line(metrics, out)
 
 
+def open_checkpoint(config: schema.EvalRoot, device: torch.device) -> policies.Policy:
+    """The policy of the checkpoint, compiled if the configuration says so."""
+    policy = policies.load(config.checkpoint, device)
+    if config.compile != "no":
+        policy.compile(config.compile)
+    return policy
+
+
 def open_export(config: schema.EvalRoot) -> Runner | TorchRunner:
     """The exported policy; `ValueError` where the evaluation asks for something that only its checkpoint can do."""
     if config.device not in ("auto", "cpu"):
         raise ValueError(f"{config.checkpoint} is an export: it runs on the CPU, and device={config.device} cannot be")
+    if config.compile != "no":
+        raise ValueError(f"{config.checkpoint} is an export, which is what it is; compile={config.compile} cannot be")
     if config.eval.mode in FORMS:
         raise ValueError(
             f"eval.mode={config.eval.mode} continues chunks, which an export cannot; give the checkpoint for this mode"

@@ -137,6 +137,7 @@ class EvalRoot:
     wandb: WandbConfig = field(default_factory=WandbConfig)
     device: str = "auto"  # auto (cuda if there is one) | cpu | cuda | cuda:N
     threads: int = 0  # CPU threads of torch; 0: as many as this process may use
+    compile: str = "no"  # no | fp32 | bf16: compile the checkpoint first (Policy.compile)
     out: str = ""  # folder for records, metrics and report; empty: beside the checkpoint
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from conf import cli, schema
 from demos.collect import CollectConfig, collect
 from deploy import runner
 from envs.records import read_records
+from policies.compiled import CompiledSampler
 from policies.nets.mlp import MLPConfig
 
 ENV = envs.MetaWorldConfig(task="reach-v3", max_steps=60)
@@ -257,11 +259,32 @@ def test_an_export_is_evaluated_as_its_checkpoint(checkpoint, artifact, monkeypa
     [
         (["eval.mode=rtc_identity", "eval.delay=2"], "eval.mode=rtc_identity continues chunks, which an export cannot"),
         (["device=cuda"], "device"),
+        (["compile=fp32"], "is an export, which is what it is; compile=fp32 cannot be"),
         (["eval.execution_horizon=99"], "execution_horizon=99 must lie in 1..16"),
     ],
 )
 def test_what_an_export_cannot_do(artifact, overrides, expected):
     assert expected in call(evaluation.main, f"checkpoint={artifact}", *overrides, *INLINE)
+
+
+def test_a_checkpoint_is_compiled_on_request(checkpoint, monkeypatch):
+    class Compiled(CompiledSampler):
+        used: ClassVar[list[str]] = []
+
+        def __init__(self, policy, precision):
+            super().__init__(policy, precision, backend="eager")
+
+        def __call__(self, observation, noise):
+            self.used.append(self.precision)
+            return self.policy.generate(self.policy.net, observation, noise)
+
+    monkeypatch.setattr("policies.policy.CompiledSampler", Compiled)
+    options = (f"checkpoint={checkpoint}", "eval.episodes=2", "eval.videos=0", *INLINE)
+    assert call(evaluation.main, *options, "compile=bf16") == ""
+    assert len(Compiled.used) > 2
+    assert set(Compiled.used) == {"bf16"}
+    assert (checkpoint.parent / "eval-1000000-2-bf16" / "metrics.json").exists()
+    assert "precision='fp16' is unknown; choices: fp32, bf16" in call(evaluation.main, *options, "compile=fp16")
 
 
 def test_an_export_cannot_name_code_and_runs_none_unasked(artifact, tmp_path):
