@@ -28,11 +28,12 @@ DECIDING = {  # whose decisions are timed, each as it is and compiled
     "flow-unet-10": [*UNET, "head=flow", "head.steps=10"],
     "diffusion-unet-10": [*UNET, *DIFFUSION],
 }
-PRECISIONS = {"fp32": "", "bf16": "-bf16"}  # of a compiled policy, and the ending of its name; bars are those of fp32
+PRECISIONS = {"fp32": "", "bf16": "-bf16"}  # of a compiled policy, and the ending of its name
 SAMPLERS = {"lerobot-ddim-10": ("DDIM", 10), "lerobot-ddpm-100": ("DDPM", 100)}
 # Kind of cell, on which device, whose speed, and how many times LeRobot's it should be.
 BARS = (
     ("decisions", "cpu", "flow-mlp-10-compiled", 20.0),
+    ("decisions", "cpu", "flow-mlp-10-compiled-bf16", 20.0),
     ("decisions", "cpu", "diffusion-unet-10-compiled", 2.0),
     ("training", "cuda", "diffusion-unet-fp32-compiled", 10.0),
     ("training", "cuda", "flow-unet-compiled", 10.0),
