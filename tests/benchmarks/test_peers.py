@@ -196,4 +196,4 @@ def test_the_summary_adds_intervals_and_bars(tmp_path):
 
 def test_every_bar_is_about_something_that_is_measured():
     timed = {**peers_speed.DECIDING, **peers_speed.TRAINED}
-    assert {name.removesuffix("-compiled") for _, _, name, _ in peers_speed.BARS} <= set(timed)
+    assert {name.removesuffix("-bf16").removesuffix("-compiled") for _, _, name, _ in peers_speed.BARS} <= set(timed)
