@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import time
@@ -103,6 +104,14 @@ def trained(folder: Path, name: str, config: schema.TrainRoot) -> policies.Polic
             policies.save(checkpoint, trainer.ema.module, source, golden, {"step": trainer.step, "history": []})
             save({"name": name, **about})
     return policies.load(checkpoint) if (folder / f"{name}.trained.json").exists() else None
+
+
+def options(parser: argparse.ArgumentParser, name: str) -> None:
+    """Adds what every sweep can be told: where its finished cells are, and whether to run more of them."""
+    parser.add_argument("--cells", type=Path, default=Path("outputs") / name, help="folder of the finished cells")
+    parser.add_argument("--restore", type=Path, default=None, help="take what this result file finished as finished")
+    parser.add_argument("--summary", action="store_true", help="run nothing, only write the result file")
+    parser.add_argument("--out", type=Path, default=None, help="result file (default: in benchmarks/results)")
 
 
 def sweep(folder: Path, plan: Sequence[C], run: Callable[[C], dict[str, Any] | None]) -> None:

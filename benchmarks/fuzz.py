@@ -80,6 +80,21 @@ def answer(_: Path) -> Case:
     return case
 
 
+def verdict(read: Callable[[], object]) -> str:
+    """Whether what is read is taken, or refused as it should be."""
+    try:
+        read()
+    except ValueError as error:
+        one_line(str(error))
+        return "refused"
+    return "taken"
+
+
+def other_json(rng: random.Random, good: str) -> bytes:
+    """The text with other bytes, or with other content."""
+    return mutated(rng, good.encode()) if rng.random() < 0.3 else weird_json(rng, json.loads(good)).encode()
+
+
 def small_policy() -> policies.Policy:
     """A policy that is quick to make, with random weights."""
     config = cli.compose(["encoder.width=8", "net.width=8", "net.blocks=1", "chunk.prediction_horizon=4"])
@@ -104,14 +119,8 @@ def checkpoint_config(folder: Path) -> Case:
     good = (path / "config.json").read_text()
 
     def case(rng: random.Random) -> str:
-        text = mutated(rng, good.encode()) if rng.random() < 0.3 else weird_json(rng, json.loads(good)).encode()
-        (path / "config.json").write_bytes(text)
-        try:
-            policies.read_config(path)
-        except ValueError as error:
-            one_line(str(error))
-            return "refused"
-        return "taken"
+        (path / "config.json").write_bytes(other_json(rng, good))
+        return verdict(lambda: policies.read_config(path))
 
     return case
 
@@ -127,13 +136,9 @@ def checkpoint_tensors(folder: Path) -> Case:
         cut = rng.choice((8, header, len(good[name])))
         (path / name).write_bytes(mutated(rng, good[name][:cut]) + good[name][cut:])
         try:
-            policies.load(path)
-        except ValueError as error:
-            one_line(str(error))
-            return "refused"
+            return verdict(lambda: policies.load(path))
         finally:
             (path / name).write_bytes(good[name])
-        return "taken"
 
     return case
 
@@ -152,14 +157,8 @@ def manifest(folder: Path) -> Case:
     good = (path / MANIFEST).read_text()
 
     def case(rng: random.Random) -> str:
-        text = mutated(rng, good.encode()) if rng.random() < 0.3 else weird_json(rng, json.loads(good)).encode()
-        (path / MANIFEST).write_bytes(text)
-        try:
-            read(path)
-        except ValueError as error:
-            one_line(str(error))
-            return "refused"
-        return "taken"
+        (path / MANIFEST).write_bytes(other_json(rng, good))
+        return verdict(lambda: read(path))
 
     return case
 
@@ -178,13 +177,9 @@ def model(folder: Path) -> Case:
         files = told["files"] | {name: fingerprint(changed)}
         (path / MANIFEST).write_text(json.dumps(told | {"files": files}))
         try:
-            load(path)
-        except ValueError as error:
-            one_line(str(error))
-            return "refused"
+            return verdict(lambda: load(path))
         finally:
             (path / name).write_bytes(good[name])
-        return "taken"
 
     return case
 

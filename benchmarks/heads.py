@@ -163,15 +163,6 @@ def sweep(folder: Path, plan: list[Cell], many: int) -> None:
             print(f"{cell.name:36s} {told}", flush=True)
 
 
-def restore(result: Path, folder: Path) -> None:
-    """Makes the finished cells of an earlier, perhaps partial, result file finished cells here."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for cell in json.loads(result.read_text())["cells"]:
-        file = folder / f"{cell['table']}-{cell['world']}-{cell['net']}-{cell['arm']}.json"
-        if not file.exists():
-            file.write_text(json.dumps(cell))
-
-
 def summarize(folder: Path) -> dict[str, Any]:
     """The tables: success with interval, evaluations, latency; and every setting against the baseline."""
     finished = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
@@ -215,13 +206,10 @@ def main() -> None:
     parser.add_argument("--worlds", nargs="*", choices=WORLDS, default=list(WORLDS), help="only these worlds")
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS), help="only these heads")
     parser.add_argument("--episodes", type=int, default=400, help="held-out episodes of the one-step settings")
-    parser.add_argument("--cells", type=Path, default=Path("outputs/heads"), help="folder of the finished cells")
-    parser.add_argument("--restore", type=Path, default=None, help="take the cells of this result file as finished")
-    parser.add_argument("--summary", action="store_true", help="run nothing, only write the result file")
-    parser.add_argument("--out", type=Path, default=None, help="result file (default: in benchmarks/results)")
+    cells.options(parser, "heads")
     arguments = parser.parse_args()
     if arguments.restore:
-        restore(arguments.restore, arguments.cells)
+        cells.restore(arguments.restore, arguments.cells, Cell)
     if not arguments.summary:
         chosen = [cell for table in arguments.tables for cell in PLAN[table]]
         chosen = [cell for cell in chosen if cell.world in arguments.worlds and cell.arm in arguments.arms]

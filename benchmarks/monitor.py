@@ -204,10 +204,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=60, help="episodes of every perturbation")
     parser.add_argument("--alpha", type=float, default=0.05, help="promised rate of false alarms")
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps instead of the recipe's, for a trial")
-    parser.add_argument("--cells", type=Path, default=Path("outputs/monitor"), help="folder of the finished cells")
-    parser.add_argument("--restore", type=Path, default=None, help="take the worlds finished in this file as finished")
-    parser.add_argument("--summary", action="store_true", help="run nothing, only write the result file")
-    parser.add_argument("--out", type=Path, default=None, help="result file (default: in benchmarks/results)")
+    cells.options(parser, "monitor")
     a = parser.parse_args()
     if a.restore:
         restore(a.restore, a.cells)

@@ -143,10 +143,7 @@ def main() -> None:
     parser.add_argument("--perturbations", nargs="*", choices=names, default=names, help="only these perturbations")
     parser.add_argument("--episodes", type=int, default=100, help="held-out episodes of every cell")
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps instead of the recipe's, for a trial")
-    parser.add_argument("--cells", type=Path, default=Path("outputs/robustness"), help="folder of the finished cells")
-    parser.add_argument("--restore", type=Path, default=None, help="take the cells of this result file as finished")
-    parser.add_argument("--summary", action="store_true", help="run nothing, only write the result file")
-    parser.add_argument("--out", type=Path, default=None, help="result file (default: in benchmarks/results)")
+    cells.options(parser, "robustness")
     a = parser.parse_args()
     if a.restore:
         cells.restore(a.restore, a.cells, Cell)

@@ -151,6 +151,28 @@ class Manifest:
         return compare(action, expected, self.action_spread, self.spec.action.choices)
 
 
+class Exported:
+    """What every runner of an exported policy says of it; with `plan` it is a `Planner` (policies/controller.py)."""
+
+    def __init__(self, manifest: Manifest):
+        self.manifest = manifest
+
+    @property
+    def spec(self) -> Spec:
+        """What it sees and commands."""
+        return self.manifest.spec
+
+    @property
+    def chunk(self) -> ChunkConfig:
+        """How much it sees, predicts and executes."""
+        return self.manifest.chunk
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise of one decision."""
+        return self.manifest.noise_shape
+
+
 def compare(
     action: np.ndarray, expected: np.ndarray, spread: list[float], choices: tuple[int, ...] | None
 ) -> tuple[float, list[float], float]:

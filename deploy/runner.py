@@ -11,15 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from policies.spec import ChunkConfig, Spec
-
-from .artifact import Manifest, read, require_golden
+from .artifact import Exported, Manifest, read, require_golden
 from .self_contained import require_self_contained
 
 TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
 
 
-class Runner:
+class Runner(Exported):
     """An exported policy on the CPU; a `Planner` (policies/controller.py).
 
     Choose it on a robot, where torch is unwelcome or too slow. Its chunks do not continue earlier ones: real-time
@@ -30,24 +28,9 @@ class Runner:
         if not 1 <= threads <= 1024:
             raise ValueError(f"threads={threads} must lie in 1..1024")
         require_self_contained(model)
-        self.manifest = manifest
+        super().__init__(manifest)
         self._session = _session(model, threads)
         self._require_fit()
-
-    @property
-    def spec(self) -> Spec:
-        """What it sees and commands."""
-        return self.manifest.spec
-
-    @property
-    def chunk(self) -> ChunkConfig:
-        """How much it sees, predicts and executes."""
-        return self.manifest.chunk
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """Shape of the noise of one decision."""
-        return self.manifest.noise_shape
 
     def plan(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
         """Chunks (B, T, A) in physical units from histories, each (B, O, *shape), and noise (B, *noise_shape).

@@ -14,15 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from policies.spec import ChunkConfig, Spec
-
-from .artifact import Manifest, read, require_golden
+from .artifact import Exported, Manifest, read, require_golden
 from .tracing import this_cpu
 
 Decide = Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
 
 
-class TorchRunner:
+class TorchRunner(Exported):
     """A program of torch.export, or native code of AOTInductor, on the CPU; a `Planner` (policies/controller.py).
 
     Choose pt2 to hand the decision to something that compiles such programs, and aoti where torch is on the machine
@@ -30,23 +28,8 @@ class TorchRunner:
     """
 
     def __init__(self, manifest: Manifest, decide: Decide):
-        self.manifest = manifest
+        super().__init__(manifest)
         self._decide = decide
-
-    @property
-    def spec(self) -> Spec:
-        """What it sees and commands."""
-        return self.manifest.spec
-
-    @property
-    def chunk(self) -> ChunkConfig:
-        """How much it sees, predicts and executes."""
-        return self.manifest.chunk
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """Shape of the noise of one decision."""
-        return self.manifest.noise_shape
 
     def plan(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
         """Chunks (B, T, A) in physical units from histories, each (B, O, *shape), and noise (B, *noise_shape).

@@ -14,6 +14,7 @@ from policies.checkpoint import load
 from policies.controller import Planner
 from policies.device import select_device
 
+from .exported import is_export
 from .runner import load as load_export
 from .server import PolicyServer
 from .server_config import ServerConfig
@@ -72,7 +73,7 @@ def open_policy(path: str, device: str, threads: int, compile: str = "no") -> Pl
     Raises:
         ValueError: what is wrong with it; or an export, which runs on the CPU as it is, and another device or compile.
     """
-    if not (Path(path) / "manifest.json").is_file():
+    if not is_export(path):
         policy = load(path, select_device(device, threads))
         if compile != "no":
             policy.compile(compile)

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from policies.compiled import require_compiler
+from policies.compiled import Repeated, require_compiler
 from policies.nets import Net, unet1d
 from policies.policy import Policy
 
@@ -40,22 +39,13 @@ class Decision(nn.Module):
         return self.policy.generate(self.net, observation, noise)
 
 
-class TracedOnce(Net):
+class TracedOnce(Repeated):
     """A net that is traced once for all evaluations of a decision, which makes tracing the slow samplers quick."""
-
-    def __init__(self, net: Net):
-        super().__init__()
-        self.net = net
-        self.evaluate: Any = torch.compiler.nested_compile_region(lambda x_BTA, modulation: net(x_BTA, modulation))
-
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        """The net's own."""
-        return self.net.prepare(t, cond, per_action)
 
     def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
         """The net's own."""
         # Copies, because to the tracer a view at another place in its memory is another kind of input.
-        return self.evaluate(x_BTA.clone(), modulation.clone())
+        return super().forward(x_BTA.clone(), modulation.clone())
 
 
 def program(policy: Policy, inputs: Mapping[str, np.ndarray], net: Net | None = None) -> ExportedProgram:

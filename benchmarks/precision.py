@@ -1,0 +1,145 @@
+"""Fewer bits: what a policy loses in success when its decisions are computed in bf16 or int8, paired on the seeds.
+
+    python -m benchmarks.precision                  run what is missing, then write the result file
+    python -m benchmarks.precision --summary        only write the result file from the finished cells
+    python -m benchmarks.precision --restore FILE   go on from the cells that a result file holds
+
+A cell is one task with one form of the same trained policy: eager (the checkpoint as it is), compiled-bf16
+(`compile=bf16`), onnx-fp32 and onnx-int8 (`deploy.export`). Every form decides from the same noise on the same held-out
+seeds. Finished cells, policies and exports are kept below --cells, so a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import eval as evaluation
+import policies
+from benchmarks import cells
+from benchmarks.result import write
+from deploy.export import ExportConfig, export, of_checkpoint
+from deploy.runner import Runner, load
+from envs.records import wilson
+from envs.statistics import compare_paired
+
+TASKS = ("peg-insert-side", "soccer", "stick-pull", "pick-place-wall")
+HEAD = ["head=flow", "head.steps=10"]
+EAGER = "eager"
+FORMS = (EAGER, "compiled-bf16", "onnx-fp32", "onnx-int8")
+TOLERANCE = {"fp32": 0.0, "int8": 1.0}  # of the export: the default; any, because its cost is what is measured here
+MARGIN = 0.02  # largest loss in success rate that still counts as not worse
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task with one form of its policy."""
+
+    task: str
+    form: str
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.task}-{self.form}"
+
+
+PLAN = [Cell(task, form) for task in TASKS for form in FORMS]
+
+
+def run_cell(cell: Cell, folder: Path, episodes: int, steps: int | None) -> dict[str, Any] | None:
+    """Evaluates one form; None while another process trains the policy."""
+    overrides = [f"env.task={cell.task}-v3", *HEAD, *([f"train.steps={steps}"] if steps else [])]
+    config = cells.configure(overrides, episodes)
+    policy = cells.trained(folder, cell.task, config)
+    if policy is None:
+        return None
+    decides, error = formed(policy, cell, folder)
+    started = time.perf_counter()
+    records = evaluation.evaluate(decides, config.env, config.eval)
+    seconds = round(time.perf_counter() - started, 1)
+    return {**vars(cell), **cells.outcomes(records), "max_error": error, "evaluate_seconds": seconds}
+
+
+def formed(policy: policies.Policy, cell: Cell, folder: Path) -> tuple[policies.Policy | Runner, float | None]:
+    """The policy in this form; and for an export its largest error, as a share of the action's spread."""
+    if cell.form == EAGER:
+        return policy, None
+    how, precision = cell.form.split("-")
+    if how == "compiled":
+        policy.compile(precision)
+        return policy, None
+    options = ExportConfig(precision=precision, tolerance=TOLERANCE[precision])
+    manifest = export(folder / f"{cell.name}-export", *of_checkpoint(folder / cell.task), options)
+    return load(folder / f"{cell.name}-export"), manifest.parity.max_error
+
+
+def summarize(folder: Path) -> dict[str, Any]:
+    """Every form with interval, and against the checkpoint as it is over the tasks that both have finished."""
+    found = {cell: folder / f"{cell.name}.json" for cell in PLAN}
+    finished = {cell: json.loads(path.read_text()) for cell, path in found.items() if path.exists()}
+    for told in finished.values():
+        told["successes"] = told["outcomes"].count("1")
+        told["wilson"] = wilson(told["successes"], told["n"])
+    rows = []
+    for form in FORMS:
+        shared = [t for t in TASKS if Cell(t, form) in finished and Cell(t, EAGER) in finished]
+        if not shared:
+            continue
+        mine, its = ([bits(finished[Cell(task, f)]) for task in shared] for f in (form, EAGER))
+        errors = [finished[Cell(task, form)]["max_error"] for task in shared]
+        rows.append(
+            {
+                "form": form,
+                "tasks": shared,
+                "successes": sum(map(sum, mine)),
+                "n": sum(map(len, mine)),
+                "max_error": None if None in errors else max(errors),
+                "against_eager": vars(compare_paired(mine, its, MARGIN)),
+            }
+        )
+    return {"head": HEAD, "margin": MARGIN, "rows": rows, "cells": list(finished.values())}
+
+
+def bits(told: dict[str, Any]) -> list[bool]:
+    """The outcomes of a cell, seed by seed."""
+    return [bit == "1" for bit in told["outcomes"]]
+
+
+def table(result: dict[str, Any]) -> str:
+    """One line per form."""
+    lines = []
+    for row in result["rows"]:
+        versus = row["against_eager"]
+        difference = f"{100 * versus['difference']:+.2f} points (bound {100 * versus['lower_bound']:+.2f})"
+        error = "" if row["max_error"] is None else f", largest error {row['max_error']:.1e}"
+        lines.append(f"{row['form']:14s} {row['successes']}/{row['n']}, {difference}{error}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=list(TASKS), help="only these tasks")
+    parser.add_argument("--forms", nargs="*", choices=FORMS, default=list(FORMS), help="only these forms")
+    parser.add_argument("--episodes", type=int, default=200, help="held-out episodes of every cell")
+    parser.add_argument("--steps", type=int, default=None, help="optimizer steps instead of the recipe's, for a trial")
+    cells.options(parser, "precision")
+    a = parser.parse_args()
+    if a.restore:
+        cells.restore(a.restore, a.cells, Cell)
+    if not a.summary:
+        chosen = [cell for cell in PLAN if cell.task in a.tasks and cell.form in a.forms]
+        cells.sweep(a.cells, chosen, partial(run_cell, folder=a.cells, episodes=a.episodes, steps=a.steps))
+    result = summarize(a.cells)
+    print(table(result))
+    print(write("precision", result, a.out))
+
+
+if __name__ == "__main__":
+    main()
