@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,9 @@ import policies
 import train
 from benchmarks.peers_sides import BATCH, DIFFUSION, UNET, WARM, Side, configure, rehearse, replace_steps
 from conf import schema
+from deploy.export import ExportConfig, export
+from deploy.runner import Runner, load
+from policies.controller import Planner
 
 FP32 = "train.precision=fp32"
 TRAINED = {  # whose training speed is compared
@@ -29,11 +34,15 @@ DECIDING = {  # whose decisions are timed, each as it is and compiled
     "diffusion-unet-10": [*UNET, *DIFFUSION],
 }
 PRECISIONS = {"fp32": "", "bf16": "-bf16"}  # of a compiled policy, and the ending of its name
+EXPORTED = ("flow-mlp-10", "diffusion-unet-10")  # whose decisions ONNX Runtime is timed with too, on a CPU
+PRECISIONS_EXPORTED = ("fp32", "int8")
 SAMPLERS = {"lerobot-ddim-10": ("DDIM", 10), "lerobot-ddpm-100": ("DDPM", 100)}
 # Kind of cell, on which device, whose speed, and how many times LeRobot's it should be.
 BARS = (
     ("decisions", "cpu", "flow-mlp-10-compiled", 20.0),
     ("decisions", "cpu", "flow-mlp-10-compiled-bf16", 20.0),
+    ("decisions", "cpu", "flow-mlp-10-onnx-fp32", 20.0),
+    ("decisions", "cpu", "flow-mlp-10-onnx-int8", 20.0),
     ("decisions", "cpu", "diffusion-unet-10-compiled", 2.0),
     ("training", "cuda", "diffusion-unet-fp32-compiled", 10.0),
     ("training", "cuda", "flow-unet-compiled", 10.0),
@@ -85,6 +94,8 @@ def run_decisions(s: Side, a: argparse.Namespace) -> dict[str, Any]:
             policy = untrained(config, s)
             policy.compile(precision)
             contenders[f"{name}-compiled{ending}"] = deciding(policy, s, a.calls)
+        for precision in PRECISIONS_EXPORTED if name in EXPORTED and s.device.type == "cpu" else ():
+            contenders[f"{name}-onnx-{precision}"] = deciding(exported(config, s, precision), s, a.calls)
     measured = in_turns(contenders, a.rounds)
     rows = [row(name, rounds, measured["lerobot-ddim-10"], rate=False) for name, rounds in measured.items()]
     return {"kind": "decisions", "unit": "ms", "device": s.device.type, "rows": rows}
@@ -98,7 +109,19 @@ def untrained(config: schema.TrainRoot, s: Side) -> policies.Policy:
     return policy.eval().requires_grad_(False)
 
 
-def deciding(policy: policies.Policy, s: Side, calls: int) -> Contender:
+def exported(config: schema.TrainRoot, s: Side, precision: str) -> Runner:
+    """The same, exported: the time does not depend on how exact it is either, so any error is allowed."""
+    trainer = train.Trainer(config, s.spec, s.store, s.device)
+    seen = trainer.windows.gather(torch.arange(4)).observation
+    policy = untrained(config, s)
+    noise = torch.randn(4, *policy.noise_shape)
+    golden = {**{f"observation.{name}": value for name, value in seen.items()}, "noise": noise}
+    with tempfile.TemporaryDirectory() as folder:
+        export(Path(folder) / "export", policy, golden, {}, ExportConfig(precision=precision, rows=4, tolerance=1.0))
+        return load(Path(folder) / "export")
+
+
+def deciding(policy: Planner, s: Side, calls: int) -> Contender:
     """Times single decisions from numpy to numpy, as a controller asks for them."""
     shapes = {name: (1, policy.chunk.history, *feature.shape) for name, feature in s.spec.observation.items()}
     observation = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}

@@ -196,4 +196,7 @@ def test_the_summary_adds_intervals_and_bars(tmp_path):
 
 def test_every_bar_is_about_something_that_is_measured():
     timed = {**peers_speed.DECIDING, **peers_speed.TRAINED}
-    assert {name.removesuffix("-bf16").removesuffix("-compiled") for _, _, name, _ in peers_speed.BARS} <= set(timed)
+    exported = {f"{n}-onnx-{p}" for n in peers_speed.EXPORTED for p in peers_speed.PRECISIONS_EXPORTED}
+    names = {name for _, _, name, _ in peers_speed.BARS} - exported
+    assert {name.removesuffix("-bf16").removesuffix("-compiled") for name in names} <= set(timed)
+    assert set(peers_speed.EXPORTED) <= set(peers_speed.DECIDING)
