@@ -19,7 +19,7 @@ import train
 from conf import schema
 from conf.cli import compose
 from demos.collect import collect
-from envs.records import EpisodeRecord
+from envs.records import EpisodeRecord, wilson
 from policies.device import select_device
 
 WAIT_S = 5.0  # before looking again whether another process has finished what a cell needs
@@ -129,16 +129,31 @@ def sweep(folder: Path, plan: Sequence[C], run: Callable[[C], dict[str, Any] | N
             with claim(folder / f"{cell.name}.json") as save:
                 if save is None:
                     continue
-                started, finished = time.perf_counter(), run(cell)
-                if finished is None:
+                started, kept = time.perf_counter(), run(cell)
+                if kept is None:
                     waiting = True
                     continue
-                save(finished)
+                save(kept)
                 worked = True
-                told = f"{finished['outcomes'].count('1')}/{finished['n']} in {time.perf_counter() - started:.0f} s"
+                told = f"{kept['outcomes'].count('1')}/{kept['n']} in {time.perf_counter() - started:.0f} s"
                 print(f"{cell.name:48s} {told}", flush=True)
         if waiting and not worked:
             time.sleep(WAIT_S)
+
+
+def finished(folder: Path, plan: Sequence[C]) -> dict[C, dict[str, Any]]:
+    """What the finished cells of the plan keep, in its order, with the count of successes and its 95 % interval."""
+    found = {cell: folder / f"{cell.name}.json" for cell in plan}
+    kept = {cell: json.loads(path.read_text()) for cell, path in found.items() if path.exists()}
+    for told in kept.values():
+        told["successes"] = told["outcomes"].count("1")
+        told["wilson"] = wilson(told["successes"], told["n"])
+    return kept
+
+
+def solved(told: dict[str, Any]) -> list[bool]:
+    """The outcomes of a cell, seed by seed."""
+    return [bit == "1" for bit in told["outcomes"]]
 
 
 def restore(result: Path, folder: Path, kind: type[Any]) -> None:

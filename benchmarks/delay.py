@@ -36,7 +36,6 @@ import eval as evaluation
 from benchmarks import cells
 from benchmarks.heads import modes
 from benchmarks.result import write
-from envs.records import wilson
 from envs.statistics import compare_paired
 
 # Name: what is trained, and what disturbs it in the evaluation.
@@ -126,11 +125,7 @@ def run_cell(cell: Cell, folder: Path, episodes: int, steps: int | None) -> dict
 
 def summarize(folder: Path) -> dict[str, Any]:
     """Every finished cell, and over the worlds that have all of them, the means and what the best mode keeps."""
-    found = {cell: folder / f"{cell.name}.json" for cell in PLAN}
-    by_cell = {cell: json.loads(path.read_text()) for cell, path in found.items() if path.exists()}
-    for told in by_cell.values():
-        told["successes"] = told["outcomes"].count("1")
-        told["wilson"] = wilson(told["successes"], told["n"])
+    by_cell = cells.finished(folder, PLAN)
     complete = [w for w in WORLDS if all(cell in by_cell for cell in PLAN if cell.world == w)]
     policies = [json.loads(path.read_text()) for path in sorted(folder.glob("*.trained.json"))]
     about = {
@@ -147,7 +142,7 @@ def totals(by_cell: dict[Cell, dict[str, Any]], worlds: list[str]) -> dict[str, 
     """Mean success over the worlds, and how the modes compare at the largest delay."""
 
     def outcomes(arm: str, delay: int) -> list[list[bool]]:
-        return [[bit == "1" for bit in by_cell[Cell(world, arm, delay)]["outcomes"]] for world in worlds]
+        return [cells.solved(by_cell[Cell(world, arm, delay)]) for world in worlds]
 
     def mean(arm: str, delay: int) -> float:
         return float(np.mean([np.mean(bits) for bits in outcomes(arm, delay)]))

@@ -12,7 +12,6 @@ seeds. Finished cells, policies and exports are kept below --cells, so a killed 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,6 @@ from benchmarks import cells
 from benchmarks.result import write
 from deploy.export import ExportConfig, export, of_checkpoint
 from deploy.runner import Runner, load
-from envs.records import wilson
 from envs.statistics import compare_paired
 
 TASKS = ("peg-insert-side", "soccer", "stick-pull", "pick-place-wall")
@@ -81,17 +79,13 @@ def formed(policy: policies.Policy, cell: Cell, folder: Path) -> tuple[policies.
 
 def summarize(folder: Path) -> dict[str, Any]:
     """Every form with interval, and against the checkpoint as it is over the tasks that both have finished."""
-    found = {cell: folder / f"{cell.name}.json" for cell in PLAN}
-    finished = {cell: json.loads(path.read_text()) for cell, path in found.items() if path.exists()}
-    for told in finished.values():
-        told["successes"] = told["outcomes"].count("1")
-        told["wilson"] = wilson(told["successes"], told["n"])
+    finished = cells.finished(folder, PLAN)
     rows = []
     for form in FORMS:
         shared = [t for t in TASKS if Cell(t, form) in finished and Cell(t, EAGER) in finished]
         if not shared:
             continue
-        mine, its = ([bits(finished[Cell(task, f)]) for task in shared] for f in (form, EAGER))
+        mine, its = ([cells.solved(finished[Cell(task, f)]) for task in shared] for f in (form, EAGER))
         errors = [finished[Cell(task, form)]["max_error"] for task in shared]
         rows.append(
             {
@@ -104,11 +98,6 @@ def summarize(folder: Path) -> dict[str, Any]:
             }
         )
     return {"head": HEAD, "margin": MARGIN, "rows": rows, "cells": list(finished.values())}
-
-
-def bits(told: dict[str, Any]) -> list[bool]:
-    """The outcomes of a cell, seed by seed."""
-    return [bit == "1" for bit in told["outcomes"]]
 
 
 def table(result: dict[str, Any]) -> str:

@@ -27,7 +27,6 @@ from typing import Any
 import eval as evaluation
 from benchmarks import cells
 from benchmarks.result import write
-from envs.records import wilson
 
 WORLDS: dict[str, list[str]] = {
     "push": ["env.task=push-v3", "env.max_steps=250"],
@@ -102,11 +101,7 @@ def run_cell(cell: Cell, folder: Path, episodes: int, steps: int | None) -> dict
 
 def summarize(folder: Path) -> dict[str, Any]:
     """The curves: for every world, agent and perturbation the strengths with success and interval, from none on."""
-    found = {cell: folder / f"{cell.name}.json" for cell in PLAN}
-    finished = {cell: json.loads(path.read_text()) for cell, path in found.items() if path.exists()}
-    for told in finished.values():
-        told["successes"] = told["outcomes"].count("1")
-        told["wilson"] = wilson(told["successes"], told["n"])
+    finished = cells.finished(folder, PLAN)
     curves = []
     for world in WORLDS:
         for agent in AGENTS:

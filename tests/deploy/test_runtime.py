@@ -257,7 +257,7 @@ def test_a_command_that_the_robot_did_not_take_is_followed_by_the_safe_action(tm
     assert records(tmp_path)["sent"][:9].tolist() == [1, 1, 1, 0, 0, 1, 1, 1, 0]
     assert b"the cable is out" in records(tmp_path)["message"][3]
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings.count("the command was not taken: the cable is out") == 1  # however often
+    assert warnings == ["the command was not taken: the cable is out"]  # however often
     replay(read(tmp_path / "journal"), Policy(), Safety.for_spec(SPEC, config, 0.002))
 
 
