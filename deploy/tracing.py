@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import platform
@@ -10,11 +11,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.fx.config
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
@@ -46,6 +49,40 @@ class TracedOnce(Repeated):
         """The net's own."""
         # Copies, because to the tracer a view at another place in its memory is another kind of input.
         return super().forward(x_BTA.clone(), modulation.clone())
+
+
+class Product(nn.Module):
+    """A convolution over steps as one matrix product, whose rows are shifted copies of the steps side by side.
+
+    ONNX Runtime reads the weights of a convolution anew for every row of the batch, those of a product once: at 16 rows
+    the UNet takes half the time.
+    """
+
+    def __init__(self, convolution: unet1d.Convolution):
+        super().__init__()
+        weight = convolution.weight.detach()  # (outputs, inputs, size)
+        self.size, self.stride, self.padding = weight.shape[-1], convolution.stride[0], int(convolution.padding[0])
+        self.weight = nn.Parameter(weight.permute(2, 1, 0).flatten(0, 1).contiguous(), requires_grad=False)
+        assert convolution.bias is not None
+        self.bias = convolution.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Features (B, inputs, T) to (B, outputs, ceil(T / stride))."""
+        steps = F.pad(input.transpose(1, 2), (0, 0, self.padding, self.padding))
+        last = (steps.shape[1] - self.size) // self.stride * self.stride
+        shifted = [steps[:, first : first + last + 1 : self.stride] for first in range(self.size)]
+        rows = torch.cat(shifted, dim=-1)  # (B, positions, size * inputs)
+        return (rows @ self.weight + self.bias).transpose(1, 2)
+
+
+def with_products(net: Net) -> Net:
+    """A copy of the net whose convolutions are matrix products; other nets have none."""
+    copied = copy.deepcopy(net)
+    for module in list(copied.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, unet1d.Convolution):
+                setattr(module, name, Product(child))
+    return copied
 
 
 def program(policy: Policy, inputs: Mapping[str, np.ndarray], net: Net | None = None) -> ExportedProgram:
@@ -113,11 +150,17 @@ def onnx_model(policy: Policy, inputs: Mapping[str, np.ndarray]) -> bytes:
         from onnxscript.optimizer import fold_constants_ir
     except ImportError as error:
         raise ImportError(EXTRA) from error
-    exported = program(policy, inputs, TracedOnce(policy.net))
+    exported = program(policy, inputs, TracedOnce(with_products(policy.net)))
     names = ["noise", *(name for name in inputs if name != "noise")]
     with quiet():
         converted = torch.onnx.export(
-            exported, input_names=names, output_names=["action"], dynamo=True, verbose=False, optimize=False
+            exported,
+            input_names=names,
+            output_names=["action"],
+            dynamo=True,
+            verbose=False,
+            optimize=False,
+            custom_translation_table={torch.ops.aten.mish.default: mish},
         )
     assert converted is not None
     with quiet():
@@ -129,6 +172,19 @@ def onnx_model(policy: Policy, inputs: Mapping[str, np.ndarray]) -> bytes:
         common.DeduplicateInitializersPass(size_limit=2**40)(converted.model)
         common.ClearMetadataAndDocStringPass()(converted.model)  # else it tells where the source lay on this machine
     return converted.model_proto.SerializeToString()
+
+
+def mish(x: Any) -> Any:
+    """Mish, x tanh(log(1 + e^x)), in ONNX's operators: x n / (n + 2) with n = e^x (e^x + 2).
+
+    The function of that name takes ONNX Runtime longer, by a logarithm for each number.
+    """
+    from onnxscript import opset18
+
+    op: Any = opset18
+    power = op.Exp(op.Min(x, op.Constant(value_float=20.0)))  # beyond, n + 2 is n
+    n = op.Mul(power, op.Add(power, op.Constant(value_float=2.0)))
+    return op.Mul(x, op.Div(n, op.Add(n, op.Constant(value_float=2.0))))
 
 
 def rounded(model: bytes) -> bytes:

@@ -21,7 +21,7 @@ from policies import ChunkConfig, Controller, Feature, Policy, PolicyConfig, Spe
 from policies.controller import ContinuingPlanner, Planner
 from policies.encoders.state import StateEncoderConfig
 from policies.heads import HEADS
-from policies.nets import NETS
+from policies.nets import NETS, unet1d
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -405,6 +405,24 @@ actions = [controller.step(o).tolist() for o in seen]
 assert "torch" not in sys.modules
 print(json.dumps(actions))
 """
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "steps"), [(5, 1, 16), (5, 1, 1), (3, 2, 8), (3, 2, 5), (3, 2, 1), (1, 1, 4)]
+)
+def test_a_product_is_its_convolution(size, stride, steps):
+    torch.manual_seed(0)
+    convolution = unet1d.Convolution(3, 7, size, stride, padding=size // 2)
+    features = torch.randn(4, 3, steps)
+    expected = torch.nn.functional.conv1d(features, convolution.weight, convolution.bias, stride, size // 2)
+    torch.testing.assert_close(tracing.Product(convolution)(features), expected, rtol=0, atol=1e-6)
+
+
+def test_mish_is_that_of_torch():
+    x = torch.cat([torch.linspace(-100, 100, 2001), torch.linspace(-1e-3, 1e-3, 101)])
+    x = torch.cat([x, torch.tensor([-3e38, 3e38, 0.0])])
+    found = torch.from_numpy(tracing.mish(x.numpy()).value)
+    torch.testing.assert_close(found, torch.nn.functional.mish(x), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.slow
