@@ -54,8 +54,7 @@ class TracedOnce(Repeated):
 class Product(nn.Module):
     """A convolution over steps as one matrix product, whose rows are shifted copies of the steps side by side.
 
-    ONNX Runtime reads the weights of a convolution anew for every row of the batch, those of a product once: at 16 rows
-    the UNet takes half the time.
+    ONNX Runtime reads the weights of a convolution anew for every row of the batch, those of a product once.
     """
 
     def __init__(self, convolution: unet1d.Convolution):
