@@ -5,7 +5,8 @@ No torch is imported here or by anything that is imported here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,11 @@ class Runner(Exported):
         """Chunks (B, T, A) in physical units from histories, each (B, O, *shape), and noise (B, *noise_shape).
 
         Raises:
-            ValueError: an input that is missing or unknown, or of the wrong shape or dtype.
+            ValueError: an input that is missing or unknown, or of the wrong shape or dtype; a model that fails.
         """
-        return self._session.run(["action"], self.manifest.inputs(observation, noise))[0]
+        inputs = self.manifest.inputs(observation, noise)
+        with _explained("the model fails"):
+            return self._session.run(["action"], inputs)[0]
 
     def _require_fit(self) -> None:
         """Raises `ValueError` unless the graph has the inputs and the output that the manifest states."""
@@ -71,10 +74,11 @@ def load(path: Path | str, threads: int = 1) -> Runner:
         )
     try:
         runner = Runner(manifest, model, threads)
+        observation = {name: golden[f"observation.{name}"] for name in manifest.spec.observation}
+        action = runner.plan(observation, golden["noise"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    observation = {name: golden[f"observation.{name}"] for name in manifest.spec.observation}
-    require_golden(manifest, golden, runner.plan(observation, golden["noise"]), path)
+    require_golden(manifest, golden, action, path)
     return runner
 
 
@@ -87,7 +91,14 @@ def _session(model: bytes, threads: int) -> Any:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # errors only
     options.add_session_config_entry("session.load_model_format", "ONNX")  # nothing else has been looked through
+    with _explained("the model cannot be run"):  # the fallback it could take is the same again, told on stdout
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turns an error of the runtime into a `ValueError` of one line; its exceptions share no base."""
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime has exceptions of its own, which share no base
-        raise ValueError(f"the model cannot be run: {str(error).splitlines()[0]}") from error
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {(str(error) or repr(error)).splitlines()[0]}") from error

@@ -288,6 +288,11 @@ def hostile(model, what: str):
         model.functions.add(name="f")
     elif what == "fixed":
         graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    elif what == "index":
+        for node in graph.node:
+            node.output[:] = ["before" if name == "action" else name for name in node.output]
+        graph.initializer.append(onnx.helper.make_tensor("far", 7, [2], [9, 9]))
+        graph.node.append(onnx.helper.make_node("Gather", ["before", "far"], ["action"], axis=2))
     elif what == "renamed":
         graph.input[0].name = "other"
     return model
@@ -303,6 +308,7 @@ def hostile(model, what: str):
         ("loop", "a graph inside the graph"),
         ("function", "functions of its own"),
         ("fixed", "the model takes exactly 2 rows of"),
+        ("index", "the model fails: .*out of .*bounds"),
         ("renamed", "the model (has inputs and output|cannot be run)"),
     ],
 )
