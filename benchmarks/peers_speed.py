@@ -89,13 +89,13 @@ def run_decisions(s: Side, a: argparse.Namespace) -> dict[str, Any]:
     contenders["lerobot-ddim-10-with-processors"] = peers(*SAMPLERS["lerobot-ddim-10"], "whole")
     for name, overrides in DECIDING.items():
         config = configure(overrides, a, len(s.store))
-        contenders[name] = deciding(untrained(config, s), s, a.calls)
+        contenders[name] = deciding(untrained(config, s), a.calls)
         for precision, ending in PRECISIONS.items():
             policy = untrained(config, s)
             policy.compile(precision)
-            contenders[f"{name}-compiled{ending}"] = deciding(policy, s, a.calls)
+            contenders[f"{name}-compiled{ending}"] = deciding(policy, a.calls)
         for precision in PRECISIONS_EXPORTED if name in EXPORTED and s.device.type == "cpu" else ():
-            contenders[f"{name}-onnx-{precision}"] = deciding(exported(config, s, precision), s, a.calls)
+            contenders[f"{name}-onnx-{precision}"] = deciding(exported(untrained(config, s), precision), a.calls)
     measured = in_turns(contenders, a.rounds)
     rows = [row(name, rounds, measured["lerobot-ddim-10"], rate=False) for name, rounds in measured.items()]
     return {"kind": "decisions", "unit": "ms", "device": s.device.type, "rows": rows}
@@ -109,23 +109,26 @@ def untrained(config: schema.TrainRoot, s: Side) -> policies.Policy:
     return policy.eval().requires_grad_(False)
 
 
-def exported(config: schema.TrainRoot, s: Side, precision: str) -> Runner:
+def exported(policy: policies.Policy, precision: str) -> Runner:
     """The same, exported: the time does not depend on how exact it is either, so any error is allowed."""
-    trainer = train.Trainer(config, s.spec, s.store, s.device)
-    seen = trainer.windows.gather(torch.arange(4)).observation
-    policy = untrained(config, s)
-    noise = torch.randn(4, *policy.noise_shape)
-    golden = {**{f"observation.{name}": value for name, value in seen.items()}, "noise": noise}
+    observation, noise = inputs(policy, 4)
+    golden = {f"observation.{name}": torch.from_numpy(value) for name, value in observation.items()}
+    golden["noise"] = torch.from_numpy(noise)
     with tempfile.TemporaryDirectory() as folder:
         export(Path(folder) / "export", policy, golden, {}, ExportConfig(precision=precision, rows=4, tolerance=1.0))
         return load(Path(folder) / "export")
 
 
-def deciding(policy: Planner, s: Side, calls: int) -> Contender:
+def inputs(policy: Planner, rows: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Observations of zeros and random noise for so many robots."""
+    features = policy.spec.observation.items()
+    observation = {n: np.zeros((rows, policy.chunk.history, *f.shape), np.float32) for n, f in features}
+    return observation, np.random.default_rng(0).standard_normal((rows, *policy.noise_shape), np.float32)
+
+
+def deciding(policy: Planner, calls: int) -> Contender:
     """Times single decisions from numpy to numpy, as a controller asks for them."""
-    shapes = {name: (1, policy.chunk.history, *feature.shape) for name, feature in s.spec.observation.items()}
-    observation = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    noise = np.random.default_rng(0).standard_normal((1, *policy.noise_shape), np.float32)
+    observation, noise = inputs(policy, 1)
 
     def times() -> list[float]:
         taken = []
