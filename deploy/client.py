@@ -83,9 +83,8 @@ def _map(pairs: list[tuple[Any, Any]]) -> Any:
         return content
     if content.keys() != {b"__npgeneric__", b"data", b"dtype"} or not isinstance(content[b"data"], bool | int | float):
         raise ValueError("a numpy scalar must be a number with a dtype")
-    number = content[b"data"]
     with np.errstate(over="raise"):
-        value = _dtype(content).type(number)
+        value = _dtype(content).type(number := content[b"data"])
     if value != number and number == number:
         raise ValueError(f"a numpy scalar of dtype {value.dtype} cannot be {number}")
     return value
@@ -317,12 +316,18 @@ class RemoteController:
                 self._changed.notify_all()
             before = self._chunk
             if (action := self._action(step)) is None or self.ahead == 0:
-                self._changed.wait_for(lambda: step < self._due or self._idle(), self.wait_s)
+                # Until a chunk is there, or none is to be expected: the last exchange failed, or nothing is asked.
+                over = lambda: step < self._due or self._error or not (self._asking or self._wanted)  # noqa: E731
+                self._changed.wait_for(over, self.wait_s)
                 action = self._action(step)
             self._missing = f"no chunk reaches step {step}" if action is None else ""
             self.chunk_start = self._chunk is not before
             self.chunk_age_s = now_s - self._chunk.request.observed_s if self._chunk else 0.0
         return action
+
+    def skip(self, steps: int) -> None:
+        """Lets so many control steps pass at which `step` was not called."""
+        self._step += steps
 
     def close(self) -> None:
         """Ends the thread and the connection."""
@@ -341,10 +346,6 @@ class RemoteController:
             if list(value.shape) != feature["shape"]:
                 raise ValueError(f"observation {name!r} has shape {value.shape}, the policy expects {feature['shape']}")
         self._history.extend([taken] * (1 if self._history else self._policy["history"]))
-
-    def _idle(self) -> bool:
-        """Whether no answer is to be expected: nothing is asked, or the last exchange failed."""
-        return bool(self._error) or not (self._asking or self._wanted)
 
     def _action(self, step: int) -> np.ndarray | None:
         """The step's action from the chunk at hand, which gives way to the next when that is due or it is used up."""

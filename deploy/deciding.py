@@ -82,6 +82,10 @@ class Decider:
         self.chunk_age_s = now_s - self._chunk_s
         return action
 
+    def skip(self, steps: int) -> None:
+        """Lets so many control steps pass at which nothing was asked; what the chunks have for them is left out."""
+        self._controller.skip(steps)
+
     def close(self) -> None:
         """Ends the thread, after the decision that it is at."""
         if self._worker:

@@ -25,7 +25,8 @@ class Monitor:
     """Watches a policy's decisions against the calibrated band, for one robot.
 
     An alarm stands until the episode ends: what the policy does after its first decision out of the band is nothing
-    that the calibration knows. A runtime that restarts the policy (after a hang) starts the count anew.
+    that the calibration knows. A runtime that restarts the policy within an episode (after a hang) starts the count of
+    decisions anew, and clears no alarm.
 
     Args:
         calibrated: from `policies.monitor.load_monitor`.
@@ -45,10 +46,10 @@ class Monitor:
         self._judged = 0  # decisions
         self._alarms: list[str] = []
 
-    def reset(self, seed: int) -> None:
-        """Starts an episode; the scores' noise follows from that of the decisions, so the seed is not needed."""
+    def reset(self, seed: int, again: bool = False) -> None:
+        """Starts an episode, or `again` its policy; the noise of the scores follows from that of the decisions."""
         self.policy.begin()
-        self._judged, self._alarms = 0, []
+        self._judged, self._alarms = 0, self._alarms if again else []
 
     def observe(self, observation: Mapping[str, np.ndarray], action: np.ndarray) -> list[str]:
         """The alarms so far, in words; judges the decisions made since the last call."""

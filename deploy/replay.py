@@ -12,7 +12,7 @@ import numpy as np
 from .journal import Journal, Recording, observation_of
 from .runtime import REASONS
 from .safety import CLAMPS, REFUSALS, Safety, Verdict
-from .sensing import Policy
+from .sensing import Policy, pass_by
 
 
 @dataclass
@@ -53,12 +53,13 @@ def replay(recording: Recording, policy: Policy, safety: Safety) -> Replayed:
     """
     done = Replayed(0, 0, 0, recording.lost_bytes)
     refusals, clamps = recording.header["refusals"], recording.header["clamps"]
-    episode = -1
+    episode, asked = -1, 0
     for record in recording.records:
         if record["episode"] != episode:
             episode = record["episode"]
             safety.reset(record["start"] if record["started"] else None)
-        action = _ask(record, policy)
+        action = _ask(record, policy, asked)
+        asked = int(record["step"]) if record["asked"] else asked
         if action is not None:
             done.actions += 1
         if record["late"]:
@@ -74,12 +75,13 @@ def replay(recording: Recording, policy: Policy, safety: Safety) -> Replayed:
     return done
 
 
-def _ask(record: np.ndarray, policy: Policy) -> np.ndarray | None:
-    """The policy's answer, if it gave one then."""
+def _ask(record: np.ndarray, policy: Policy, asked: int) -> np.ndarray | None:
+    """The policy's answer, if it gave one then; before, it was asked at the control step `asked`."""
     if record["restarted"]:
         policy.reset(seed=int(record["seed"]))
     if not record["asked"]:
         return None
+    pass_by(policy, 0 if record["restarted"] else int(record["step"]) - asked - 1)
     policy.arrived = bool(record["arrived"])  # pyright: ignore[reportAttributeAccessIssue]
     action = policy.step(observation_of(record))
     recorded = record["action"] if record["acted"] else None

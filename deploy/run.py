@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import signal
 import sys
 import time
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,18 @@ from .safety import Safety, SafetyConfig
 from .simulated import SimulatedRobot
 from .workspace import Box
 
+logger = logging.getLogger(__name__)
+
 CHECKPOINT_FILES = FILES[:2]  # on which actions depend
+
+
+RECORDED = {  # of a journal's header, what a replay needs
+    **dict.fromkeys(("checkpoint", "artifact", "digest", "device"), str),
+    **dict.fromkeys(("execution", "safety", "workspace"), dict),
+    "noise_seed": int,
+    "asynchronous": bool,
+    "control_dt_s": float,
+}
 
 
 def control(config: Any) -> tuple[str, str]:
@@ -49,6 +61,7 @@ def control(config: Any) -> tuple[str, str]:
     with closing(envs.make(config.env or env_of(source.env))) as env, cpu_threads(1):
         _require_fit(spec, env)
         decider = Decider(planner, config.execution, config.noise_seed, config.asynchronous)
+        config.safety = _resting(config.safety, env)
         safety = _safety(spec, config.safety, config.workspace, dt)
         journal = open_journal(path, spec, _about(config, dt))
         robot = SimulatedRobot(env, config.stop_at_success)
@@ -62,6 +75,16 @@ def control(config: Any) -> tuple[str, str]:
     solved = f"{sum(o.success for o in robot.outcomes)} of {len(robot.outcomes)} episodes solved"
     speed = "" if dt == spec.control_dt_s else f" ({spec.control_dt_s / dt:.3g} times the checkpoint's rate)"
     return f"{env.task}: {runtime.report.line()}{speed}; {solved}; journal: {path}", ended
+
+
+def _resting(config: SafetyConfig, env: envs.Env) -> SafetyConfig:
+    """The limits, with what this world knows of standing still where they do not say it."""
+    if config.safe_action != "hold" or config.rest is not None:
+        return config
+    if env.rest is None:
+        logger.warning("%s does not say how its robot stands still: hold repeats the last command", env.task)
+        return config
+    return replace(config, rest=list(env.rest))
 
 
 def env_of(stored: dict[str, Any]) -> envs.EnvConfig:
@@ -96,13 +119,22 @@ def again(path: str | Path, checkpoint: str | Path = "", artifact: str | Path = 
     """
     recording = read(path)
     about = recording.header
+    if missing := sorted({field for field, kind in RECORDED.items() if not isinstance(about.get(field), kind)}):
+        raise ValueError(
+            f"{path} does not say {', '.join(missing)}, so it is no journal of `python -m deploy.run`; "
+            "deploy.replay.replay takes any journal, with its policy and safety"
+        )
     checkpoint, artifact = checkpoint or about["checkpoint"], artifact or about["artifact"]
     if digest(checkpoint, artifact) != about["digest"]:
         name, place = ("artifact", artifact) if artifact else ("checkpoint", checkpoint)
         raise ValueError(f"{place} is not the {name} that {path} was recorded with; give {name}=...")
     planner = _planner(checkpoint, artifact, about["device"])
     execution = build(ExecutionConfig, about["execution"], "execution")
-    safety = _safety(planner.spec, SafetyConfig(**about["safety"]), Box(**about["workspace"]), about["control_dt_s"])
+    try:
+        limits, box = SafetyConfig(**about["safety"]), Box(**about["workspace"])
+    except TypeError as error:  # of another version
+        raise ValueError(f"{path}: {error}") from error
+    safety = _safety(planner.spec, limits, box, about["control_dt_s"])
     decider = Decider(planner, execution, about["noise_seed"], about["asynchronous"], replaying=True)
     with closing(decider), cpu_threads(1):
         return replay(recording, decider, safety)

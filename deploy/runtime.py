@@ -35,7 +35,6 @@ FAULTS = (
 REASONS = ("", *REFUSALS, *FAULTS)  # of refusals, as a journal counts them
 ON_OVERRUN = ("skip", "catch_up", "stop")
 ON_ALARM = ("hold", "stop", "log")
-SEED_STEP = 1_000_003  # between the seeds of a policy and of its next restart in the same episode
 
 
 @dataclass
@@ -80,6 +79,9 @@ class Runtime:
         config: timing, and reactions to failures.
         monitor: is shown every observation and action, and may raise alarms.
         journal: gets a record of every control step; see `deploy.replay.open_journal`.
+
+    Raises:
+        ValueError: a limit of safety for which the policy would have to say more of its chunks.
     """
 
     def __init__(
@@ -93,6 +95,10 @@ class Runtime:
         monitor: Monitor | None = None,
         journal: Journal | None = None,
     ):
+        for limit, told in (("chunk_jump", "chunk_start"), ("max_chunk_age_s", "chunk_age_s")):
+            if getattr(safety.config, limit) is not None and not hasattr(policy, told):
+                kind = type(policy).__name__
+                raise ValueError(f"safety.{limit} needs a policy with {told}, such as a Decider; {kind} has none")
         self.robot = robot
         self.safety = safety
         self.config = config or RuntimeConfig()
@@ -101,7 +107,7 @@ class Runtime:
         self._period_ns = round(control_dt_s * 1e9)
         self._senses = Senses(robot, policy, monitor, features)
         self._episode = -1
-        self._stopped = ""  # why
+        self._stopped = ""  # from outside: why
         self._warned = ""  # of what
 
     def run(self, seconds: float, seed: int) -> str:
@@ -145,9 +151,9 @@ class Runtime:
         self._start = getattr(self.robot, "command", None)
         self.safety.reset(self._start)
         self._episode += 1
-        self._seed = seed
-        self._restarts = 0  # of the policy in this episode
-        self._restart = True  # the policy is to be reset before it is asked again
+        self._senses.begin(seed)
+        self._ending = ""  # why this episode cannot go on
+        self._alarms: list[str] = []  # that stand
         self._step = 0
         self._taken = 0  # step of the last request to which the thread was free
         self._acted = 0  # step of the last command of the policy
@@ -157,8 +163,8 @@ class Runtime:
     def _ended(self, seconds: float) -> str:
         """Why the episode is to end now; empty if it is not."""
         dt = self.report.control_dt_s
-        if self._stopped or getattr(self.robot, "over", False):
-            return self._stopped or "over"
+        if ended := self._stopped or self._ending or ("over" if getattr(self.robot, "over", False) else ""):
+            return ended
         if self.config.give_up_s and (self._step - self._acted) * dt > self.config.give_up_s:
             return "fault"
         return "time" if self._step * dt >= seconds else ""
@@ -187,16 +193,12 @@ class Runtime:
     def _ask(self, deadline_ns: int, late: list[Answer]) -> Answer | None:
         """What the policy wants at this step; None where it does not say so in time."""
         gap_s = (self._step - self._taken) * self.report.control_dt_s
-        restart = self._restart or gap_s > self.config.patience_s
-        request = Answer(self._step, restart, (self._seed + self._restarts * SEED_STEP) % 2**32)
+        request = Answer(self._step, restart=gap_s > self.config.patience_s)
         answer = self._senses.ask(request, deadline_ns, late)
         if request.taken:
-            self._taken, self._restart = self._step, False
-        for each in late if answer is None else [*late, answer]:
-            self._restarts += each.restarted
-            self._restart |= each.failed == "inference" or each.restart > each.restarted
-            if each.asked:
-                self.report.decide_s.append((each.decided_ns - each.observed_ns) / 1e9)
+            self._taken = self._step
+        answers = late if answer is None else [*late, answer]
+        self.report.decide_s.extend((each.decided_ns - each.observed_ns) / 1e9 for each in answers if each.asked)
         return answer
 
     def _judge(self, answer: Answer | None, stopping: bool) -> Verdict:
@@ -215,9 +217,10 @@ class Runtime:
         if stopping:
             return "stopped"
         if answer:
-            self.report.alarms.update(answer.alarms)
+            self.report.alarms.update(set(answer.alarms).difference(self._alarms))
+            self._alarms = answer.alarms
             if answer.alarms and self.config.on_alarm == "stop":
-                self.stop("alarm")
+                self._ending = "alarm"
         if self._unsent:
             return "write error"
         if answer is None:
@@ -253,7 +256,7 @@ class Runtime:
             self.report.skipped += behind
             self.report.misses += behind
             if self.config.on_overrun == "stop":
-                self.stop("overrun")
+                self._ending = "overrun"
 
     def _come_to_rest(self) -> None:
         """Sends safe actions until the robot rests, but for no longer than `stop_s`."""
@@ -286,4 +289,4 @@ class Runtime:
         except OSError as error:
             logger.error("the journal ends here: %s", error)
             self.journal = None
-            self.stop("journal")
+            self._ending = "journal"

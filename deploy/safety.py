@@ -5,6 +5,9 @@ rest within them afterwards. So some command inside every limit always exists, a
 the bounds win, by braking in front of them as early as velocity, acceleration and jerk ask for. Any other finite
 command is replaced by the one that brings the robot to the wanted value soonest without passing it. What must not be
 followed at all (not finite, too old, outside the workspace) is refused, and the safe action is taken.
+
+A workspace has the last word: what it makes of the command is sent even where that breaks a limit of change, since no
+limit of a command's changes can know how far the robot will move.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ class SafetyConfig:
     chunk_jump: list[float] | None = None  # largest jump from one chunk to the next; null: not limited
     max_observation_age_s: float | None = 0.1  # refuse what was decided on an older observation; null: any age
     max_chunk_age_s: float | None = None  # refuse actions of a chunk decided longer ago; null: any age
-    safe_action: str = "hold"  # after a refusal: hold (brake to rest, stay) | zero | vector (safe_vector)
+    safe_action: str = "hold"  # after a refusal: hold (brake, stay; see rest) | zero | vector (safe_vector)
+    rest: list[float | None] | None = None  # for hold, where a command is a rate: with which the robot stands still
     safe_vector: list[float] | None = None  # the command for safe_action=vector
 
     def __post_init__(self) -> None:
@@ -63,6 +67,8 @@ class SafetyConfig:
             raise ValueError(f"safety.safe_action={self.safe_action!r} is unknown; choices: {', '.join(SAFE_ACTIONS)}")
         if (self.safe_action == "vector") != (self.safe_vector is not None):
             raise ValueError("safety.safe_vector belongs to safety.safe_action=vector; give both or neither")
+        if self.rest is not None and self.safe_action != "hold":
+            raise ValueError(f"safety.rest belongs to safety.safe_action=hold, and that is {self.safe_action}")
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class Safety:
         low: smallest value of each dimension, (A,); None where it is not known.
         high: largest value of each dimension, (A,); None where it is not known.
         workspace: a function of observation and command (A,) that returns the command to follow instead, or None to
-            refuse it; a `workspace.Box`, or any other.
+            refuse it; a `workspace.Box`, or any other. Where the limits change the command it is asked about that too.
         safe_action: a function of the last observation and the last command (either may be None) that returns the
             command (A,) to take after a refusal; it replaces `config.safe_action`.
 
@@ -116,6 +122,9 @@ class Safety:
         limits = [limit * control_dt_s**power for power, limit in enumerate(limits, 1)]  # per control step
         self._axes = [Axis(*row) for row in np.stack([self._low, self._high, *limits], 1).tolist()]
         self._jump = _spread("chunk_jump", config.chunk_jump, size, math.inf)
+        self._rest = _spread("rest", [math.inf if x is None else x for x in config.rest or [None]], size, math.inf)
+        if not (np.isinf(self._rest) | (self._low <= self._rest) & (self._rest <= self._high)).all():
+            raise ValueError(f"rest {config.rest} lies outside the bounds {self._low} to {self._high}")
         self._workspace = workspace
         self._safe_action = safe_action
         if safe_action is None and config.safe_action != "hold":
@@ -138,7 +147,7 @@ class Safety:
 
     @property
     def resting(self) -> bool:
-        """Whether the robot has been told to stand still, and holding is to repeat the last command."""
+        """Whether the last command repeats the one before: the robot stands still, if that is what the command says."""
         return all(axis.rests(now) for axis, now in zip(self._axes, self._motions, strict=True))
 
     def reset(self, start: Vector | None = None) -> None:
@@ -176,15 +185,19 @@ class Safety:
         self._before = self._motions, self._excess
         joined = self._join(inside, chunk_start)
         reasons = self._move(joined)
-        flags = {"workspace": inside != asked, "chunk": joined != inside}
+        cut = self._cut(observation or {}) if (self.last != inside).any() else np.zeros(self.size, bool)
+        if cut is None:
+            self._motions, self._excess = self._before
+            return self.refuse("workspace", observation)
+        flags = {"workspace": (inside != asked) | cut, "chunk": joined != inside}
         flags |= {reason: [reason in each for each in reasons] for reason in CLAMPS[2:]}
-        clamps = {reason: tuple(np.flatnonzero(flags[reason]).tolist()) for reason in flags if any(flags[reason])}
-        for reason, dimensions in clamps.items():
-            self._note(f"clamp: {reason}", f"in dimensions {dimensions} of {asked}")
-        return Verdict(self.last, "", clamps)
+        return Verdict(self.last, "", self._clamps(flags, asked))
 
     def refuse(self, reason: str, observation: Observation | None = None) -> Verdict:
-        """The safe action, for a command that must not be followed or does not exist."""
+        """The safe action, for a command that must not be followed or does not exist.
+
+        The workspace cuts it as any command where there is an observation to judge it by.
+        """
         self._note(f"refusal: {reason}", "")
         self._before = self._motions, self._excess
         self._joins, self._excess = True, np.zeros(self.size)
@@ -192,8 +205,9 @@ class Safety:
         if safe is not None:
             self._move(safe)
         else:
-            self._motions = [axis.braked(now) for axis, now in zip(self._axes, self._motions, strict=True)]
-        return Verdict(self.last, reason)
+            self._motions = [self._held(*each) for each in zip(self._axes, self._motions, self._rest, strict=True)]
+        cut = None if observation is None else self._cut(observation)
+        return Verdict(self.last, reason, {} if cut is None else self._clamps({"workspace": cut}, safe))
 
     def rollback(self) -> None:
         """Forgets the last command, which did not reach the robot."""
@@ -242,11 +256,40 @@ class Safety:
         self._motions = [motion for motion, _ in moved]
         return [reasons for _, reasons in moved]
 
+    @staticmethod
+    def _held(axis: Axis, now: Motion, rest: float) -> Motion:
+        """The next step to standing still: to repeating the last command, or to the one at which the robot rests."""
+        return axis.braked(now) if math.isinf(rest) or math.isnan(now.p) else axis.moved(now, rest)[0]
+
+    def _cut(self, observation: Observation) -> np.ndarray | None:
+        """Which dimensions (A,) of the command the workspace changes at the end; None where it refuses the command.
+
+        An axis that it changes goes on from there as if at rest: braking as from a leap would lead away from it.
+        """
+        command = self.last
+        if self._workspace is None or command is None:
+            return np.zeros(self.size, bool)
+        inside = self._answer(self._workspace, observation, command.copy())
+        if inside is None:
+            return None
+        inside = np.clip(inside, self._low, self._high)
+        cut = inside != command
+        moved = zip(self._motions, inside.tolist(), cut, strict=True)
+        self._motions = [Motion(p, wanted=p) if changed else now for now, p, changed in moved]
+        return cut
+
     def _inside(self, name: str, values: Vector | None) -> np.ndarray:
         vector = _spread(name, values, self.size, 0.0)
         if not ((self._low <= vector) & (vector <= self._high)).all():
             raise ValueError(f"{name} {vector} lies outside the bounds {self._low} to {self._high}")
         return vector
+
+    def _clamps(self, flags: Mapping[str, Any], asked: Any) -> dict[str, tuple[int, ...]]:
+        """Counts the reasons for which dimensions were changed, each (A,) of truth values; those that there are."""
+        clamps = {reason: tuple(np.flatnonzero(flag).tolist()) for reason, flag in flags.items() if np.any(flag)}
+        for reason, dimensions in clamps.items():
+            self._note(f"clamp: {reason}", f"in dimensions {dimensions} of {asked}")
+        return clamps
 
     def _note(self, what: str, detail: str) -> None:
         """Counts, and logs: the first of its kind as a warning, the others for who wants to see them."""

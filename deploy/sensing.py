@@ -24,6 +24,7 @@ JOURNALED = (
     "arrived",
     "observation_age_s",
 )
+SEED_STEP = 1_000_003  # between the seeds of a policy and of its next restart in the same episode
 
 
 class Robot(Protocol):
@@ -53,6 +54,8 @@ class Policy(Protocol):
         chunk_start   whether the action was the first of a chunk
         chunk_age_s   seconds since the observation was made from which its chunk was decided
         arrived       whether a decision that was computed beside the control was there at this step
+
+    `skip(steps)` is called where it exists, before `step`, when the policy was not asked at so many control steps.
     """
 
     def reset(self, *, seed: int) -> None:
@@ -67,8 +70,8 @@ class Policy(Protocol):
 class Monitor(Protocol):
     """What watches whether the policy is still where it has learned to be."""
 
-    def reset(self, seed: int) -> None:
-        """Starts an episode."""
+    def reset(self, seed: int, again: bool) -> None:
+        """Starts an episode; or again the policy within one, of which what was said before should stand."""
         ...
 
     def observe(self, observation: Mapping[str, np.ndarray], action: np.ndarray) -> list[str]:
@@ -83,6 +86,7 @@ class Answer:
     step: int
     restart: bool = False  # reset the policy first
     seed: int = 0  # with this seed
+    again: bool = False  # the policy was reset before in this episode
     taken: bool = False  # the thread was free for it
     restarted: bool = False  # the policy was reset
     observation: dict[str, np.ndarray] | None = None
@@ -119,9 +123,17 @@ class Senses:
         self._robot, self._policy, self._monitor, self._features = robot, policy, monitor, features
         self._requests: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._restart = True  # reset the policy before it is asked again
+        self._fresh = True  # nothing was asked in this episode
+        self._seed = self._restarts = 0  # of the episode; times that the policy was reset in it
+        self._asked = 0  # step at which the policy was asked last
         self.busy = False  # with an earlier step
         self.stage = STAGES[0]  # what the thread is at
         threading.Thread(target=self._work, name="senses", daemon=True).start()
+
+    def begin(self, seed: int) -> None:
+        """Starts an episode. An answer that is still to come belongs to the one before, and is late."""
+        self._seed, self._restart, self._fresh = seed, True, True
 
     def ask(self, request: Answer, deadline_ns: int, late: list[Answer]) -> Answer | None:
         """The answer to the request, or None where it does not come before the deadline.
@@ -131,14 +143,15 @@ class Senses:
         """
         while True:
             if not self.busy:
-                self.busy = request.taken = True
-                self._requests.put(request)
+                self._take(request)
             try:
                 left_s = (deadline_ns - time.monotonic_ns()) / 1e9
                 answer = self._answers.get(timeout=left_s) if left_s > 0 else self._answers.get_nowait()
             except queue.Empty:
                 return None
             self.busy = False
+            self._restarts += answer.restarted
+            self._restart |= answer.failed == "inference" or answer.restart > answer.restarted
             if answer is request:
                 return answer
             late.append(answer)
@@ -146,6 +159,15 @@ class Senses:
     def close(self) -> None:
         """Ends the thread when it is free; one that hangs ends with the process."""
         self._requests.put(None)
+
+    def _take(self, request: Answer) -> None:
+        """Hands the request to the thread, as all earlier answers have left the policy."""
+        self._restarts = 0 if self._fresh else self._restarts
+        request.restart |= self._restart
+        request.seed, request.again = (self._seed + self._restarts * SEED_STEP) % 2**32, self._restarts > 0
+        self._restart = self._fresh = False
+        self.busy = request.taken = True
+        self._requests.put(request)
 
     def _work(self) -> None:
         while (request := self._requests.get()) is not None:
@@ -167,7 +189,9 @@ class Senses:
             policy.reset(seed=request.seed)
             request.restarted = True
             if self._monitor:
-                self._monitor.reset(request.seed)
+                self._monitor.reset(request.seed, request.again)
+        pass_by(policy, 0 if request.restart else request.step - self._asked - 1)
+        self._asked = request.step
         request.action = policy.step(request.observation)
         request.decided_ns, request.asked = time.monotonic_ns(), True
         request.chunk_start = bool(getattr(policy, "chunk_start", False))
@@ -191,3 +215,9 @@ class Senses:
                 )
             arrays[name] = value.astype(feature.dtype)
         return arrays
+
+
+def pass_by(policy: Policy, steps: int) -> None:
+    """Tells a policy that wants to know it of control steps at which it was not asked."""
+    if steps > 0 and (skip := getattr(policy, "skip", None)):
+        skip(steps)

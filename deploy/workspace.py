@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,8 +13,9 @@ import numpy as np
 class Box:
     """A box for an observed point that actions displace, such as the hand of an arm that is steered by displacements.
 
-    No action may carry the point past the box, and where the point already lies outside, none may carry it further
-    out. Where an action is a position by itself, `SafetyConfig.low` and `high` do the same.
+    No action, a safe one included, may carry the point past the box, and where the point already lies outside, none may
+    carry it further out. Where the point is not known (NaN) no action is allowed. Where an action is a position by
+    itself, `SafetyConfig.low` and `high` do the same.
     """
 
     feature: str = ""  # array of the observation that holds the point
@@ -30,11 +32,13 @@ class Box:
         if not all(self.gain) or any(not low < high for low, high in zip(self.low, self.high, strict=True)):
             raise ValueError(f"a box needs gains that are not zero and low < high, got {self}")
 
-    def __call__(self, observation: Mapping[str, np.ndarray], action: np.ndarray) -> np.ndarray:
-        """The action (A,), with the displacements that would leave the box cut short."""
+    def __call__(self, observation: Mapping[str, np.ndarray], action: np.ndarray) -> np.ndarray | None:
+        """The action (A,), with the displacements that would leave the box cut short; None: the point is not known."""
         action = action.copy()
         for i, (place, index) in enumerate(zip(self.dimensions, self.actions, strict=True)):
             point = float(observation[self.feature].reshape(-1)[place])
+            if not math.isfinite(point):
+                return None
             ends = (min(self.low[i] - point, 0.0) / self.gain[i], max(self.high[i] - point, 0.0) / self.gain[i])
             action[index] = min(max(action[index], min(ends)), max(ends))
         return action

@@ -11,7 +11,7 @@ import ctypes.util
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar, NotRequired, TypedDict
@@ -74,6 +74,8 @@ class Env(gymnasium.Env[Observation, np.ndarray]):
         expert: a function from `info["expert_observation"]` to an action, made anew by every `reset`, or None.
         perturbation: what disturbs the world, as it stands in records; empty if nothing does.
         physics: MuJoCo's model and data, or None in a world without.
+        rest: the action at which the robot stands still, for each dimension, where that is None by repeating the last
+            one; None: not known.
     """
 
     features: Features
@@ -83,6 +85,7 @@ class Env(gymnasium.Env[Observation, np.ndarray]):
     expert: Expert | None = None
     perturbation: str = ""
     physics: Physics | None = None
+    rest: Sequence[float | None] | None = None
     metadata: ClassVar[dict] = {"render_modes": ["rgb_array"]}  # pyright: ignore[reportIncompatibleVariableOverride]
     render_mode = "rgb_array"
 

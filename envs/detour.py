@@ -59,6 +59,7 @@ class DetourEnv(Env):
 
     task = "detour"
     task_text = "drive round the pillar to the goal"
+    rest = (0.0, 0.0)  # no velocity
 
     def __init__(self, config: DetourConfig):
         self.config = config

@@ -140,6 +140,8 @@ class MetaWorldEnv(Env):
         ImportError: the metaworld package is not installed.
     """
 
+    rest = (0.0, 0.0, 0.0, None)  # no displacement, and the gripper as it is
+
     def __init__(self, config: MetaWorldConfig):
         self.config = config
         self._mujoco = load_mujoco()

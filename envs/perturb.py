@@ -99,7 +99,7 @@ class PerturbedEnv(Env):
         self._env = env
         self.config = config
         self.features, self.task, self.task_text, self.version = env.features, env.task, env.task_text, env.version
-        self.expert, self.physics = env.expert, env.physics
+        self.expert, self.physics, self.rest = env.expert, env.physics, env.rest
         self.perturbation = config.describe()
         self._noise = self._noise_levels(spreads or {})
         action = env.features["action"]

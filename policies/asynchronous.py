@@ -16,8 +16,8 @@ class AsyncController:
 
     Choose it where a decision takes longer than the robot may wait; in simulation, where time stands still while the
     policy thinks, take `Controller` with a delay. Given the same delays both take the same actions, except that this
-    one has none before the first chunk is there. The delay of a decision is measured in calls of `step`, so it is at
-    least 1; real-time chunking expects the largest of the last ten.
+    one has none before the first chunk is there. The delay of a decision is measured in control steps, which are the
+    calls of `step` and what `skip` counts, so it is at least 1; real-time chunking expects the largest of the last ten.
 
     Args:
         policy: gives chunks; called in one other thread only.
@@ -84,6 +84,16 @@ class AsyncController:
             action = track.timeline.advance()  # whatever happens, time goes on
         self.starved += action is None and track.timeline.started
         return action
+
+    def skip(self, steps: int) -> None:
+        """Lets so many control steps pass at which `step` was not called.
+
+        Raises:
+            ValueError: no episode.
+        """
+        if self._track is None:
+            raise ValueError("there is no episode; call reset(seed=...) first")
+        self._track.timeline.step += steps
 
     def _receive(self, timeline: Timeline) -> None:
         """Hands over the chunk if it is there."""

@@ -215,6 +215,14 @@ class Controller:
         """The action (A,) for the observation of a single robot (lane 0)."""
         return self.act({0: observation})[0]
 
+    def skip(self, steps: int, lane: int = 0) -> None:
+        """Lets so many control steps pass in a lane at which it was not asked.
+
+        Raises:
+            ValueError: the lane has no episode.
+        """
+        self._track(lane).timeline.step += steps
+
     def act(self, observations: Mapping[int, Mapping[str, np.ndarray]]) -> dict[int, np.ndarray]:
         """One action (A,), in physical units, for every lane given; each lane must have been reset.
 
@@ -222,9 +230,7 @@ class Controller:
             ValueError: an observation that lacks a feature, has the wrong shape or is not finite.
         """
         for lane, observation in observations.items():
-            if lane not in self._tracks:
-                raise ValueError(f"lane {lane} has no episode; call reset(lane, seed) first")
-            self._tracks[lane].check(observation)
+            self._track(lane).check(observation)
         tracks = {lane: self._tracks[lane] for lane in observations}
         for lane, observation in observations.items():
             tracks[lane].see(observation)
@@ -233,6 +239,11 @@ class Controller:
         for start in range(0, len(waiting), self.inference_batch):
             self._decide(waiting[start : start + self.inference_batch])
         return {lane: self._advance(track) for lane, track in tracks.items()}
+
+    def _track(self, lane: int) -> Track:
+        if lane not in self._tracks:
+            raise ValueError(f"lane {lane} has no episode; call reset(lane, seed) first")
+        return self._tracks[lane]
 
     def _deliver(self, tracks: Iterable[Track]) -> None:
         """Hands over the chunks that arrive at the present step of their lanes."""

@@ -79,6 +79,24 @@ def test_beside_the_control():
     decider.close()
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_time_goes_on_where_it_was_not_asked(asynchronous):
+    """What the chunk has for the skipped steps is left out, and the next decision is due as if they had been taken."""
+    decider, seen = Decider(Planner(), asynchronous=asynchronous), {}
+    decider.reset(seed=0)
+    for i in (0, 1, 2, 5, 6, 7, 20, 21):
+        decider.skip(i - max(seen, default=i - 1) - 1)
+        action = decider.step(see(i))
+        seen[i] = None if action is None else action.item()
+        if asynchronous:
+            settle(decider)
+    if asynchronous:  # each decision is there one step after it was begun; that of step 20 comes to an empty chunk
+        assert seen == {0: None, 1: 0, 2: 1, 5: 4, 6: 501, 7: 502, 20: None, 21: 2001}
+    else:
+        assert seen == {0: 0, 1: 1, 2: 2, 5: 500, 6: 501, 7: 502, 20: 2000, 21: 2001}
+    decider.close()
+
+
 def test_the_age_of_a_chunk_is_that_of_its_observation():
     for asynchronous in (False, True):
         decider = Decider(Planner(T=8, s=4), asynchronous=asynchronous)

@@ -132,6 +132,8 @@ def test_an_alarm_stands_until_the_episode_ends():
     assert alarms == ["acceleration 2e+09 above 1e+09 at decision 1", "stac nan above 1e+09 at decision 1"]
     monitor.policy.scores_ND.append([0.0, 0.0])
     assert monitor.observe({}, np.zeros(2)) == alarms
+    monitor.reset(0, again=True)  # after a hang; nothing is known to be well again
+    assert monitor.observe({}, np.zeros(2)) == alarms
     monitor.reset(1)
     assert monitor.observe({}, np.zeros(2)) == []
 

@@ -19,8 +19,9 @@ import policies
 from conf import schema
 from deploy import run
 from deploy.journal import read
-from deploy.runtime import RuntimeConfig
-from deploy.safety import SafetyConfig
+from deploy.replay import open_journal
+from deploy.runtime import Runtime, RuntimeConfig
+from deploy.safety import Safety, SafetyConfig
 from deploy.simulated import SimulatedRobot
 from deploy.workspace import Box
 from policies.checkpoint import FILES
@@ -93,6 +94,59 @@ def test_a_journal_belongs_to_its_checkpoint(checkpoint, tmp_path):
     for name in FILES:
         (copy / name).write_bytes((Path(checkpoint) / name).read_bytes())
     assert run.again(tmp_path / "journal", copy).steps > 0
+
+
+def test_a_journal_of_a_program_of_its_own_has_its_own_replay(checkpoint, tmp_path):
+    policy = policies.load(checkpoint)
+    open_journal(tmp_path / "own", policy.spec, {"robot": "mine"}).close()
+    with pytest.raises(
+        ValueError, match=r"own does not say artifact, asynchronous, .*deploy\.replay\.replay takes"
+    ):
+        run.again(tmp_path / "own", checkpoint)
+    run.control(root(checkpoint, tmp_path, seconds=0.1))
+    header = read(tmp_path / "journal").header
+    about = {name: value for name, value in header.items() if name in run.RECORDED}
+    open_journal(tmp_path / "older", policy.spec, {**about, "safety": {"limit": 1}}).close()
+    with pytest.raises(ValueError, match=r"older: .*unexpected keyword argument 'limit'"):
+        run.again(tmp_path / "older")
+
+
+class Straight:
+    """Drives on, whatever it sees."""
+
+    def reset(self, *, seed):
+        pass
+
+    def step(self, observation):
+        return np.array([0.2, 0.1])
+
+
+@pytest.mark.parametrize("limits", [{}, {"acceleration": [40.0]}])
+def test_the_end_of_a_run_stops_the_robot_and_not_only_its_command(limits):
+    """A world steered by velocities stands still at zero, not at the last of them."""
+    env = envs.make(envs.DetourConfig())
+    spec = policies.Spec.from_dict(env.features)
+    config = run._resting(SafetyConfig(**limits, max_observation_age_s=None), env)
+    robot = SimulatedRobot(env)
+    robot.reset(1_000_000)
+    runtime = Runtime(robot, Straight(), Safety.for_spec(spec, config, 0.01), spec.observation, 0.01)
+    assert runtime.run(0.05, seed=0) == "time"
+    runtime.close()
+    assert not robot.over
+    assert runtime.safety.last is not None
+    assert runtime.safety.last.tolist() == [0.0, 0.0]
+    assert np.abs(robot.read()["state"][2:]).max() < 0.05  # m/s; it follows its command with a lag
+
+
+def test_what_a_world_does_not_say_of_standing_still_is_told(caplog):
+    env = envs.make(envs.DetourConfig())
+    assert run._resting(SafetyConfig(), env).rest == [0.0, 0.0]
+    assert run._resting(SafetyConfig(rest=[None, 0.0]), env).rest == [None, 0.0]
+    assert run._resting(SafetyConfig(safe_action="zero"), env).rest is None
+    assert not caplog.records
+    env.rest = None
+    assert run._resting(SafetyConfig(), env).rest is None
+    assert "detour does not say how its robot stands still" in caplog.text
 
 
 def test_a_digest_is_of_what_decides(tmp_path):

@@ -13,13 +13,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from deploy import runtime as module
 from deploy.journal import read
 from deploy.pace import on_signals, real_time, wait_until
 from deploy.replay import open_journal, replay
 from deploy.runtime import REASONS, Runtime, RuntimeConfig
 from deploy.safety import Safety, SafetyConfig
-from deploy.sensing import Senses
+from deploy.sensing import SEED_STEP, Senses
 from policies import Feature, Spec
 
 SPEC = Spec({"count": Feature((1,), "float32", "")}, Feature((2,), "float32", "", (-100.0,) * 2, (100.0,) * 2), 0.01)
@@ -43,6 +42,9 @@ class Robot:
     def read(self):
         self.readings += 1
         happens = self.events.get(self.readings)
+        if isinstance(happens, tuple):
+            time.sleep(happens[0])  # hangs, and then raises
+            raise happens[1]
         if isinstance(happens, Exception):
             raise happens
         if isinstance(happens, float):
@@ -75,6 +77,9 @@ class Policy:
         count = int(observation["count"][0])
         self.steps += 1
         happens = self.events.get(count)
+        if isinstance(happens, tuple):
+            time.sleep(happens[0])  # hangs, and then raises
+            raise happens[1]
         if isinstance(happens, Exception):
             raise happens
         if isinstance(happens, float):
@@ -86,10 +91,11 @@ class Policy:
 
 class Monitor:
     def __init__(self, alarms):
-        self.alarms, self.seeds = alarms, []
+        self.alarms, self.seeds, self.again = alarms, [], []
 
-    def reset(self, seed):
+    def reset(self, seed, again):
         self.seeds.append(seed)
+        self.again.append(again)
 
     def observe(self, observation, action):
         happens = self.alarms.get(int(observation["count"][0]), [])
@@ -203,7 +209,7 @@ def test_a_hang_brings_the_safe_action_in_time_and_control_recovers(where, tmp_p
     waited_s = (struck["sent_ns"] - struck["due_ns"])[0] / 1e9
     assert 0.6 * dt <= waited_s < 0.6 * dt + 0.1  # the budget, and some time for a busy machine
     assert (struck["refused"][-10:] == 0).any()
-    assert policy.seeds[:2] == [3, 3 + module.SEED_STEP]  # it begins anew: what it had planned is past
+    assert policy.seeds[:2] == [3, 3 + SEED_STEP]  # it begins anew: what it had planned is past
 
 
 @pytest.mark.usefixtures("patient")
@@ -231,8 +237,9 @@ def test_a_failure_is_one_safe_action_and_then_control_goes_on(where, happens, r
     assert reasons(tmp_path) == [*[""] * 5, reason, *[""] * 6, "stopped"]
     assert robot.told[5] == robot.told[4] == [5, 5]  # held
     assert robot.told[6][0] == 7
-    assert policy.seeds == [2**32 - 1, (2**32 - 1 + module.SEED_STEP) % 2**32][: 1 + restarts]
+    assert policy.seeds == [2**32 - 1, (2**32 - 1 + SEED_STEP) % 2**32][: 1 + restarts]
     assert monitor.seeds == policy.seeds
+    assert monitor.again == [False, True][: 1 + restarts]
     assert runtime.report.counts == {f"refusal: {reason}": 1, "refusal: stopped": 1}
     message = records(tmp_path)["message"][5].decode()
     assert str(happens) in message if isinstance(happens, Exception) else True
@@ -298,6 +305,74 @@ def test_what_an_alarm_does(on_alarm, ended, told, tmp_path):
     assert runtime.report.alarms == {"far": 1, "farther": 1}
     assert records(tmp_path)["message"][5] == b"far; farther"
     assert len(robot.told) == (7 if on_alarm == "stop" else 13)
+
+
+@pytest.mark.parametrize("where", ["read", "policy"])
+def test_what_fails_too_late_has_its_consequence_before_the_policy_is_asked_again(where, tmp_path):
+    """In the first control steps of an episode: nothing of the one before is acted on, and the seeds are its own."""
+    robot, policy = Robot(), Policy()
+    runtime = make(robot, policy, tmp_path, dt=DT, patience_s=10.0, on_overrun="skip")
+    assert runtime.run(3 * DT, seed=5) == "time"
+    {"read": robot.events, "policy": policy.events}[where][robot.readings + 1] = (2.5 * DT, OSError("too late"))
+    assert runtime.run(9 * DT, seed=90) == "time"
+    runtime.close()
+    journal = records(tmp_path)
+    second = journal[journal["episode"] == 1]
+    failed = np.flatnonzero([b"too late" in message for message in second["message"]])
+    assert len(failed) == 1
+    assert second["late"][failed[0]]
+    asked = second[second["asked"] == 1]
+    assert asked["restarted"].tolist() == [1, *[0] * (len(asked) - 1)]
+    assert policy.seeds == ([5, 90] if where == "read" else [5, 90, 90 + SEED_STEP])
+    safety = Safety.for_spec(SPEC, SafetyConfig(max_observation_age_s=None), DT)
+    replay(read(tmp_path / "journal"), Policy(policy.events), safety)
+
+
+class Counting(Policy):
+    """Answers with the control step that it thinks it is at."""
+
+    def reset(self, *, seed):
+        super().reset(seed=seed)
+        self.now = -1
+
+    def skip(self, steps):
+        self.now += steps
+
+    def step(self, observation):
+        super().step(observation)
+        self.now += 1
+        return np.array([self.now, 0], np.float32)
+
+
+def test_a_policy_hears_of_control_steps_at_which_it_was_not_asked(tmp_path):
+    robot, policy = Robot(), Counting()
+    robot.events[6] = 4.5 * DT
+    runtime = make(robot, policy, tmp_path, dt=DT, patience_s=10.0, on_overrun="skip")
+    runtime.run(16 * DT, seed=0)
+    runtime.close()
+    journal = records(tmp_path)
+    assert (journal["action"][:, 0] == journal["step"])[journal["asked"] == 1].all()
+    assert (np.diff(journal["step"][journal["asked"] == 1]) > 3).any()
+    safety = Safety.for_spec(SPEC, SafetyConfig(max_observation_age_s=None), DT)
+    replay(read(tmp_path / "journal"), Counting(), safety)
+
+
+@pytest.mark.usefixtures("patient")
+def test_an_alarm_that_stands_is_counted_once_and_ends_one_episode_only():
+    alarms = {reading: ["far"] for reading in range(6, 40)}
+    runtime = make(Robot(), Policy(), monitor=Monitor(alarms))
+    assert runtime.run(12 * 0.002, seed=0) == "time"
+    assert runtime.report.alarms == {"far": 1}
+    runtime = make(Robot(), Policy(), monitor=Monitor({6: ["far"]}), on_alarm="stop")
+    assert [runtime.run(12 * 0.002, seed=0) for _ in range(2)] == ["alarm", "time"]
+    assert runtime.report.alarms == {"far": 1}
+
+
+@pytest.mark.parametrize("limit", ["chunk_jump", "max_chunk_age_s"])
+def test_a_limit_of_chunks_needs_a_policy_that_tells_of_them(limit):
+    value = {"chunk_jump": [1.0], "max_chunk_age_s": 1.0}[limit]
+    with pytest.raises(ValueError, match=rf"safety\.{limit} needs a policy with chunk_\w+, such as a Decider; Policy"):
+        make(Robot(), Policy(), safety=SafetyConfig(**{limit: value}))
 
 
 @pytest.mark.usefixtures("patient")

@@ -308,6 +308,23 @@ def test_a_safe_action_that_fails_is_replaced_by_holding(answer, caplog):
     assert ("no idea" in caplog.text) == (answer == "raise")
 
 
+@pytest.mark.parametrize("kind", LIMITS)
+def test_holding_brings_rates_to_rest_and_keeps_positions(kind):
+    limits = LIMITS[kind]
+    safety = Safety(3, DT, SafetyConfig(**limits, rest=[0.0, None, 0.1]), LOW, HIGH)
+    assert safety.refuse("test").action is None  # nothing to hold yet
+    safety.reset([0.0, 0.0, 0.0])
+    sent = [safety.step([0.9, 0.5, -0.6]).action for _ in range(60)]
+    sent.append(safety.refuse("test").action)
+    while not safety.resting:
+        sent.append(safety.refuse("test").action)
+    path = np.array(sent)
+    for quantity, values in differences(np.concatenate([np.zeros((3, 3)), path])).items():
+        assert (np.abs(values) <= limit(limits, quantity) + ROUNDING).all()
+    assert path[-1, [0, 2]].tolist() == [0.0, 0.1]
+    assert path[-1, 1] == pytest.approx(0.5)  # it rested there already
+
+
 def test_old_observations_and_old_chunks_are_refused():
     safety = Safety(1, DT, SafetyConfig(max_observation_age_s=0.1, max_chunk_age_s=0.5))
     ages = [(0.1, 0.5, ""), (0.11, 0.0, "stale observation"), (0.0, 0.6, "stale chunk"), (math.nan, 0, "stale obs.*")]
@@ -361,6 +378,41 @@ def test_a_box_cuts_displacements_short(hand, action, followed):
     assert (point <= np.maximum(before, 1) + 1e-6).all()
     assert (point >= np.minimum(before, [0, -1]) - 1e-6).all()
     assert (set(verdict.clamps) == {"workspace"}) == (action != followed)
+
+
+@pytest.mark.parametrize("limits", [{"velocity": [2.0]}, {"acceleration": [20.0]}, {"chunk_jump": [0.3]}, {}])
+@pytest.mark.parametrize("config", [{}, {"rest": [0.0]}, {"safe_action": "vector", "safe_vector": [1.0]}])
+def test_nothing_carries_the_point_past_the_box(limits, config):
+    """Wherever the policy wants to go, held back by limits of change, and through refusals."""
+    wall = Box("hand", dimensions=[0], actions=[0], gain=[0.1], low=[0.0], high=[1.0])
+    safety = Safety(1, DT, SafetyConfig(**limits, **config), [-1.0], [1.0], wall)
+    random, hand, before = np.random.default_rng(0), 0.5, 0.0
+    safety.reset([0.0])
+    for step in range(300):
+        asked = math.nan if step % 10 > 7 else random.uniform(-1, 1) + (1.0 if step // 50 % 2 else -1.0)
+        verdict = safety.step([asked], {"hand": np.array([hand])}, chunk_start=step % 7 == 0)
+        hand += 0.1 * verdict.action[0]
+        assert -1e-9 <= hand <= 1 + 1e-9
+        if "velocity" in limits and "workspace" not in verdict.clamps:
+            assert abs(verdict.action[0] - before) <= 2.0 * DT + 1e-9
+        before = verdict.action[0]
+    assert safety.counts["clamp: workspace"] > 10
+
+
+def test_where_the_point_is_not_known_nothing_is_allowed():
+    safety = Safety(2, DT, SafetyConfig(rest=[0.0, 0.0]), workspace=box())
+    safety.step([0.1, 0.1], {"hand": np.array([0.5, 0.0, 0.5])})
+    for hand in ([math.nan, 0.0, 0.5], [0.5, 0.0, -math.inf]):
+        verdict = safety.step([5.0, 5.0], {"hand": np.array(hand)})
+        assert (verdict.refused, verdict.action.tolist()) == ("workspace", [0.0, 0.0])
+
+
+def test_a_workspace_that_refuses_what_limits_have_made_of_a_command():
+    """It allows the command, but no way to it: the last command is held, and the step counts once."""
+    safety = Safety(1, DT, SafetyConfig(velocity=[1.0]), workspace=lambda _, c: c if c[0] in (0.0, 1.0) else None)
+    safety.reset([0.0])
+    verdict = safety.step([1.0], {})
+    assert (verdict.refused, verdict.action.tolist()) == ("workspace", [0.0])
 
 
 @pytest.mark.parametrize("answer", [None, [0.0], [math.inf, 0.0], "raise"])
@@ -455,6 +507,9 @@ def test_bounds_and_period_come_from_the_specification():
         ),
         ({"low": [math.nan]}, "low is [nan]: expected one number"),
         ({"low": [2.0]}, "no command lies between low [2. 2. 2.] and high [1."),
+        ({"rest": [0.0], "safe_action": "zero"}, "safety.rest belongs to safety.safe_action=hold, and that is zero"),
+        ({"rest": [None, 9.0, 0.0]}, "rest [None, 9.0, 0.0] lies outside the bounds"),
+        ({"rest": [0.0, 0.0]}, "rest is [0.0, 0.0]: expected one number"),
         ({"safe_action": "zero", "low": [0.1]}, "safe_vector [0. 0. 0.] lies outside the bounds [0.1"),
     ],
 )
