@@ -41,8 +41,8 @@ class Parity:
     """How far the exported policy's actions are from the original's, as measured when it was written."""
 
     rows: int  # observations
-    tolerance: float  # largest allowed error, as a share of the action's spread; int8: and share of choices that differ
-    max_error: float  # largest error of a continuous value, as a share of the action's spread
+    tolerance: float  # largest allowed error, as a share of the action's spread (see compare); int8: and of choices that differ
+    max_error: float  # largest error of a continuous value, as a share of the action's spread (see compare)
     max_error_physical: list[float]  # the same of each dimension of the action, in its own unit
     choices_changed: float  # share of the discrete values that differ; 0 where there are none
 
@@ -176,14 +176,19 @@ class Exported:
 def compare(
     action: np.ndarray, expected: np.ndarray, spread: list[float], choices: tuple[int, ...] | None
 ) -> tuple[float, list[float], float]:
-    """The largest error as a share of the spread, that of each dimension in its unit, the share of other choices."""
-    error_A = np.abs(action.astype(np.float64) - expected).max(axis=(0, 1))
+    """The largest error as a share of the spread, that of each dimension in its unit, the share of other choices.
+
+    Of an action larger than the spread it is the share of the action: a float has so many digits, and far from all
+    observations that occur, where random ones lie, a policy may answer with dozens of spreads.
+    """
+    error_BTA = np.abs(action.astype(np.float64) - expected)
+    error_A = error_BTA.max(axis=(0, 1))
     if not np.isfinite(error_A).all():
         return math.inf, [math.inf] * len(error_A), 1.0
     discrete = np.array(choices or [0] * len(error_A)) > 0
     changed = float((action != expected)[..., discrete].mean()) if discrete.any() else 0.0
-    continuous = np.where(discrete, 0, error_A)
-    return float((continuous / spread).max()), error_A.tolist(), changed
+    shares_BTA = error_BTA / np.maximum(spread, np.abs(expected))
+    return float(np.where(discrete, 0, shares_BTA).max()), error_A.tolist(), changed
 
 
 def rates(spec: Spec, chunk: ChunkConfig) -> dict[str, float]:

@@ -29,7 +29,7 @@ from .artifact import GOLDEN, MANIFEST, MODELS, PRECISIONS, Manifest, Parity
 from .runner import Runner
 from .runner_torch import TorchRunner, decision
 
-TOLERANCE = 1e-5  # of fp32, a share of the action's spread
+TOLERANCE = 1e-5  # of fp32, a share of the action's spread or size
 ROWS = (1, 3, 16, 100)  # batch sizes at which the actions are compared, in turn
 
 
@@ -62,7 +62,7 @@ class ExportConfig:
 
     @property
     def allowed(self) -> float:
-        """The largest allowed error, as a share of the action's spread; 0 where one must be given."""
+        """The largest allowed error, as a share of the action's spread or size; 0 where one must be given."""
         return self.tolerance or (TOLERANCE if self.precision == "fp32" else 0.0)
 
 

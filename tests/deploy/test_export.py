@@ -162,6 +162,8 @@ def test_errors_are_shares_of_the_spread_and_choices_count_apart():
     action = expected + np.array([[0.5, 2.0, 0.0], [0.1, 0.0, 1.0]], np.float32)
     error, physical, changed = artifact.compare(action, expected, [0.25, 4.0, 1.0], (0, 0, 2))
     assert (error, physical, changed) == (2.0, [0.5, 2.0, 1.0], 0.5)
+    large = artifact.compare(expected + np.float32(8.5), expected + np.float32(8.0), [0.25, 4.0, 1.0], (0, 0, 2))
+    assert large == (0.0625, [0.5] * 3, 1.0)  # of the action's own size
     action[0, 0, 0] = np.nan
     assert artifact.compare(action, expected, [1.0] * 3, None)[0] == np.inf
 

@@ -99,9 +99,7 @@ def test_a_journal_belongs_to_its_checkpoint(checkpoint, tmp_path):
 def test_a_journal_of_a_program_of_its_own_has_its_own_replay(checkpoint, tmp_path):
     policy = policies.load(checkpoint)
     open_journal(tmp_path / "own", policy.spec, {"robot": "mine"}).close()
-    with pytest.raises(
-        ValueError, match=r"own does not say artifact, asynchronous, .*deploy\.replay\.replay takes"
-    ):
+    with pytest.raises(ValueError, match=r"own does not say artifact, asynchronous, .*deploy\.replay\.replay takes"):
         run.again(tmp_path / "own", checkpoint)
     run.control(root(checkpoint, tmp_path, seconds=0.1))
     header = read(tmp_path / "journal").header
