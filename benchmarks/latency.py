@@ -136,7 +136,8 @@ def main() -> None:
     machine = Machine(select_device(arguments.device, arguments.threads))
     limits = (arguments.calls, arguments.seconds)
     if machine.device.type == "cuda":
-        print(write("latency", latency_cuda.table(machine, *limits), arguments.out))
+        found = latency_cuda.table(machine, *limits)
+        print(write("latency", found, arguments.out, device=machine.device, threads=arguments.threads))
         return
     table = []
     for net in arguments.nets:
@@ -146,8 +147,9 @@ def main() -> None:
                 print(line(cell), flush=True)
     machine.bandwidth(LARGE)
     gb_per_s = {str(size): speed / 1e9 for size, speed in machine.bandwidths.items()}
-    content = {"threads": arguments.threads, "bandwidth_gb_per_s": gb_per_s, "matmul_gflop_rate": machine.rate() / 1e9}
-    print(write("latency", {**content, "cells": table}, arguments.out))
+    content: dict[str, Any] = {"bandwidth_gb_per_s": gb_per_s, "matmul_gflop_rate": machine.rate() / 1e9}
+    content["cells"] = table
+    print(write("latency", content, arguments.out, device=machine.device, threads=arguments.threads))
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def main() -> None:
                 f"{cell['fraction_of_matmul_rate']:.0%} of the matmul rate ({cell['matmul_gflop_rate']:.0f} GFLOP/s)",
                 flush=True,
             )
-    print(write("training", {"cells": cells}))
+    print(write("training", {"cells": cells}, device="cpu", threads=" and ".join(map(str, arguments.threads))))
 
 
 if __name__ == "__main__":
