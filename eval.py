@@ -274,15 +274,15 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **installed}
 
 
-def hardware(device: torch.device) -> str:
-    """The processor that computed, in words."""
+def hardware(device: torch.device, threads: int | str | None = None) -> str:
+    """The processor that computed, in words, with torch's CPU threads: this process's now, unless others are told."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
         cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
-    return f"{cpu}, {usable_cores()} cores, {torch.get_num_threads()} torch threads"
+    return f"{cpu}, {usable_cores()} cores, {threads or torch.get_num_threads()} torch threads"
 
 
 def env_of(source: policies.Provenance) -> envs.EnvConfig:

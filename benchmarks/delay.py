@@ -211,7 +211,7 @@ def main() -> None:
         cells.sweep(a.cells, plan, partial(run_cell, folder=a.cells, episodes=a.episodes, steps=a.steps))
     result = summarize(a.cells)
     print(table(result))
-    print(write("delay", result, a.out))
+    print(write("delay", result, a.out, device="cpu", threads=1))
 
 
 if __name__ == "__main__":

@@ -183,8 +183,8 @@ def main() -> None:
     found = [json.loads(file.read_text()) for file in files]
     worst = max(c["max_error"]["fp32"] for c in found)
     slowest = min(c["latency_ms"]["1"]["torch"]["p50"] / c["latency_ms"]["1"]["fp32"]["p50"] for c in found)
-    about = {"threads": 1, "calls": arguments.calls, "recipe": RECIPE, "worst_fp32_error": worst}
-    print(write("export", {**about, "least_speedup": slowest, "cells": found}, arguments.out))
+    about = {"calls": arguments.calls, "recipe": RECIPE, "worst_fp32_error": worst}
+    print(write("export", {**about, "least_speedup": slowest, "cells": found}, arguments.out, device="cpu", threads=1))
 
 
 if __name__ == "__main__":

@@ -214,7 +214,7 @@ def main() -> None:
         chosen = [cell for table in arguments.tables for cell in PLAN[table]]
         chosen = [cell for cell in chosen if cell.world in arguments.worlds and cell.arm in arguments.arms]
         sweep(arguments.cells, chosen, arguments.episodes)
-    print(write("heads", summarize(arguments.cells), arguments.out))
+    print(write("heads", summarize(arguments.cells), arguments.out, device="cpu", threads=1))
 
 
 if __name__ == "__main__":

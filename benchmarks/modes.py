@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100, help="held-out episodes of each setting")
     arguments = parser.parse_args()
     rows = [row for arm in ("flow", "regression") for row in measure(arm, arguments.episodes)]
-    print(write("modes", {"cells": rows}))
+    print(write("modes", {"cells": rows}, device="cpu", threads=1))
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ def main() -> None:
         cells.sweep(a.cells, chosen, partial(run_cell, plan=plan))
     result = summarize(a.cells, a.alpha)
     print(table(result))
-    print(write("monitor", result, a.out))
+    print(write("monitor", result, a.out, device="cpu", threads=1))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from benchmarks.result import write
 from conf import schema
 from envs.records import wilson
 from envs.rollout import rollout
+from policies.device import select_device
 
 # Name: our configuration, and how many actions are executed per decision: the arm's own default first.
 ARMS: dict[str, tuple[list[str], tuple[int, ...]]] = {
@@ -130,9 +131,10 @@ def told(cell: dict[str, Any]) -> Iterable[str]:
             yield f"{r['name']:32s} {r['median']:9.2f} {cell['unit']}, {r['times_as_fast']:.2f} times LeRobot's speed"
 
 
-def summarize(folder: Path) -> dict[str, Any]:
-    """All finished cells, with intervals, and whether the bars are met as far as they were measured."""
+def summarize(folder: Path, device: str) -> dict[str, Any]:
+    """The device's finished cells, with intervals, and whether the bars are met as far as they were measured."""
     finished = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    finished = [cell for cell in finished if cell["device"] == device]
     for cell in finished:
         for result in cell.get("results", {}).values():
             result["successes"] = result["outcomes"].count("1")
@@ -161,7 +163,8 @@ def main() -> None:
     if not arguments.summary:
         for demonstrations in arguments.demonstrations:
             run(arguments, demonstrations)
-    print(write("peers", summarize(arguments.cells), arguments.out))
+    device = select_device(arguments.device, 1)  # one thread, on both sides
+    print(write("peers", summarize(arguments.cells, device.type), arguments.out, device=device, threads=1))
 
 
 if __name__ == "__main__":

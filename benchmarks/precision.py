@@ -127,7 +127,7 @@ def main() -> None:
         cells.sweep(a.cells, chosen, partial(run_cell, folder=a.cells, episodes=a.episodes, steps=a.steps))
     result = summarize(a.cells)
     print(table(result))
-    print(write("precision", result, a.out))
+    print(write("precision", result, a.out, device="cpu", threads=1))
 
 
 if __name__ == "__main__":

@@ -15,15 +15,32 @@ import eval as evaluation
 FOLDER = Path(__file__).parent / "results"
 
 
-def write(name: str, content: dict[str, Any], path: Path | None = None) -> Path:
-    """Writes `results/<name>_<cpu or cuda>_<date>.json`, or `path`, with hardware, versions and commit; returns it."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def write(
+    name: str,
+    content: dict[str, Any],
+    path: Path | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    threads: int | str | None = None,
+) -> Path:
+    """Writes `results/<name>_<cpu or cuda>_<date>.json`, or `path`, with hardware, versions and commit; returns it.
+
+    Args:
+        name: of the benchmark.
+        content: what was measured.
+        path: of the file, if not the usual one.
+        device: what computed. This process may have another one, and may only summarize what others measured.
+        threads: torch's CPU threads of each process that computed; in words where they differ between parts.
+    """
+    device = torch.device(device)
     sha = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     today = date.today().isoformat()
     path = path or FOLDER / f"{name}_{device.type}_{today}.json"
     about = {
         "date": today,
-        "hardware": evaluation.hardware(device),
+        "hardware": evaluation.hardware(device, threads),
+        "device": device.type,
+        "threads": threads,
         "versions": evaluation.versions(),
         "git_sha": sha,
     }

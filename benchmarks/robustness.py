@@ -147,7 +147,7 @@ def main() -> None:
         cells.sweep(a.cells, chosen, partial(run_cell, folder=a.cells, episodes=a.episodes, steps=a.steps))
     result = summarize(a.cells)
     print(table(result))
-    print(write("robustness", result, a.out))
+    print(write("robustness", result, a.out, device="cpu", threads=1))
 
 
 if __name__ == "__main__":

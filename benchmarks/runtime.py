@@ -199,7 +199,7 @@ def main() -> None:
             told = {key: value and round(value, 1) for key, value in reaction(records, fault).items()}
             print(f"{what:20s} asynchronous={asynchronous!s:5s} {told}", flush=True)
     content = {"robot": "detour, one physics step per command", "limits": asdict(LIMITS), "runtime": asdict(config)}
-    print(write("runtime", {**content, "cells": cells, "faults": faults}, options.out))
+    print(write("runtime", {**content, "cells": cells, "faults": faults}, options.out, device="cpu", threads=1))
 
 
 if __name__ == "__main__":

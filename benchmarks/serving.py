@@ -116,7 +116,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = checkpoint(Path(folder))
         for name, rows in (("fleet", arguments.batch), ("single", 1)):
-            words = [f"checkpoint={path}", "port=0", f"inference_batch={rows}", "max_connections=1000"]
+            words = [f"checkpoint={path}", "device=cpu", "threads=1", "port=0", f"inference_batch={rows}"]
+            words.append("max_connections=1000")
             command = [sys.executable, "-m", "deploy.serve", *words]
             environment = {variable: value for variable, value in os.environ.items() if variable != "FLOWHAND_API_KEY"}
             server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -130,7 +131,8 @@ def main() -> None:
             server.terminate()
             results[name]["exit_status"] = server.wait(30)
     settings = {"robots": arguments.robots, "hz": arguments.hz, "seconds": arguments.seconds, "batch": arguments.batch}
-    print(write("serving", {**settings, "cores": usable_cores(), "results": results}, arguments.out))
+    content = {**settings, "cores": usable_cores(), "results": results}
+    print(write("serving", content, arguments.out, device="cpu", threads=1))
 
 
 if __name__ == "__main__":

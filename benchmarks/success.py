@@ -139,7 +139,7 @@ def main() -> None:
         sweep(arguments.cells, arguments.tasks, arguments.episodes, arguments.steps)
     result = summarize(arguments.cells)
     print(json.dumps(result["all_tasks"], indent=1))
-    written = write("success", result, arguments.out)
+    written = write("success", result, arguments.out, device="cpu", threads=1)
     Path("docs/results.md").write_text(page(result, written))
     print(written)
 

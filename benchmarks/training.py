@@ -1,10 +1,14 @@
 """How fast the training step is, as a share of what the machine's own matrix multiplication reaches at the same shapes.
 
-    python -m benchmarks.training [--threads N] [--rounds R]
+    python -m benchmarks.training [--threads N ...] [--rounds R] [--batch ROWS]
+    python -m benchmarks.training --device cuda --compile --batch 4096
 
 Each round times a stretch of training steps and, right after it, the very matrix products that one step runs (their
 shapes are recorded from a real step, forward and backward), so that a busy machine slows both. The fraction is the
 time of the products over the time of the step, the median over the rounds.
+
+On a GPU small products take as long as their launches, which the step may share with other work, so the fraction
+flatters it; beside it stands the fraction of the rate of one large square product of the same precision.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import policies
 import train
+from benchmarks.latency_floor import Machine, wait
 from benchmarks.result import write
+from conf import schema
 from conf.cli import compose
 from demos.episode import Episode
 from policies.device import select_device
@@ -34,6 +42,7 @@ FEATURES: dict[str, Any] = {
     "action": {"shape": [4], "dtype": "float32", "unit": "", "low": None, "high": None},
     "control_dt_s": 0.0125,
 }
+WARM = 3  # steps before the timing, in which a compiled one is compiled
 
 
 def episodes(count: int = 50, length: int = 80) -> list[Episode]:
@@ -64,9 +73,10 @@ class RecordProducts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def products(shapes: list[tuple[int, int, int]], dtype: torch.dtype) -> Callable[[], None]:
+def products(shapes: list[tuple[int, int, int]], dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
     """A function that runs these matrix products once."""
-    operands = [(torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype)) for m, k, n in shapes]
+    where: dict[str, Any] = {"dtype": dtype, "device": device}
+    operands = [(torch.randn(m, k, **where), torch.randn(k, n, **where)) for m, k, n in shapes]
 
     def run() -> None:
         for a, b in operands:
@@ -75,30 +85,39 @@ def products(shapes: list[tuple[int, int, int]], dtype: torch.dtype) -> Callable
     return run
 
 
-def seconds_per_call(work: Callable[[], object], at_least: float) -> float:
-    """Mean time of a call over a stretch of at least so many seconds."""
+def seconds_per_call(work: Callable[[], object], at_least: float, device: torch.device) -> float:
+    """Mean time of a call over a stretch of at least so many seconds, until the device has done all of them."""
     work()
+    wait(device)
     calls, start = 0, time.perf_counter()
-    while (spent := time.perf_counter() - start) < at_least or calls == 0:
+    while time.perf_counter() - start < at_least or calls == 0:
         work()
         calls += 1
-    return spent / calls
+    wait(device)
+    return (time.perf_counter() - start) / calls
 
 
-def measure(overrides: list[str], threads: int, rounds: int) -> dict[str, Any]:
-    """Samples per second and fraction of the matrix-multiplication rate of one configuration."""
-    config = compose([*overrides, f"train.threads={threads}", "train.device=cpu"])
-    device = select_device("cpu", threads)
-    spec = policies.Spec.from_dict(FEATURES)
-    trainer = train.Trainer(config, spec, episodes(), device)
+def shapes_of_a_step(config: schema.TrainRoot, spec: policies.Spec, device: torch.device) -> list[tuple[int, int, int]]:
+    """The matrix products of a step that is not compiled; of one that is, nothing could be recorded."""
+    trainer = train.Trainer(replace(config, train=replace(config.train, compile=False)), spec, episodes(), device)
     with RecordProducts() as recorded:
         trainer.advance()
-    multiply = products(recorded.shapes, torch.bfloat16 if config.train.precision == "bf16" else torch.float32)
-    flops = sum(2 * m * k * n for m, k, n in recorded.shapes)
+    return recorded.shapes
+
+
+def measure(overrides: list[str], machine: Machine, threads: int, rounds: int) -> dict[str, Any]:
+    """Samples per second and fraction of the matrix-multiplication rate of one configuration."""
+    config, spec, device = compose(overrides), policies.Spec.from_dict(FEATURES), machine.device
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    shapes = shapes_of_a_step(config, spec, device)
+    trainer, multiply = train.Trainer(config, spec, episodes(), device), products(shapes, dtype, device)
+    for _ in range(WARM):
+        trainer.advance()
+    flops = sum(2 * m * k * n for m, k, n in shapes)
     step_s, product_s = [], []
     for _ in range(rounds):
-        step_s.append(seconds_per_call(trainer.advance, 1.0))
-        product_s.append(seconds_per_call(multiply, 0.5))
+        step_s.append(seconds_per_call(trainer.advance, 1.0, device))
+        product_s.append(seconds_per_call(multiply, 0.5, device))
     return {
         "overrides": overrides,
         "threads": threads,
@@ -114,27 +133,38 @@ def measure(overrides: list[str], threads: int, rounds: int) -> dict[str, Any]:
             min(p / s for p, s in zip(product_s, step_s, strict=True)),
             max(p / s for p, s in zip(product_s, step_s, strict=True)),
         ],
+        "fraction_of_large_matmul_rate": flops / statistics.median(step_s) / machine.rate(dtype),
     }
 
 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--device", default="cpu", help="cpu | cuda | cuda:N")
+    parser.add_argument("--compile", action="store_true", help="train.compile=true")
+    parser.add_argument("--batch", type=int, help="windows of a step (default: the recipe's)")
+    parser.add_argument("--threads", type=int, nargs="+", help="of the CPU (default: 1 and 2; with a GPU 1)")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    cells = []
-    for threads in arguments.threads:
-        fp32 = "train.precision=fp32"
-        for overrides in ([fp32], ["train.precision=bf16"], [fp32, "head=regression"], [fp32, "net=transformer"]):
-            cell = measure(overrides, threads, arguments.rounds)
-            cells.append(cell)
+    counts = arguments.threads or ([1, 2] if arguments.device == "cpu" else [1])
+    shared = ["train.compile=true"] if arguments.compile else []
+    shared += [f"train.batch_size={arguments.batch}"] if arguments.batch else []
+    fp32, bf16, found = "train.precision=fp32", "train.precision=bf16", []
+    usual = fp32 if arguments.device == "cpu" else bf16
+    for threads in counts:
+        machine = Machine(select_device(arguments.device, threads))
+        for own in ([fp32], [bf16], [usual, "head=regression"], [usual, "net=transformer"]):
+            cell = measure([*own, *shared], machine, threads, arguments.rounds)
+            found.append(cell)
             print(
-                f"{' '.join(overrides):35s} {threads} threads {cell['samples_per_s']:8,.0f} samples/s, "
-                f"{cell['fraction_of_matmul_rate']:.0%} of the matmul rate ({cell['matmul_gflop_rate']:.0f} GFLOP/s)",
+                f"{' '.join(cell['overrides']):35s} {threads} threads {cell['samples_per_s']:9,.0f} samples/s, "
+                f"{cell['fraction_of_matmul_rate']:.0%} of the matmul rate ({cell['matmul_gflop_rate']:.0f} GFLOP/s), "
+                f"{cell['fraction_of_large_matmul_rate']:.0%} of that of a large square product",
                 flush=True,
             )
-    print(write("training", {"cells": cells}))
+    told = " and ".join(map(str, counts))
+    print(write("training", {"cells": found}, arguments.out, device=arguments.device, threads=told))
 
 
 if __name__ == "__main__":

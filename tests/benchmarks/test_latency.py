@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -90,26 +91,75 @@ def test_the_names_of_the_heads_tell_their_evaluations(head):
     assert policy.config.head.kind == kinds.get(name, "diffusion")
 
 
-def test_the_path_of_the_gpu(monkeypatch):
-    """On a CPU and uncompiled: shapes, names, and what is divided by what."""
-    monkeypatch.setattr(Policy, "compile", lambda self, precision: None)
-    monkeypatch.setattr(latency_cuda, "MANY", 8)
-    monkeypatch.setattr(latency_cuda, "NETS", {"small": ["net=transformer", "net.heads=2", *SMALL]})
-    machine = Machine(CPU, seconds=0)
-    content = latency_cuda.table(machine, calls=5, seconds=0.1)
-    single, many = content["cells"]
-    assert [(c["batch"], c["evaluations"]) for c in content["cells"]] == [(1, 10), (8, 10)]
+@pytest.fixture
+def gpu(monkeypatch):
+    """What the GPU's code path meets, on a CPU: compiling puts a program in place that is off by half a spread."""
+
+    def compile(self, precision):
+        half = 0.5 * self.action_normalizer.scale
+        self._compiled = lambda observation, noise: self.generate(self.net, observation, noise) + half
+
+    monkeypatch.setattr(Policy, "compile", compile)
+    return Machine(CPU, seconds=0)
+
+
+def test_the_path_of_the_gpu(gpu):
+    """Shapes, names, what is divided by what, and what is compared with what."""
+    policy = random_policy(["net=transformer", "net.heads=2", *SMALL, "head.steps=10"])
+    single, many = latency_cuda.cells(policy, [1, 8], gpu, calls=5, seconds=0.1)
+    assert [(c["batch"], c["evaluations"]) for c in (single, many)] == [(1, 10), (8, 10)]
     names = ["eager-fp32", *(f"captured-{p}{end}" for p in ("fp32", "bf16") for end in ("", "-numpy"))]
     assert list(single["programs"]) == list(many["programs"]) == names
     assert "share_of_matmul_rate" not in single["programs"]["captured-bf16"]
-    for name, dtype in (("captured-bf16", "bfloat16"), ("captured-fp32", "float32")):
+    for name, dtype in (("captured-bf16", torch.bfloat16), ("captured-fp32", torch.float32)):
         speed = many["programs"][name]
-        rate = many["gflop"] / (speed["p50_ms"] / 1e3)
-        assert speed["share_of_matmul_rate"] == pytest.approx(rate / content["matmul_gflop_rate"][dtype])
+        assert speed["share_of_matmul_rate"] == many["gflop"] * 1e9 / (speed["p50_ms"] / 1e3) / gpu.rate(dtype)
+        assert speed["max_error"] == pytest.approx(0.5, abs=1e-4)
+    assert many["programs"]["eager-fp32"]["max_error"] == 0
+    assert "captured-bf16-numpy" in latency_cuda.told(many)
+
+
+def test_memory_that_nobody_holds_is_overwritten_before_programs_are_compared(gpu, monkeypatch):
+    """A graph that reads freed memory must be found out: what only a cycle holds is gone, and NaN lies about."""
+    policy, order = random_policy(["net=mlp", *SMALL]), []
+    made = torch.full_like
+    monkeypatch.setattr(latency_cuda.gc, "collect", lambda: order.append("collect"))
+    monkeypatch.setattr(torch, "full_like", lambda *a, **k: order.append("overwrite") or made(*a, **k))
+    monkeypatch.setattr(Policy, "plan", lambda self, observation, noise: order.append("decide") or np.zeros((1, 16, 4)))
+    arrays = {}, np.zeros((1, 16, 4), np.float32)
+    assert latency_cuda.max_errors({latency_cuda.EAGER: policy, "captured-bf16": policy}, arrays)
+    weights = len(list(policy.parameters()))
+    assert order == ["collect", *["overwrite"] * 2 * weights, *["decide"] * 3]
+
+
+@pytest.mark.parametrize("given", [[], ["--heads", "edm-19", "--nets", "unet1d", "--batches", "2", "3"]])
+def test_on_a_gpu_the_options_say_what_is_measured(given, gpu, monkeypatch, tmp_path):
+    gpu.device, gpu.rates = torch.device("cuda"), {"bfloat16": 7e12}
+    measured, written = [], {}
+
+    def cells(policy, batches, machine, calls, seconds):
+        measured.append((policy.config.net.kind, policy.head.evaluations, batches, calls, seconds))
+        yield {"batch": 1, "programs": {}}
+
+    monkeypatch.setattr(latency, "Machine", lambda device: gpu)
+    monkeypatch.setattr(latency, "write", lambda *a, **k: written.update(content=a[1], **k))
+    monkeypatch.setattr(latency_cuda, "cells", cells)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # to be put back
+    monkeypatch.setattr(sys, "argv", ["latency", *given, "--calls", "9", "--seconds", "3"])
+    latency.main()
+    if given:
+        assert measured == [("unet1d", 19, [2, 3], 9, 3.0)]
+        assert [(c["net"], c["head"]) for c in written["content"]["cells"]] == [("unet1d", "edm-19")]
+    else:
+        nets = ("mlp", "unet1d", "transformer")
+        assert measured == [(net, steps, [1, 4096], 9, 3.0) for net in nets for steps in (1, 4, 10)]
+    assert written["content"]["matmul_gflop_rate"] == {"bfloat16": 7000.0}
+    assert (written["device"], written["threads"]) == (torch.device("cuda"), 1)
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_the_large_transformer_has_20_million_parameters():
-    policy = random_policy(latency_cuda.NETS["transformer-20m"])
+    policy = random_policy(latency.NETS["transformer-20m"])
     assert 19.5e6 < sum(p.numel() for p in policy.parameters()) < 20.5e6
 
 

@@ -183,10 +183,11 @@ def test_our_arms_are_valid_and_have_the_shapes_of_the_peer(arm):
 def test_the_summary_adds_intervals_and_bars(tmp_path):
     rows = [{"name": "flow-mlp-10-compiled", "times_as_fast": 21.0}, {"name": "flow-mlp-10", "times_as_fast": 9.0}]
     speeds = {"kind": "decisions", "device": "cpu", "rows": rows}
-    success = {"kind": "success", "results": {"8": {"n": 4, "outcomes": "1101"}}}
-    for name, cell in (("a", speeds), ("b", success)):
+    success = {"kind": "success", "device": "cpu", "results": {"8": {"n": 4, "outcomes": "1101"}}}
+    for name, cell in (("a", speeds), ("b", success), ("c", {**speeds, "device": "cuda"})):
         (tmp_path / f"{name}.json").write_text(json.dumps(cell))
-    told = peers.summarize(tmp_path)
+    told = peers.summarize(tmp_path, "cpu")
+    assert [cell["device"] for cell in told["cells"]] == ["cpu", "cpu"]  # of one device, as the file's name says
     result = told["cells"][1]["results"]["8"]
     assert result["successes"] == 3
     assert result["wilson"] == pytest.approx((0.3006, 0.9544), abs=1e-3)  # Wilson 1927, by hand

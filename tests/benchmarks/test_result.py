@@ -1,0 +1,54 @@
+"""A result file is labelled by what computed, whatever the process that writes it has."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import eval as evaluation
+from benchmarks import result
+
+BENCHMARKS = Path(result.__file__).parent
+
+
+def test_the_device_and_the_threads_are_those_that_are_stated(tmp_path, monkeypatch):
+    monkeypatch.setattr(result, "FOLDER", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # a machine with a GPU, which was not asked
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    path = result.write("toy", {"cells": [3]}, device="cpu", threads="1 and 2")
+    told = json.loads(path.read_text())
+    assert path.name == f"toy_cpu_{told['date']}.json"
+    assert told["hardware"].endswith("cores, 1 and 2 torch threads")
+    assert (told["benchmark"], told["device"], told["threads"], told["cells"]) == ("toy", "cpu", "1 and 2", [3])
+
+
+def test_a_result_of_a_gpu_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(result, "FOLDER", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"the GPU {device.index}")
+    path = result.write("toy", {}, device=torch.device("cuda:1"), threads=1)
+    told = json.loads(path.read_text())
+    assert path.name == f"toy_cuda_{told['date']}.json"
+    assert (told["hardware"], told["device"]) == ("the GPU 1", "cuda")
+
+
+def test_hardware_has_the_threads_of_this_process_unless_others_are_told():
+    now = f"{torch.get_num_threads()} torch threads"
+    assert evaluation.hardware(torch.device("cpu")).endswith(now)
+    assert evaluation.hardware(torch.device("cpu"), 7).endswith(" 7 torch threads")
+
+
+def calls(source: str) -> list[ast.Call]:
+    """Calls of the bare name `write`."""
+    nodes = ast.walk(ast.parse(source))
+    return [n for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "write"]
+
+
+# fuzz computes on one thread of the CPU, which it sets itself: what `write` takes where nothing is stated.
+@pytest.mark.parametrize("path", [p for p in sorted(BENCHMARKS.glob("*.py")) if p.stem != "fuzz"], ids=lambda p: p.stem)
+def test_every_benchmark_states_what_computed(path):
+    for call in calls(path.read_text()):
+        assert {"device", "threads"} <= {keyword.arg for keyword in call.keywords}, f"line {call.lineno}"
