@@ -101,6 +101,7 @@ def export(
         spec=policy.spec,
         chunk=policy.chunk,
         noise_shape=policy.noise_shape,
+        action_center=policy.action_normalizer.shift.double().tolist(),
         action_spread=policy.action_normalizer.scale.double().tolist(),
         observation_spread={name: n.scale.double().tolist() for name, n in policy.normalizers()[:-1]},
         parity=Parity(config.rows, config.allowed, 0.0, [0.0] * policy.spec.action.size, 0.0),
