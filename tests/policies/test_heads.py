@@ -89,7 +89,7 @@ def test_each_row_flows_to_its_own_mean_where_rows_steps_and_actions_are_as_many
 
 DENSITIES = {
     "uniform": stats.uniform.pdf,
-    "beta": lambda t: stats.beta.pdf(t, 1, 1.5, loc=0.001, scale=0.999),
+    "beta": lambda t: stats.beta.pdf((0.999 - t) / 0.999, 1.5, 1) / 0.999,  # Black 2024 (pi0)
     "logit_normal": lambda t: stats.norm.pdf(math.log(t / (1 - t))) / (t * (1 - t)),
 }
 

@@ -224,7 +224,7 @@ class Wavy(Net):
     [
         ({}, 0.998962),
         ({"improved": False, "flow_share": 0.75, "weight_power": 0.0}, 0.679197),
-        ({"time": "beta", "weight_power": 1.0, "to_data": 0.2}, 0.884934),
+        ({"time": "beta", "weight_power": 1.0, "to_data": 0.2}, 0.888078),
         ({"prediction": "velocity", "to_data": 0.0}, 6.90060),
     ],
 )
