@@ -189,5 +189,5 @@ def require_compiler() -> None:
         install = "xcode-select --install" if mac else "apt-get install g++"
         raise ValueError(
             f"compiling a policy needs the C++ compiler {name!r}, which is not there; install it ({install}), name "
-            "another in the environment variable CXX, or run the policy without compile()"
+            "another in the environment variable CXX, or do without compiling"
         )

@@ -1,4 +1,4 @@
-"""What `Policy.compile` computes; run by test_compiled.py, in a process in which annotations are not checked.
+"""What `Policy.compile` and train.compile compute; run by test_compiled.py, in a process that checks no annotations.
 
 The checks wrap every function, and torch's tracer cannot follow all of them. By hand:
 
@@ -14,10 +14,15 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.backends.registry import lookup_backend
 
+import train
+from conf.cli import compose
+from demos.episode import Episode
 from policies import ChunkConfig, Feature, Policy, PolicyConfig, Spec
 from policies.compiled import MATRIX_ROWS, CompiledSampler, RowLinear
 from policies.encoders.state import StateEncoderConfig
@@ -245,6 +250,51 @@ def test_compile_for_real(tmp_path, monkeypatch, precision, bound):
     assert torch.equal(sample(copied, given), expected)
     again = Prefix(plain.detach(), torch.tensor([1]), torch.tensor([2]), "identity")
     assert policy.sample(*given, again).requires_grad  # a chunk that continues another is not compiled
+
+
+def make_trainer(*overrides: str) -> train.Trainer:
+    """A trainer of a small policy with random weights, on random demonstrations."""
+    random = np.random.default_rng(0)
+    state, action = random.normal(size=(20, 3)), random.normal(size=(20, 2))
+    nothing, never = np.zeros(20, np.float32), np.zeros(20, bool)
+    episode = Episode({"state": state.astype(np.float32)}, action.astype(np.float32), nothing, never, "", 0, 0.05)
+    spec = Spec({"state": FEATURES["state"]}, Feature((2,), "float32", "m/s"), control_dt_s=0.05)
+    small = ("net.width=16", "encoder.width=16", "net.blocks=1", *overrides)
+    trainer = train.Trainer(compose([*small]), spec, [episode], torch.device("cpu"))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in trainer.policy.parameters():
+            p.copy_(torch.randn(p.shape) / p.shape[-1] ** 0.5)
+    return trainer
+
+
+QUICK = ("diffusion", "flow", "mean_flow")  # the last with a derivative inside its loss
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own; it only hides it
+@pytest.mark.parametrize("head", [h if h in QUICK else pytest.param(h, marks=pytest.mark.slow) for h in HEADS])
+def test_training_compiles_the_loss_and_its_gradient(monkeypatch, head):
+    graphs, compiler = [], torch.compile
+
+    def backend(graph: torch.fx.GraphModule, examples: list[Any]) -> Any:
+        graphs.append(graph)
+        return lookup_backend("aot_eager")(graph, examples)
+
+    torch._dynamo.reset()  # the loss of another head is the same code
+    monkeypatch.setattr(torch, "compile", lambda function: compiler(function, backend=backend))
+    monkeypatch.setattr(train, "require_compiler", lambda: None)  # this backend needs none
+    results = []
+    for compiled in (False, True):
+        trainer = make_trainer(f"head={head}", f"train.compile={compiled}")
+        assert not graphs
+        batch = trainer.windows.draw(8, torch.Generator().manual_seed(0))
+        loss = trainer.loss(batch, torch.Generator().manual_seed(1))
+        loss.backward()
+        results.append({name: p.grad for name, p in trainer.policy.named_parameters()} | {"loss": loss.detach()})
+    assert graphs
+    torch.testing.assert_close(results[1], results[0])
+    assert results[0]["loss"] > 0.01
+    assert all(value is not None for value in results[0].values())
 
 
 def captured_cases() -> Iterator[Any]:
