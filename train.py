@@ -25,6 +25,7 @@ from conf import cli, schema
 from demos.collect import collect
 from demos.episode import Episode
 from demos.store import Store
+from policies.compiled import require_compiler
 from policies.device import has_bf16_units, select_device
 
 schema.register()
@@ -47,6 +48,8 @@ class Trainer:
             self.policy.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
         )
         self.generator = torch.Generator(device).manual_seed(config.seed)
+        if self.config.compile and device.type == "cpu":
+            require_compiler()
         loss = torch.compile(self.policy.loss) if self.config.compile else self.policy.loss
         self.loss: Callable[[policies.Batch, torch.Generator], torch.Tensor] = loss
         bf16 = has_bf16_units(device) if self.config.precision == "auto" else self.config.precision == "bf16"

@@ -45,7 +45,7 @@ class TrainingConfig:
     eval_every: int = 0  # steps between evaluations during training; 0: only at the end
     device: str = "auto"  # auto (cuda if there is one) | cpu | cuda | cuda:N
     precision: str = "auto"  # fp32 | bf16 (autocast) | auto: bf16 where the device has matrix units for it
-    compile: bool = False  # compile the training step with torch.compile (needs a C++ compiler)
+    compile: bool = False  # compile the loss and its gradient, not the optimizer's step (on a CPU needs a C++ compiler)
     threads: int = 0  # CPU threads of torch; 0: as many as this process may use
 
     def __post_init__(self) -> None:

@@ -157,6 +157,7 @@ class Captured:
     """
 
     def __init__(self, decide: Decide, inputs: Inputs, noise: Tensor):
+        self.decide = decide  # never called again, but the graph reads the weights it holds by their bare addresses
         self.inputs = {name: value.clone() for name, value in inputs.items()}
         self.noise = noise.clone()
         device, current = noise.device, torch.cuda.current_stream(noise.device)
@@ -168,7 +169,7 @@ class Captured:
                     decide(self.inputs, self.noise)
             current.wait_stream(side)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, stream=side):  # without one torch takes a stream of the first device
                 self.output = decide(self.inputs, self.noise)
 
     def __call__(self, inputs: Inputs, noise: Tensor) -> Tensor:
@@ -188,5 +189,5 @@ def require_compiler() -> None:
         install = "xcode-select --install" if mac else "apt-get install g++"
         raise ValueError(
             f"compiling a policy needs the C++ compiler {name!r}, which is not there; install it ({install}), name "
-            "another in the environment variable CXX, or run the policy without compile()"
+            "another in the environment variable CXX, or do without compiling"
         )

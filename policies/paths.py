@@ -110,14 +110,14 @@ def _require_known(prediction: str) -> None:
 def sample_time(kind: str, shape: tuple[int, ...], reference: Tensor, generator: torch.Generator | None) -> Tensor:
     """Training times in [0, 1) of the given shape, on the device of `reference`.
 
-    uniform: U(0, 1). beta: 1 - 0.999 Beta(1.5, 1), more mass near the noise (Black 2024, pi0). logit_normal:
-    sigmoid of N(0, 1), more mass in the middle (Esser 2024).
+    uniform: U(0, 1). beta: 0.999 (1 - Beta(1.5, 1)), more mass near the noise and none above 0.999 (Black 2024, pi0).
+    logit_normal: sigmoid of N(0, 1), more mass in the middle (Esser 2024).
     """
     options = {"device": reference.device, "dtype": torch.float32, "generator": generator}
     if kind == "uniform":
         return torch.rand(shape, **options)
-    if kind == "beta":
-        return 1 - 0.999 * torch.rand(shape, **options) ** (1 / 1.5)  # the inverse distribution function of Beta(a, 1)
+    if kind == "beta":  # u ** (1 / a) is the inverse distribution function of Beta(a, 1)
+        return 0.999 * (1 - torch.rand(shape, **options) ** (1 / 1.5))
     if kind == "logit_normal":
         return torch.sigmoid(torch.randn(shape, **options))
     raise ValueError(f"time distribution {kind!r} is unknown; choices: {', '.join(TIMES)}")

@@ -128,6 +128,13 @@ def test_loss_falls_on_a_learnable_mapping():
     assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
 
 
+def test_compiling_without_a_compiler(monkeypatch):
+    """What is computed is held against the plain loss in tests/policies/compiled_cases.py."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"needs the C\+\+ compiler 'no-such-compiler'.* or do without compiling"):
+        make_trainer("train.compile=true")
+
+
 def test_differences_name_the_fields():
     a = {"train": {"steps": 1, "seed": 0}, "x": 1}
     assert train.differences(a, {"train": {"steps": 2, "seed": 0}, "x": 1}) == [("train.steps", 1, 2)]

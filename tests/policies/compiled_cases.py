@@ -1,4 +1,4 @@
-"""What `Policy.compile` computes; run by test_compiled.py, in a process in which annotations are not checked.
+"""What `Policy.compile` and train.compile compute; run by test_compiled.py, in a process that checks no annotations.
 
 The checks wrap every function, and torch's tracer cannot follow all of them. By hand:
 
@@ -8,15 +8,21 @@ The checks wrap every function, and torch's tracer cannot follow all of them. By
 from __future__ import annotations
 
 import copy
+import gc
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.backends.registry import lookup_backend
 
+import train
+from conf.cli import compose
+from demos.episode import Episode
 from policies import ChunkConfig, Feature, Policy, PolicyConfig, Spec
 from policies.compiled import MATRIX_ROWS, CompiledSampler, RowLinear
 from policies.encoders.state import StateEncoderConfig
@@ -38,6 +44,7 @@ HEADS_TO_TRY = {name: {} for name in HEADS} | {
 }
 FEATURES = {"state": Feature((3,), "float32", "m"), "goal": Feature((2,), "float32", "m")}
 SPREAD = {"state": torch.tensor([1.0, 10.0, 100.0]), "goal": torch.ones(2)}
+MIXED = (0, 3)  # choices of the two dimensions of an action: a velocity and one of three
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +53,7 @@ def _seed():
     torch.set_num_threads(1)
 
 
-def make(net: str = "mlp", head: str = "flow", **options: Any) -> Policy:
+def make(net: str = "mlp", head: str = "flow", choices: tuple[int, ...] | None = None, **options: Any) -> Policy:
     """A small policy with random weights, whose actions stay near their spread as those of a trained one do."""
     nets, heads = dict(NETS_TO_TRY[net]), HEADS_TO_TRY[head] | options
     config = PolicyConfig(
@@ -55,12 +62,16 @@ def make(net: str = "mlp", head: str = "flow", **options: Any) -> Policy:
         net=NETS[nets.pop("kind", net)][0](**nets),
         head=HEADS[heads.pop("kind", head)][0](**heads),
     )
-    policy = Policy(config, Spec(FEATURES, Feature((2,), "float32", "m/s"), control_dt_s=0.05))
+    policy = Policy(config, Spec(FEATURES, Feature((2,), "float32", "m/s", choices=choices), control_dt_s=0.05))
     with torch.no_grad():
         for p in policy.parameters():
             p.copy_(0.5 * torch.randn(p.shape) / p.shape[-1] ** 0.5)
     data = {name: torch.randn(200, f.size) * SPREAD[name] for name, f in FEATURES.items()}
-    policy.fit_normalizers(data, torch.randn(200, 2) * torch.tensor([0.1, 3.0]) + 1)
+    action = torch.randn(200, 2) * torch.tensor([0.1, 3.0]) + 1
+    for dimension, count in enumerate(choices or ()):
+        if count:
+            action[:, dimension] = torch.randint(count, (200,))
+    policy.fit_normalizers(data, action)
     return policy.eval()
 
 
@@ -241,17 +252,76 @@ def test_compile_for_real(tmp_path, monkeypatch, precision, bound):
     assert policy.sample(*given, again).requires_grad  # a chunk that continues another is not compiled
 
 
+def make_trainer(*overrides: str) -> train.Trainer:
+    """A trainer of a small policy with random weights, on random demonstrations."""
+    random = np.random.default_rng(0)
+    state, action = random.normal(size=(20, 3)), random.normal(size=(20, 2))
+    nothing, never = np.zeros(20, np.float32), np.zeros(20, bool)
+    episode = Episode({"state": state.astype(np.float32)}, action.astype(np.float32), nothing, never, "", 0, 0.05)
+    spec = Spec({"state": FEATURES["state"]}, Feature((2,), "float32", "m/s"), control_dt_s=0.05)
+    small = ("net.width=16", "encoder.width=16", "net.blocks=1", *overrides)
+    trainer = train.Trainer(compose([*small]), spec, [episode], torch.device("cpu"))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in trainer.policy.parameters():
+            p.copy_(torch.randn(p.shape) / p.shape[-1] ** 0.5)
+    return trainer
+
+
+QUICK = ("diffusion", "flow", "mean_flow")  # the last with a derivative inside its loss
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own; it only hides it
+@pytest.mark.parametrize("head", [h if h in QUICK else pytest.param(h, marks=pytest.mark.slow) for h in HEADS])
+def test_training_compiles_the_loss_and_its_gradient(monkeypatch, head):
+    graphs, compiler = [], torch.compile
+
+    def backend(graph: torch.fx.GraphModule, examples: list[Any]) -> Any:
+        graphs.append(graph)
+        return lookup_backend("aot_eager")(graph, examples)
+
+    torch._dynamo.reset()  # the loss of another head is the same code
+    monkeypatch.setattr(torch, "compile", lambda function: compiler(function, backend=backend))
+    monkeypatch.setattr(train, "require_compiler", lambda: None)  # this backend needs none
+    results = []
+    for compiled in (False, True):
+        trainer = make_trainer(f"head={head}", f"train.compile={compiled}")
+        assert not graphs
+        batch = trainer.windows.draw(8, torch.Generator().manual_seed(0))
+        loss = trainer.loss(batch, torch.Generator().manual_seed(1))
+        loss.backward()
+        results.append({name: p.grad for name, p in trainer.policy.named_parameters()} | {"loss": loss.detach()})
+    assert graphs
+    torch.testing.assert_close(results[1], results[0])
+    assert results[0]["loss"] > 0.01
+    assert all(value is not None for value in results[0].values())
+
+
+def captured_cases() -> Iterator[Any]:
+    """Every net with flow, heads with loops of their own, and a mixed action space; in both precisions."""
+    heads = [(net, "flow", None) for net in NETS_TO_TRY] + [("mlp", h, None) for h in ("ddpm", "edm", "mean_flow")]
+    for net, head, choices in [*heads, ("mlp", "flow", MIXED)]:
+        marks = [] if (net, head, choices) == ("mlp", "flow", None) else pytest.mark.slow
+        yield pytest.param(net, head, choices, "fp32", 1e-4, marks=marks)
+        if not choices:  # a rounded score may choose otherwise
+            bound = 0.3 if head == "edm" else 3e-2  # its noise of 20 enlarges what is rounded
+            yield pytest.param(net, head, choices, "bf16", bound, marks=marks)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, as it loads its compiler
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")  # which would round fp32
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("rows", [1, 16])
-@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-4), ("bf16", 3e-2)])
-@pytest.mark.parametrize("net", NETS_TO_TRY)
-def test_a_captured_graph(net, precision, bound, rows):
-    policy = make(net).cuda()
+@pytest.mark.parametrize(("net", "head", "choices", "precision", "bound"), [*captured_cases()])
+def test_a_captured_graph(net, head, choices, precision, bound, rows):
+    policy = make(net, head, choices).cuda()
     compiled = CompiledSampler(policy, precision)
-    kept = []
+    kept, litter = [], []
     for _ in range(3):
         observation, noise = inputs(policy, rows)
         given = {name: value.cuda() for name, value in observation.items()}, noise.cuda()
         kept.append((compiled(*given), sample(policy, given)))
+        gc.collect()  # what the graph reads and nobody holds would be freed here, and written to by what follows
+        litter += [torch.full((128 << k,), torch.nan, device="cuda") for k in range(12) for _ in range(50)]
     for actions, expected in kept:  # none was overwritten by a later decision
         assert error(policy, actions, expected) < bound

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
-from policies.compiled import CompiledSampler
+from policies import compiled as module
+from policies.compiled import Captured, CompiledSampler, twin
 
 ROOT = Path(__file__).parents[2]
 CASES = "tests/policies/compiled_cases.py"
@@ -82,3 +86,28 @@ def test_bf16_refuses_changed_weights(given, change):
         (policy.net.outlet.weight if change == "a weight" else policy.action_normalizer.shift).add_(1)
     with pytest.raises(ValueError, match=r"the weights have changed since compile\(precision='bf16'\); compile again"):
         compiled(observation, noise)
+
+
+@torch.no_grad()
+def test_a_captured_graph_keeps_the_weights_that_it_reads(given, monkeypatch):
+    """A replay asks for no tensor: it reads the addresses that the capture saw, those of rounded weights among them.
+
+    With stand-ins for CUDA, on the capture's own stream and not on one of torch's, which belongs to the first device.
+    """
+    policy, observation, noise = given
+    stand_ins = {name: MagicMock() for name in ("current_stream", "Stream", "stream", "device", "CUDAGraph", "graph")}
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch, "compile", lambda function, *, isolate_recompiles, **_: function)
+    twins = []
+    monkeypatch.setattr(module, "twin", lambda *of: twins.append(twin(*of)) or twins[-1])
+    one = {name: value[:1] for name, value in observation.items()}
+    captured = Captured(CompiledSampler(policy, "bf16")._compiled(1), one, noise[:1])
+    assert stand_ins["graph"].call_args.kwargs["stream"] is stand_ins["Stream"].return_value
+    rounded = [weakref.ref(layer.kept) for layer in twins.pop().modules() if hasattr(layer, "kept")]
+    gc.collect()
+    assert rounded
+    assert all(weight() is not None for weight in rounded)
+    del captured
+    gc.collect()
+    assert all(weight() is None for weight in rounded)

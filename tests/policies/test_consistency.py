@@ -146,33 +146,6 @@ def test_training_times_are_log_normal_noise_levels():
     assert stats.chisquare(counts.numpy(), rows * np.diff(below)).pvalue > 1e-3
 
 
-class Wavy(Net):
-    """A fixed smooth function without random numbers."""
-
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        return torch.cat([t[..., None] / TIME_SCALE, cond.expand(*t.shape, -1)], dim=-1)
-
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        return torch.sin(x_BTA + modulation.sum(dim=-1)[:, None, None])
-
-
-@pytest.mark.parametrize(
-    ("options", "golden"),
-    [
-        ({}, 0.0653626),
-        ({"intervals": 10, "huber": 0.03}, 2.54080),
-        ({"spread": 0.5, "log_mean": -1.1, "log_std": 1.0}, 0.0193420),
-    ],
-)
-def test_golden_loss(options, golden):
-    """Same draws, same loss, from release to release: what resumed and repeated runs rely on."""
-    head = ConsistencyHead(ConsistencyConfig(**options), SIZE)
-    x1 = torch.linspace(-1, 1, 8 * SIZE).view(8, *SHAPE)
-    mask = torch.arange(3) < 1 + torch.arange(8)[:, None] % 3
-    loss = head.loss(Wavy(), x1, torch.zeros(8, SIZE), mask, seeded(0))
-    assert loss.item() == pytest.approx(golden, rel=1e-5)
-
-
 def test_one_evaluation():
     head, net = ConsistencyHead(ConsistencyConfig(), SIZE), ByHand(lambda x, t, cond: x)
     head.sample(net, torch.randn(4, *SHAPE), torch.zeros(4, SIZE))

@@ -182,7 +182,7 @@ class GaussianNet(Net):
         data = mean + (alpha * values * centred) @ vectors.T
         noise = (sigma * centred) @ vectors.T
         outputs = {"data": data, "noise": noise, "velocity": sigma * data - alpha * noise}
-        return (outputs[self.head.config.prediction] + self.bias).view_as(x_BTA).float()
+        return (outputs[self.head.config.prediction] + self.bias).view_as(x_BTA).to(x_BTA.dtype)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -199,6 +199,29 @@ def test_the_optimum_for_a_gaussian_gives_that_gaussian(sampler, prediction):
     torch.testing.assert_close(chunks[0], mean, atol=0.01, rtol=0)
     moved = chunks[1:] - chunks[0]
     torch.testing.assert_close(moved.T @ moved, covariance, atol=0.02 * covariance.max().item(), rtol=0)
+
+
+@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp_2m", 2)])
+def test_the_error_falls_with_the_order_of_the_sampler(sampler, order):
+    """On levels uniform in log(alpha / sigma), against the flow of a Gaussian, which keeps every axis's quantile."""
+    root = torch.randn(6, 6) * 0.4
+    values, vectors = torch.linalg.eigh((root @ root.T + 0.2 * torch.eye(6)).double())
+    mean, noise = torch.randn(6, dtype=torch.float64), torch.randn(50, 3, 2, dtype=torch.float64)
+    counts, errors = [16, 32, 64, 128], []
+    for steps in counts:
+        log_ratio = torch.linspace(-3, 3, steps + 1, dtype=torch.float64)
+        alpha, sigma = (2 * log_ratio).sigmoid().sqrt(), (-2 * log_ratio).sigmoid().sqrt()
+        levels = [*zip(alpha.tolist(), sigma.tolist(), strict=True)]
+        ours = head(sampler=sampler, train_steps=steps, steps=steps)
+        ours.updates = [SAMPLERS[sampler](levels, i) for i in range(steps)]
+        ours.table = torch.stack([alpha, sigma])[:, :-1].flip(1)  # index 0 is next to the data
+        net = GaussianNet(ours, (vectors * values) @ vectors.T)
+        net.alpha_bar = ours.table[0] ** 2
+        size = (alpha**2 * values[:, None] + sigma**2).sqrt()
+        moved = (noise.flatten(1) - alpha[0] * mean) @ vectors * (size[:, -1] / size[:, 0])
+        chunks = ours.sample(net, noise, mean.expand(50, -1)).flatten(1)
+        errors.append((chunks - alpha[-1] * mean - moved @ vectors.T).abs().max().item())
+    assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(order, abs=0.15)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

@@ -89,7 +89,7 @@ def test_each_row_flows_to_its_own_mean_where_rows_steps_and_actions_are_as_many
 
 DENSITIES = {
     "uniform": stats.uniform.pdf,
-    "beta": lambda t: stats.beta.pdf(t, 1, 1.5, loc=0.001, scale=0.999),
+    "beta": lambda t: stats.beta.pdf((0.999 - t) / 0.999, 1.5, 1) / 0.999,  # Black 2024 (pi0)
     "logit_normal": lambda t: stats.norm.pdf(math.log(t / (1 - t))) / (t * (1 - t)),
 }
 
@@ -135,43 +135,83 @@ def learn(head: Head, net: Net, batch, steps: int, rate: float) -> None:
         schedule.step()
 
 
+SHARES = {-1.0: 0.3, 1.0: 0.8}  # of chunks near +1 among those near +1 or -1, by the conditioning
 CLEAR = {"consistency": 0.6}  # with a finite number of intervals its chunks stay blurred
 BUDGET = {"mean_flow": 1000}  # training steps; its derivative brings news from the data to the noise slowly
-JUMPERS = {"mean_flow", "shortcut"}  # heads that also learn the whole way in one evaluation
+# Heads that learn the way in K jumps, for every K at once: by how much the share and the mean of all chunks may be off,
+# and how many numbers may lie between the ways. These are the largest of four trainings, with some room.
+JUMPERS = {
+    "mean_flow": {1: (0.2, 0.12, 0.5), 2: (0.06, 0.1, 0.1), 4: (0.05, 0.1, 0.02), 16: (0.05, 0.1, 0.01)},
+    "shortcut": {1: (0.1, 0.15, 0.6), 2: (0.12, 0.25, 0.1), 4: (0.1, 0.2, 0.05), 16: (0.06, 0.1, 0.01)},
+}
 
 
-@pytest.mark.parametrize(("kind", "options"), [*((kind, {}) for kind in HEADS), ("flow", {"prediction": "velocity"})])
-def test_two_ways_to_do_it(tiny, kind, options):
-    """A chunk is near +1 or near -1, with a probability that depends on the conditioning."""
-    share = {-1.0: 0.3, 1.0: 0.8}  # of +1
-    cond = torch.tensor(list(share)).repeat_interleave(100)[:, None]
-    ways = torch.cat([torch.where(torch.arange(100) < 100 * p, 1.0, -1.0) for p in share.values()])[:, None, None]
+def trained_on_two_ways(tiny, kind: str, head: Head) -> Net:
+    """Trains a head of some kind, and a net that is returned, on chunks near +1 and near -1."""
+    cond = torch.tensor(list(SHARES)).repeat_interleave(100)[:, None]
+    ways = torch.cat([torch.where(torch.arange(100) < 100 * p, 1.0, -1.0) for p in SHARES.values()])[:, None, None]
 
     def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return ways + 0.05 * torch.randn(200, 2, 1, generator=generator), cond
 
-    config = tiny(HEADS, kind, **options)
-    head = HEADS[kind][1](replace(config, steps=16) if hasattr(config, "steps") else config, 1)
     net = NETS["mlp"][1](tiny(NETS, "mlp", width=32), (2, 1), 1)
     learn(head, net, batch, steps=BUDGET.get(kind, 500), rate=1e-2)
-    for value, p in share.items():
-        with torch.no_grad():
-            chunks = head.sample(net, torch.randn(2000, 2, 1), torch.full((2000, 1), value))
-            if kind in JUMPERS:  # after so short a training a single jump favours the more frequent way
-                once = HEADS[kind][1](config, 1)
-                once.load_state_dict(head.state_dict())
-                jumped = once.sample(net, torch.randn(2000, 2, 1), torch.full((2000, 1), value))
-                assert once.evaluations == 1
-                assert (jumped[:, 0] > 0).float().mean().item() == pytest.approx(p, abs=0.17)
-                assert jumped.mean().item() == pytest.approx(2 * p - 1, abs=0.15)
+    return net
+
+
+def ways_taken(head: Head, net: Net, value: float) -> tuple[Tensor, float, float, float]:
+    """Chunks for a conditioning: all, the share near +1, that of chunks with one sign, that of numbers near a way."""
+    with torch.no_grad():
+        chunks = head.sample(net, torch.randn(2000, 2, 1), torch.full((2000, 1), value))
+    up = chunks > 0
+    facts = up[:, 0], up[:, 0] == up[:, 1], (chunks.abs() - 1).abs() < 0.3
+    share, whole, clear = (float(fact.float().mean()) for fact in facts)
+    return chunks, share, whole, clear
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [*((kind, {}) for kind in HEADS if kind not in JUMPERS), ("flow", {"prediction": "velocity"})],
+)
+def test_two_ways_to_do_it(tiny, kind, options):
+    """A chunk is near +1 or near -1, with a probability that depends on the conditioning."""
+    config = tiny(HEADS, kind, **options)
+    head = HEADS[kind][1](replace(config, steps=16) if hasattr(config, "steps") else config, 1)
+    net = trained_on_two_ways(tiny, kind, head)
+    for value, p in SHARES.items():
+        chunks, share, whole, clear = ways_taken(head, net, value)
         if kind in DETERMINISTIC:
             assert (chunks - chunks[0]).abs().max() < 1e-5  # one way for every noise
             if kind == "regression":
                 assert (chunks - (2 * p - 1)).abs().max() < 0.1  # the mean, which nobody demonstrated
             continue
-        assert (chunks[:, 0] > 0).float().mean().item() == pytest.approx(p, abs=0.05)
-        assert (chunks[:, 0].sign() == chunks[:, 1].sign()).float().mean() > 0.97
-        assert ((chunks.abs() - 1).abs() < 0.3).float().mean() > CLEAR.get(kind, 0.95)
+        assert share == pytest.approx(p, abs=0.05)
+        assert whole > 0.97
+        assert clear > CLEAR.get(kind, 0.95)
+
+
+@pytest.mark.parametrize("kind", JUMPERS)
+def test_two_ways_in_several_jumps_which_a_single_one_blurs(tiny, kind):
+    """From two jumps on, chunks are near a way, in about the right proportion.
+
+    A single jump, the default, is a known limit: after so short a training a quarter to half of its chunks lie between
+    the ways, and of mean flow's the more frequent way gets up to 0.17 too much. Their mean is right (docs/heads.md).
+    """
+    config = tiny(HEADS, kind)
+    head = HEADS[kind][1](config, 1)
+    net = trained_on_two_ways(tiny, kind, head)
+    assert config.steps == 1
+    for steps, (off, mean_off, between) in JUMPERS[kind].items():
+        jumper = HEADS[kind][1](replace(config, steps=steps), 1)
+        jumper.load_state_dict(head.state_dict())
+        assert jumper.evaluations == steps
+        for value, p in SHARES.items():
+            chunks, share, whole, clear = ways_taken(jumper, net, value)
+            assert share == pytest.approx(p, abs=off), f"{steps} jumps"
+            assert chunks.mean().item() == pytest.approx(2 * p - 1, abs=mean_off), f"{steps} jumps"
+            assert whole > 0.97
+            assert 1 - clear < between, f"{steps} jumps"
+            assert steps > 1 or 1 - clear > 0.2, "a single jump has become clear: no limit any more"
 
 
 def repeated(batch: Batch, times: int) -> Batch:

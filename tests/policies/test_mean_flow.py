@@ -209,35 +209,6 @@ def test_the_shares_of_the_batch(flow_share, flow_rows, to_data):
     assert (t + length == 1).sum() == round(to_data * (100 - flow_rows))
 
 
-class Wavy(Net):
-    """A fixed smooth function without random numbers."""
-
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        return torch.cat([t[..., None] / TIME_SCALE, cond.expand(*t.shape, -1)], dim=-1)
-
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        return torch.sin(x_BTA + modulation.sum(dim=-1)[:, None, None])
-
-
-@pytest.mark.parametrize(
-    ("options", "golden"),
-    [
-        ({}, 0.998962),
-        ({"improved": False, "flow_share": 0.75, "weight_power": 0.0}, 0.679197),
-        ({"time": "beta", "weight_power": 1.0, "to_data": 0.2}, 0.884934),
-        ({"prediction": "velocity", "to_data": 0.0}, 6.90060),
-    ],
-)
-def test_golden_loss(options, golden):
-    """Same draws, same loss, from release to release: what resumed and repeated runs rely on."""
-    head = MeanFlowHead(MeanFlowConfig(**options), SIZE + 1)
-    head.length = LastPlace()  # pyright: ignore[reportAttributeAccessIssue]
-    x1 = torch.linspace(-1, 1, 8 * SIZE).view(8, *SHAPE)
-    mask = torch.arange(3) < 1 + torch.arange(8)[:, None] % 3
-    loss = head.loss(Wavy(), x1, torch.zeros(8, SIZE + 1), mask, seeded(0))
-    assert loss.item() == pytest.approx(golden, rel=1e-5)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -16,7 +16,7 @@ N = 20_000
 REFERENCE = torch.zeros(1)
 DISTRIBUTIONS = {  # cumulative distribution functions
     "uniform": stats.uniform.cdf,
-    "beta": lambda t: stats.beta(1.5, 1).sf((1 - t) / 0.999),  # t = 1 - 0.999 Beta(1.5, 1)
+    "beta": lambda t: stats.beta(1.5, 1).sf((0.999 - t) / 0.999),  # p(t) = Beta((s - t) / s; 1.5, 1), s = 0.999
     "logit_normal": lambda t: stats.norm.cdf(special.logit(t)),
 }
 
@@ -161,6 +161,14 @@ def test_times_have_the_stated_distribution(kind, shape):
     p_values = {name: stats.kstest(t.flatten().numpy(), cdf).pvalue for name, cdf in DISTRIBUTIONS.items()}
     assert p_values.pop(kind) > 0.01
     assert max(p_values.values()) < 1e-6  # the test can tell the distributions apart
+
+
+def test_beta_is_that_of_pi0_at_both_ends():
+    """Black 2024 (pi0): times above s = 0.999 are not drawn. A shift by 1 - s takes many draws to see."""
+    t = times("beta", 4_000_000)
+    assert 0 <= t.min() < 1e-4
+    assert 0.998 < t.max() <= 0.999
+    assert stats.kstest(t.numpy(), DISTRIBUTIONS["beta"], method="asymp").pvalue > 0.01
 
 
 @pytest.mark.parametrize("kind", TIMES)

@@ -179,33 +179,6 @@ def test_the_length_of_a_step_is_conditioned_on(tiny, randomize):
         assert (outputs[level] - outputs[level + 1]).abs().max() > 1e-2
 
 
-class Wavy(Net):
-    """A fixed smooth function without random numbers."""
-
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        return torch.cat([t[..., None], cond.expand(*t.shape, -1)], dim=-1)
-
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        return torch.sin(x_BTA + modulation.sum(dim=-1)[:, None, None])
-
-
-@pytest.mark.parametrize(
-    ("options", "golden"),
-    [
-        ({}, 0.678572),
-        ({"prediction": "velocity", "bootstrap_share": 0.5}, 1.06385),
-        ({"time": "beta", "halvings": 3}, 0.876117),
-    ],
-)
-def test_golden_loss(options, golden):
-    """Same draws, same loss, from release to release: what resumed and repeated runs rely on."""
-    head, _ = make(None, **options)
-    x1 = torch.linspace(-1, 1, 8 * SIZE).view(8, *SHAPE)
-    mask = torch.arange(3) < 1 + torch.arange(8)[:, None] % 3
-    loss = head.loss(Wavy(), x1, torch.zeros(8, SIZE + 1), mask, seeded(0))
-    assert loss.item() == pytest.approx(golden, rel=1e-5)
-
-
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_powers_of_two_are_valid_steps(steps):
     config = replace(ShortcutConfig(halvings=3), steps=steps)
