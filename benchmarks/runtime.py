@@ -39,7 +39,7 @@ from envs.base import load_mujoco
 from policies.controller import Planner
 
 SCENE = Path(envs.__file__).parent / "assets" / "detour.xml"
-LIMITS = SafetyConfig(velocity=[5.0], acceleration=[100.0])  # of the wanted velocity: m/s^2, m/s^3
+LIMITS = SafetyConfig(velocity=[5.0], acceleration=[100.0], rest=[0.0, 0.0])  # of the wanted velocity: m/s^2, m/s^3
 FAILS_AT = 100  # control step at which the faults begin
 FAILS_S = 0.5
 FAULTS = (
