@@ -156,6 +156,7 @@ def test_every_setting_of_every_command_exists(page):
 
 
 def test_a_setting_that_does_not_exist_is_found():
+    schema.register()
     with pytest.raises(Exception, match="stepz"):
         compose(["python", "train.py", "train.stepz=3"])
     for program in (["eval.py"], ["-m", "deploy.serve"], ["-m", "deploy.export"]):
