@@ -169,7 +169,7 @@ def conclude(run: Run, policy: Decides) -> dict[str, Any]:
     write_records(fresh(run.out / "episodes.jsonl"), records)
     (run.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     data = ReportData(
-        title=f"{records[0].task}: {describe(policy)}{conditions(run.eval)}",
+        title=f"{records[0].task}: {describe(policy)}{metrics['conditions']}",
         task=source.task,
         records=records,
         expert_records=expert or None,
@@ -217,6 +217,7 @@ def summary(run: Run, policy: Decides, records: list[EpisodeRecord], expert: lis
     """The numbers of metrics.json."""
     known = isinstance(policy, policies.Policy)
     expert_summary = summarize(expert) if expert else None
+    changed = changed_head(run.checkpoint, policy)
     return {
         "task": records[0].task,
         **asdict(summarize(records)),
@@ -226,7 +227,8 @@ def summary(run: Run, policy: Decides, records: list[EpisodeRecord], expert: lis
         "total_seconds": round(time.perf_counter() - run.started, 2),
         "checkpoint": str(run.checkpoint),
         "seed": run.eval.seed,
-        "conditions": conditions(run.eval),
+        "conditions": conditions(run.eval, changed),
+        "head": changed,
         "perturbation": records[0].perturbation,
         "execution": {f.name: getattr(run.eval, f.name) for f in fields(policies.ExecutionConfig)},
         "versions": versions(),
@@ -235,9 +237,17 @@ def summary(run: Run, policy: Decides, records: list[EpisodeRecord], expert: lis
     }
 
 
-def conditions(config: schema.EvaluationConfig) -> str:
+def changed_head(checkpoint: Path, policy: Decides) -> dict[str, Any]:
+    """Fields of the head with which the policy samples otherwise than its checkpoint says, and their values."""
+    if isinstance(policy, policies.Policy):
+        return policy.config.head.changed_from(policies.read_config(checkpoint)[0].head)
+    return exported.changed_head(policy.manifest)
+
+
+def conditions(config: schema.EvaluationConfig, head: dict[str, Any]) -> str:
     """In words, what makes this evaluation harder or other than the plain one; empty if nothing does."""
-    told = [config.mode] if config.mode != "receding_horizon" else []
+    told = [f"head.{name}={value}" for name, value in head.items()]
+    told += [config.mode] if config.mode != "receding_horizon" else []
     told += [f"delay {config.delay} steps"] if config.delay else []
     told += ["measured latencies"] if config.latencies_ms or config.latencies_file else []
     told += [config.perturb.describe()] if config.perturb.describe() else []
@@ -317,7 +327,9 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
     policy = open_export(config) if exported.is_export(checkpoint) else open_checkpoint(config, device)
     source = origin(checkpoint, policy)
     name = f"eval-{config.eval.seed}-{config.eval.episodes}"
-    if not isinstance(policy, policies.Policy):
+    if isinstance(policy, policies.Policy):
+        name += "".join(f"-{field}-{value}" for field, value in changed_head(checkpoint, policy).items())
+    else:
         name = f"{checkpoint.name}-{name}"  # several exports of one checkpoint lie beside it
     if config.compile != "no":
         name = f"{name}-{config.compile}"
@@ -333,8 +345,10 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
 
 
 def open_checkpoint(config: schema.EvalRoot, device: torch.device) -> policies.Policy:
-    """The policy of the checkpoint, compiled if the configuration says so."""
+    """The policy of the checkpoint, with another sampler and compiled if the configuration says so."""
     policy = policies.load(config.checkpoint, device)
+    if config.head.changes:
+        policy = policy.with_head(**config.head.changes)
     if config.compile != "no":
         policy.compile(config.compile)
     return policy
@@ -344,6 +358,7 @@ def open_export(config: schema.EvalRoot) -> Runner | TorchRunner:
     """The exported policy; `ValueError` where the evaluation asks for something that only its checkpoint can do."""
     if config.device not in ("auto", "cpu"):
         raise ValueError(f"{config.checkpoint} is an export: it runs on the CPU, and device={config.device} cannot be")
+    exported.require_own_sampler(config.checkpoint, config.head.changes)
     if config.compile != "no":
         raise ValueError(f"{config.checkpoint} is an export, which is what it is; compile={config.compile} cannot be")
     if config.eval.mode in FORMS:

@@ -114,7 +114,7 @@ def run_cell(cell: Cell, many: int) -> dict[str, Any]:
     trainer, about = cells.learn(config)
     results = {}
     for name, fields in ARMS[cell.arm][1].items():
-        policy = with_sampler(trainer.ema.module, fields)
+        policy = trainer.ema.module.with_head(**fields)
         records = evaluation.evaluate(policy, config.env, replace(config.eval, episodes=cell.episodes(name, many)))
         results[name] = {
             **cells.outcomes(records),
@@ -123,13 +123,6 @@ def run_cell(cell: Cell, many: int) -> dict[str, Any]:
             "decision_ms": decision_ms(policy, trainer),
         }
     return {**asdict(cell), **about, "results": results}
-
-
-def with_sampler(policy: policies.Policy, fields: dict[str, Any]) -> policies.Policy:
-    """The same weights with other fields of the head."""
-    other = policies.Policy(replace(policy.config, head=replace(policy.config.head, **fields)), policy.spec)
-    other.load_state_dict(policy.state_dict())
-    return other.eval().requires_grad_(False)
 
 
 def modes(records: list[EpisodeRecord]) -> dict[str, int]:

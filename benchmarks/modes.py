@@ -13,7 +13,7 @@ from typing import Any
 
 import eval as evaluation
 from benchmarks import cells
-from benchmarks.heads import ARMS, modes, with_sampler
+from benchmarks.heads import ARMS, modes
 from benchmarks.result import write
 from envs.records import summarize
 
@@ -25,7 +25,7 @@ def measure(arm: str, episodes: int) -> list[dict[str, Any]]:
     trainer, about = cells.learn(config)
     rows = []
     for name, fields in samplers.items():
-        policy = with_sampler(trainer.ema.module, fields)
+        policy = trainer.ema.module.with_head(**fields)
         for horizon in (2, 8):
             config.eval.execution_horizon = horizon
             records = evaluation.evaluate(policy, config.env, config.eval)

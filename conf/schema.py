@@ -6,7 +6,8 @@ recipes. An unknown key or a value of the wrong type fails when the configuratio
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, make_dataclass
+from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -126,6 +127,27 @@ class TrainRoot:
         return PolicyConfig(self.chunk, self.normalizer, self.encoder, self.net, self.head)
 
 
+def sampling_fields() -> list[tuple[str, Any, None]]:
+    """The sampling fields of all heads with their types, None by default: a head that is added brings its own."""
+    found: dict[str, Any] = {}
+    for config, _ in HEADS.values():
+        types = get_type_hints(config)
+        for name in config.sampling:
+            same = found.setdefault(name, types[name] | None) == types[name] | None
+            found[name] = found[name] if same else Any
+    return [(name, kind, None) for name, kind in found.items()]
+
+
+@dataclass
+class SamplingConfig(make_dataclass("SamplingFields", sampling_fields())):
+    """How the checkpoint's head samples; None: as the checkpoint says. Which fields a head has: docs/heads.md."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The fields that are given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
 @dataclass
 class EvalRoot:
     """What eval.py reads."""
@@ -133,6 +155,7 @@ class EvalRoot:
     checkpoint: str = MISSING  # folder of a checkpoint or of an export
     trust: bool = False  # run an export that holds a program of torch or native code: only one that you made
     env: EnvConfig | None = None  # another environment than the checkpoint's own
+    head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10
     eval: EvaluationConfig = field(default_factory=EvaluationConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     device: str = "auto"  # auto (cuda if there is one) | cpu | cuda | cuda:N
@@ -154,6 +177,7 @@ class ServeRoot(ServerConfig):
     """What `python -m deploy.serve` reads: beside these fields, those of the server."""
 
     checkpoint: str = MISSING  # folder of a checkpoint or of an export
+    head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10
     device: str = "auto"  # auto (cuda if there is one) | cpu | cuda | cuda:N
     threads: int = 1  # CPU threads of inference; 0: as many as this process may use
     compile: str = "no"  # no | fp32 | bf16: compile a checkpoint before serving it (Policy.compile)
@@ -218,7 +242,8 @@ class ExportRoot(ExportConfig):
     """What `python -m deploy.export` reads: beside these fields, those of the export."""
 
     checkpoint: str = MISSING  # checkpoint folder
-    out: str = ""  # folder to write; empty: <format>-<precision> beside the checkpoint
+    head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10
+    out: str = ""  # folder to write; empty: <format>-<precision> and changes of the head, beside the checkpoint
 
 
 def register() -> None:

@@ -205,14 +205,26 @@ def versions() -> dict[str, str]:
     return found
 
 
-def of_checkpoint(path: Path | str) -> tuple[Policy, dict[str, Tensor], dict[str, Any]]:
-    """Policy, golden inputs and source of a checkpoint directory, as `export` takes them."""
+def of_checkpoint(
+    path: Path | str, head: Mapping[str, Any] | None = None
+) -> tuple[Policy, dict[str, Tensor], dict[str, Any]]:
+    """Policy, golden inputs and source of a checkpoint directory, as `export` takes them.
+
+    Args:
+        path: the directory.
+        head: fields of the head to sample with in place of the checkpoint's own (`Policy.with_head`).
+    """
     path = Path(path)
-    policy, provenance = checkpoint.load(path, "cpu"), checkpoint.read_config(path)[2]
+    loaded, provenance = checkpoint.load(path, "cpu"), checkpoint.read_config(path)[2]
+    policy = loaded.with_head(**head) if head else loaded
     golden = safetensors.torch.load_file(path / "golden.safetensors")
     del golden["action"]
+    if policy.noise_shape != loaded.noise_shape:  # a sampler that draws again on the way, or no longer does
+        shape = (len(golden["noise"]), *policy.noise_shape)
+        golden["noise"] = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     hashes = {name: artifact.fingerprint((path / name).read_bytes())["sha256"] for name in checkpoint.FILES}
-    return policy, golden, {"sha256": hashes, "provenance": asdict(provenance)}
+    changed = policy.config.head.changed_from(loaded.config.head)
+    return policy, golden, {"sha256": hashes, "provenance": asdict(provenance), "head": changed}
 
 
 def main() -> None:
@@ -228,8 +240,11 @@ def main() -> None:
     def run(config: DictConfig) -> None:
         with cli.one_line_errors():
             root: Any = OmegaConf.to_object(config)
-            out = Path(root.out or Path(root.checkpoint).parent / f"{root.format}-{root.precision}")
-            parity = export(out, *of_checkpoint(root.checkpoint), root).parity
+            policy, golden, source = of_checkpoint(root.checkpoint, root.head.changes)
+            name = f"{root.format}-{root.precision}"
+            name += "".join(f"-{field}-{value}" for field, value in source["head"].items())
+            out = Path(root.out or Path(root.checkpoint).parent / name)
+            parity = export(out, policy, golden, source, root).parity
             print(  # noqa: T201
                 f"{out}: largest error {parity.max_error:.2g} of the action's spread on {parity.rows} observations"
             )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from policies.checkpoint import Provenance
-from policies.config import build
+from policies.config import build, mapping
 
 from . import runner, runner_torch
 from .artifact import MANIFEST, MODELS, Manifest, read
@@ -39,6 +40,22 @@ def load(path: Path | str, trust: bool = False, threads: int = 1) -> Runner | To
             "If you made it, say trust=true; format=onnx needs no trust"
         )
     return runner.load(path, threads) if kind == "onnx" else runner_torch.load(path)
+
+
+def require_own_sampler(path: Path | str, head: Mapping[str, Any]) -> None:
+    """Raises `ValueError` if fields of the head are asked for: the sampler of an export is part of its graph."""
+    if head:
+        asked = " ".join(f"head.{name}={value}" for name, value in head.items())
+        raise ValueError(f"{path} is an export, which has its sampler in it; give {asked} to python -m deploy.export")
+
+
+def changed_head(manifest: Manifest) -> dict[str, Any]:
+    """Fields of the head with which it samples otherwise than the checkpoint it was made from, and their values.
+
+    Raises:
+        ValueError: what the export says about it is no mapping.
+    """
+    return dict(mapping(manifest.source.get("head", {}), "source.head"))
 
 
 def provenance(manifest: Manifest) -> Provenance:

@@ -14,7 +14,7 @@ from policies.checkpoint import load
 from policies.controller import Planner
 from policies.device import select_device
 
-from .exported import is_export
+from .exported import is_export, require_own_sampler
 from .runner import load as load_export
 from .server import PolicyServer
 from .server_config import ServerConfig
@@ -67,17 +67,30 @@ def tls_context(config: ServerConfig) -> ssl.SSLContext | None:
     return context
 
 
-def open_policy(path: str, device: str, threads: int, compile: str = "no") -> Planner:
+def open_policy(
+    path: str, device: str, threads: int, compile: str = "no", head: Mapping[str, Any] | None = None
+) -> Planner:
     """The policy of a checkpoint folder, or of one that `python -m deploy.export` wrote.
 
+    Args:
+        path: the folder.
+        device: auto | cpu | cuda | cuda:N.
+        threads: CPU threads; 0: as many as this process may use.
+        compile: no | fp32 | bf16 (`Policy.compile`).
+        head: fields of the checkpoint's head to sample with in place of its own (`Policy.with_head`).
+
     Raises:
-        ValueError: what is wrong with it; or an export, which runs on the CPU as it is, and another device or compile.
+        ValueError: what is wrong with it; or an export, which runs on the CPU as it is, and another device, compile or
+            head.
     """
     if not is_export(path):
         policy = load(path, select_device(device, threads))
+        if head:
+            policy = policy.with_head(**head)
         if compile != "no":
             policy.compile(compile)
         return policy
+    require_own_sampler(path, head or {})
     if device not in ("auto", "cpu") or compile != "no":
         raise ValueError(
             f"{path} is an export, which runs on the CPU as it is; device={device!r} and compile={compile!r} "
@@ -100,7 +113,7 @@ def main() -> None:
         with cli.one_line_errors():
             root: Any = OmegaConf.to_object(config)
             key, tls = read_key(os.environ, root.key_file), tls_context(root)
-            policy = open_policy(root.checkpoint, root.device, root.threads, root.compile)
+            policy = open_policy(root.checkpoint, root.device, root.threads, root.compile, root.head.changes)
             server = PolicyServer(policy, root, key, tls)
 
             def announce(port: int) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,22 @@ class Policy(nn.Module):
             options["prefix"] = Prefix(actions_BTA, delay_B, overlap_B, prefix.form)
         with torch.no_grad():
             return self.sample(tensors, torch.from_numpy(noise).to(device), **options).cpu().numpy()
+
+    def with_head(self, /, **fields: Any) -> Policy:
+        """A policy with a copy of the weights, whose head samples otherwise: `policy.with_head(steps=10)`.
+
+        It is ready to sample, like one that was loaded, and not compiled. Which fields can be changed after the
+        training stands in the `sampling` of each head's configuration.
+
+        Raises:
+            ValueError: a field that the head lacks or that its training depends on, or a value that it cannot have.
+        """
+        config = self.config.head.resampled(fields)
+        other = copy.deepcopy(self)
+        other.config = replace(self.config, head=config)
+        other.head = component(HEADS, config, "head")(config, self.encoder.size)
+        other.head.load_state_dict(self.head.state_dict())
+        return other.to(self.action_normalizer.shift.device).eval().requires_grad_(False)
 
     def compile(self, precision: str = "fp32") -> None:
         """Makes `sample` fast from now on, where it is given no prefix; it then has no gradients.

@@ -156,8 +156,13 @@ def test_every_setting_of_every_command_exists(page):
 
 
 def test_a_setting_that_does_not_exist_is_found():
+    schema.register()
     with pytest.raises(Exception, match="stepz"):
         compose(["python", "train.py", "train.stepz=3"])
+    for program in (["eval.py"], ["-m", "deploy.serve"], ["-m", "deploy.export"]):
+        compose(["python", *program, "checkpoint=x", "head.steps=3"])
+        with pytest.raises(Exception, match="prediction"):  # which is a setting, but of the training
+            compose(["python", *program, "checkpoint=x", "head.prediction=data"])
     with pytest.raises(ValueError, match="prediction_horizon"):
         compose(["python", "train.py", "--multirun", "chunk.execution_horizon=8,99"])
 
@@ -187,6 +192,13 @@ def test_everything_a_page_names_exists(page):
             pkgutil.resolve_name(name[0])
         if module := re.match(r"python -m ([\w.]+)", code):
             assert (ROOT / module[1].replace(".", "/")).with_suffix(".py").exists(), f"{page} names {code}"
+
+
+def test_the_fields_that_can_be_changed_are_those_of_the_heads():
+    rows = re.findall(r"^\| (`\w+`.*?) \| (`head\..*|none) \|$", text_of("docs/heads.md"), re.MULTILINE)
+    told = {head: re.findall(r"head\.(\w+)", row) for heads, row in rows for head in re.findall(r"\w+", heads)}
+    assert {"flow", "diffusion", "regression"} <= set(told)
+    assert told == {head: list(HEADS[head][0].sampling) for head in told}
 
 
 @pytest.mark.parametrize("page", PAGES)

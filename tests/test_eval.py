@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ from demos.collect import CollectConfig, collect
 from deploy import runner
 from envs.records import read_records
 from policies.compiled import CompiledSampler
+from policies.heads import HEADS
 from policies.nets.mlp import MLPConfig
 
 ENV = envs.MetaWorldConfig(task="reach-v3", max_steps=60)
@@ -219,12 +221,16 @@ def test_config_of_the_report_is_the_config_of_the_run(checkpoint):
     assert state["history"][-1]["step"] == 150
 
 
+def exported(checkpoint, *words):
+    """Exports to ONNX by a process of its own: the tracer stumbles over types that are checked."""
+    pytest.importorskip("onnxscript")
+    command = [sys.executable, "-m", "deploy.export", f"checkpoint={checkpoint}", "rows=20", *words]
+    subprocess.run(command, cwd=Path(__file__).parents[1], check=True)
+
+
 @pytest.fixture(scope="module")
 def artifact(checkpoint):
-    """The checkpoint exported to ONNX, by a process of its own: the tracer stumbles over types that are checked."""
-    pytest.importorskip("onnxscript")
-    words = ["-m", "deploy.export", f"checkpoint={checkpoint}", f"out={checkpoint.parent}/onnx", "rows=20"]
-    subprocess.run([sys.executable, *words], cwd=Path(__file__).parents[1], check=True)
+    exported(checkpoint, f"out={checkpoint.parent}/onnx")
     return checkpoint.parent / "onnx"
 
 
@@ -260,11 +266,24 @@ def test_an_export_is_evaluated_as_its_checkpoint(checkpoint, artifact, monkeypa
         (["eval.mode=rtc_identity", "eval.delay=2"], "eval.mode=rtc_identity continues chunks, which an export cannot"),
         (["device=cuda"], "device"),
         (["compile=fp32"], "is an export, which is what it is; compile=fp32 cannot be"),
+        (["head.steps=2"], "which has its sampler in it; give head.steps=2 to python -m deploy.export"),
         (["eval.execution_horizon=99"], "execution_horizon=99 must lie in 1..16"),
     ],
 )
 def test_what_an_export_cannot_do(artifact, overrides, expected):
     assert expected in call(evaluation.main, f"checkpoint={artifact}", *overrides, *INLINE)
+
+
+def test_an_export_with_another_sampler_says_so(checkpoint, capsys):
+    exported(checkpoint, "head.steps=2")
+    path = checkpoint.parent / "onnx-fp32-steps-2"
+    assert json.loads((path / "manifest.json").read_text())["source"]["head"] == {"steps": 2}
+    options = ("eval.episodes=2", "eval.expert=false", "eval.videos=0", *INLINE)
+    assert call(evaluation.main, f"checkpoint={path}", f"out={path}/eval", *options) == ""
+    assert capsys.readouterr().out.startswith("reach-v3 (head.steps=2): ")
+    assert call(evaluation.main, f"checkpoint={checkpoint}", f"out={path}/same", "head.steps=2", *options) == ""
+    records, expected = (read_records(path / name / "episodes.jsonl") for name in ("eval", "same"))
+    np.testing.assert_allclose([r.return_ for r in records], [r.return_ for r in expected], rtol=1e-3)
 
 
 def test_a_checkpoint_is_compiled_on_request(checkpoint, monkeypatch):
@@ -287,6 +306,66 @@ def test_a_checkpoint_is_compiled_on_request(checkpoint, monkeypatch):
     assert "precision='fp16' is unknown; choices: fp32, bf16" in call(evaluation.main, *options, "compile=fp16")
 
 
+def test_another_sampler_stands_in_every_result(checkpoint, capsys):
+    options = (f"checkpoint={checkpoint}", "eval.episodes=2", "eval.expert=false", "eval.videos=0", *INLINE)
+    told = {}
+    for words in ((), ("head.steps=10",), ("head.solver=midpoint", "head.steps=2")):
+        assert call(evaluation.main, *options, *words) == ""
+        told[words] = capsys.readouterr().out
+    names = ["eval-1000000-2", "eval-1000000-2-steps-10", "eval-1000000-2-steps-2-solver-midpoint"]
+    plain, ten, midpoint = (json.loads((checkpoint.parent / name / "metrics.json").read_text()) for name in names)
+    assert [metrics["head"] for metrics in (plain, ten, midpoint)] == [
+        {},
+        {"steps": 10},
+        {"steps": 2, "solver": "midpoint"},
+    ]
+    assert told[()].startswith("reach-v3: ")
+    assert told["head.steps=10",].startswith("reach-v3 (head.steps=10): ")
+    assert midpoint["conditions"] == " (head.steps=2, head.solver=midpoint)"
+    assert "flow policy (head.steps=10)" in (checkpoint.parent / names[1] / "report.html").read_text()
+    returns = [outcomes(read_records(checkpoint.parent / name / "episodes.jsonl"))[0][-1] for name in names]
+    assert len(set(returns)) == 3
+    assert call(evaluation.main, *options, "head.steps=4") == ""  # what the checkpoint says: nothing is changed
+    assert capsys.readouterr().out == told[()]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("head.stepz=3", "unknown configuration key 'head.stepz'; did you mean 'steps'?"),
+        ("head.prediction=data", "unknown configuration key 'head.prediction'; choices: "),
+        ("head.steps=ten", "Value 'ten' of type 'str' could not be converted to Integer"),
+        ("head.steps=0", "head.steps=0 must lie in 1..1000"),
+        ("head.noise=0", "head=flow has no field 'noise'; what can be changed: steps, solver, guidance, max_guidance"),
+        ("head.guidance=2", "head.guidance=2.0 needs a policy that was also trained without conditions"),
+        ("+head=diffusion", "DiffusionConfig is not a subclass of SamplingConfig"),
+    ],
+)
+def test_a_sampler_that_cannot_be_is_told_in_one_line(override, expected, checkpoint):
+    told = call(evaluation.main, f"checkpoint={checkpoint}", override, *INLINE)
+    assert told.startswith("error: ")
+    assert expected in told
+    assert "\n" not in told
+
+
+def test_the_stored_action_is_checked_with_the_sampler_of_the_checkpoint(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["policy"]["head"]["steps"] = 10
+    (tmp_path / "checkpoint" / "config.json").write_text(json.dumps(config))
+    told = call(evaluation.main, f"checkpoint={tmp_path}/checkpoint", "head.steps=4", *INLINE)
+    assert "the policy's action differs from the stored one" in told
+
+
+def test_fields_of_the_head_are_told_with_the_same_name_to_every_program():
+    types = {f.name: f.type for f in fields(schema.SamplingConfig)}
+    assert types["steps"] == int | None
+    assert types["sampler"] == str | None
+    assert set(types) == {name for config, _ in HEADS.values() for name in config.sampling}
+    for root in (schema.EvalRoot, schema.ServeRoot, schema.ExportRoot):
+        assert root().head.changes == {}
+
+
 def test_an_export_cannot_name_code_and_runs_none_unasked(artifact, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(artifact, copy)
@@ -304,6 +383,7 @@ def test_an_export_cannot_name_code_and_runs_none_unasked(artifact, tmp_path):
     assert "seeds [1000002] were demonstrated" in told(
         source={"provenance": {**provenance, "demonstration_seeds": [1_000_002]}}
     )
+    assert "source.head is 'ddim', expected fields and values" in told(source={**manifest["source"], "head": "ddim"})
     (copy / "policy.onnx").rename(copy / "policy.pt2")
     files = {name.replace("onnx", "pt2"): stated for name, stated in manifest["files"].items()}
     assert "holds a program of torch: to load it is to run it" in told(format="pt2", files=files)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..fields import build
 from ..nets import Net
 from ..prefix import Prefix
 
@@ -16,6 +20,33 @@ class HeadConfig:
     """Base of every head's configuration."""
 
     kind: str = "???"
+
+    # Fields that only `sample` and `continue_chunk` read: neither the loss nor any tensor of a checkpoint depends on
+    # them, so that they may be changed after the training (`Policy.with_head`). A head that has any names them.
+    sampling: ClassVar[tuple[str, ...]] = ()
+
+    def resampled(self, changes: Mapping[str, Any]) -> HeadConfig:
+        """The configuration with other values of sampling fields.
+
+        Raises:
+            ValueError: a field that the head lacks or that its training depends on, or a value that it cannot have.
+        """
+        for name in changes:
+            if name in self.sampling:
+                continue
+            choices = f"what can be changed: {', '.join(self.sampling) or 'nothing'}"
+            if name in asdict(self):
+                told = f"head.{name} belongs to the training of head={self.kind} and cannot be changed after it"
+                raise ValueError(f"{told}; {choices}")
+            near = difflib.get_close_matches(name, self.sampling, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else choices
+            raise ValueError(f"head={self.kind} has no field {name!r}; {hint}")
+        return build(type(self), {**asdict(self), **changes}, "head")
+
+    def changed_from(self, other: HeadConfig) -> dict[str, Any]:
+        """The fields, with their values, in which it differs from another configuration of the same head."""
+        before = asdict(other)
+        return {name: value for name, value in asdict(self).items() if value != before[name]}
 
 
 class Head(nn.Module):

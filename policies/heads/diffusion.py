@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ class DiffusionConfig(HeadConfig):
     Diffusion Policy itself is prediction=noise, sampler=ddpm, steps=100, clip=1 with normalizer.action=min_max; on its
     robots sampler=ddim, steps=16, spacing=leading.
     """
+
+    sampling: ClassVar[tuple[str, ...]] = ("sampler", "steps", "spacing", "clip")
 
     kind: str = "diffusion"
     prediction: str = "data"  # what the net predicts: noise | data | velocity (v-prediction, Salimans 2022)

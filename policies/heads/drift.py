@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class DriftConfig(HeadConfig):
     their temperatures one way of doing it does not feel the other, so that demonstrations with one of two ways in 0.3
     and 0.8 of all cases come out anywhere between 0 and 1, mostly as one of the two (docs/heads.md).
     """
+
+    sampling: ClassVar[tuple[str, ...]] = ("noise",)
 
     kind: str = "drift"
     samples: int = 4  # chunks G generated per observation in training, each of them one evaluation of the net

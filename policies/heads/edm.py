@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class EDMConfig(HeadConfig):
     smaller at both ends, where an image needs more than a chunk of actions: sigma_max has to hide the largest distance
     between two chunks, about sqrt(2 T A) for T A independent numbers.
     """
+
+    sampling: ClassVar[tuple[str, ...]] = ("steps", "sigma_min", "sigma_max", "rho")
 
     kind: str = "edm"
     steps: int = 10  # Heun steps K per decision, 2 K - 1 network evaluations; fewer than 5 overshoot

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ PREDICTIONS = ("velocity", "data")
 @dataclass
 class FlowConfig(HeadConfig):
     """Conditional flow matching (Lipman 2023, Liu 2023), any number of steps."""
+
+    sampling: ClassVar[tuple[str, ...]] = ("steps", "solver", "guidance", "max_guidance")
 
     kind: str = "flow"
     prediction: str = "data"  # what the net predicts: velocity | data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ TIME_SCALE = 1e-3
 @dataclass
 class MeanFlowConfig(HeadConfig):
     """Mean flow (Geng 2025, arXiv 2505.13447) or improved mean flow (Geng 2025, arXiv 2512.02012), one step."""
+
+    sampling: ClassVar[tuple[str, ...]] = ("steps",)
 
     kind: str = "mean_flow"
     improved: bool = True  # the net's own velocity moves the derivative; False: the velocity of the drawn noise

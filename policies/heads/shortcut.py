@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ PREDICTIONS = ("velocity", "data")
 @dataclass
 class ShortcutConfig(HeadConfig):
     """Shortcut model (Frans 2024, arXiv 2410.12557): steps of length 1, 1/2, 1/4 ... from one training."""
+
+    sampling: ClassVar[tuple[str, ...]] = ("steps",)
 
     kind: str = "shortcut"
     prediction: str = "data"  # what the net predicts: velocity | data

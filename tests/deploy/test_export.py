@@ -17,7 +17,7 @@ from jaxtyping import config as annotations
 
 from deploy import artifact, export, runner, runner_torch, tracing
 from deploy.self_contained import require_self_contained
-from policies import ChunkConfig, Controller, Feature, Policy, PolicyConfig, Spec
+from policies import ChunkConfig, Controller, Feature, Policy, PolicyConfig, Provenance, Spec, save
 from policies.controller import ContinuingPlanner, Planner
 from policies.encoders.state import StateEncoderConfig
 from policies.heads import HEADS
@@ -118,6 +118,26 @@ def differs(policy: Policy, planner: Planner, rows: int) -> float:
     given = inputs(policy, rows)
     error = np.abs(planner.plan(*given) - policy.plan(*given)) / policy.action_normalizer.scale.numpy()
     return float(error.max())
+
+
+def test_a_checkpoint_is_exported_with_another_sampler(tmp_path):
+    policy, source = make(head="diffusion"), Provenance({"kind": "toy"}, "toy", "reach", "", [], {}, "", 0)
+    inputs = golden(policy)
+    del inputs["noise"]
+    save(tmp_path / "c", policy, source, {name.removeprefix("observation."): v for name, v in inputs.items()}, {})
+    policy, stored, about = export.of_checkpoint(tmp_path / "c")
+    assert about["head"] == {}
+    other, same, about = export.of_checkpoint(tmp_path / "c", {"sampler": "dpmpp_2m"})
+    assert about["head"] == {"sampler": "dpmpp_2m"}
+    assert torch.equal(same["noise"], stored["noise"])
+    other, again, about = export.of_checkpoint(tmp_path / "c", {"sampler": "ddpm", "steps": 3})
+    assert about["head"] == {"sampler": "ddpm", "steps": 3}
+    assert again["noise"].shape == (2, 3, 4, 2)  # which the checkpoint's own sampler did not need
+    assert torch.equal(again["observation.state"], stored["observation.state"])
+    rows = export.held_out(other, again, export.ExportConfig(rows=5))
+    assert other.plan(*export._split(rows, slice(5))).shape == (5, 4, 2)
+    with pytest.raises(ValueError, match=r"head\.train_steps belongs to the training of head=diffusion"):
+        export.of_checkpoint(tmp_path / "c", {"train_steps": 50})
 
 
 @pytest.mark.parametrize("rows", [1, 3, 16, 200])

@@ -114,9 +114,19 @@ def test_an_export_is_opened_as_one(tmp_path, checkpoint, monkeypatch):
     assert open_policy(str(tmp_path / "export"), "auto", 1) is exported
     with pytest.raises(ValueError, match="an export, which runs on the CPU as it is; device='cuda'"):
         open_policy(str(tmp_path / "export"), "cuda", 1)
+    with pytest.raises(ValueError, match=r"has its sampler in it; give head\.steps=2 to python -m"):
+        open_policy(str(tmp_path / "export"), "cpu", 1, head={"steps": 2})
     with pytest.raises(ValueError, match="compile='fp32' are for checkpoints"):
         open_policy(str(tmp_path / "export"), "cpu", 1, "fp32")
     assert isinstance(open_policy(str(checkpoint), "cpu", 1), policies.Policy)
+
+
+def test_a_checkpoint_is_served_with_another_sampler_on_request(checkpoint):
+    policy = open_policy(str(checkpoint), "cpu", 1, head={"steps": 9})
+    assert isinstance(policy, policies.Policy)
+    assert policy.head.evaluations == 9
+    with pytest.raises(ValueError, match="head=flow has no field 'sampler'"):
+        open_policy(str(checkpoint), "cpu", 1, head={"sampler": "ddpm"})
 
 
 def test_a_checkpoint_is_compiled_on_request(checkpoint, monkeypatch):
