@@ -191,6 +191,7 @@ class DeployRoot:
     artifact: str = ""  # folder of an exported policy (format=onnx) that decides in place of the checkpoint
     monitor: bool = False  # let the checkpoint's calibrated monitor watch; runtime.on_alarm says what an alarm does
     replay: str = ""  # a journal: instead of controlling, decide again what it says, and compare to the last bit
+    head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10
     env: EnvConfig | None = None  # the robot's world; another one than the checkpoint's own
     seconds: float = 60.0  # to control for, in all episodes together
     rate_hz: float = 0.0  # control steps per second; 0: the checkpoint's own; another one is a load test

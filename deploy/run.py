@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from policies.monitor import load_monitor
 
 from .artifact import MANIFEST
 from .deciding import Decider
+from .exported import require_own_sampler
 from .journal import read
 from .monitor import Monitor
 from .pace import on_signals
@@ -39,7 +41,7 @@ CHECKPOINT_FILES = FILES[:2]  # on which actions depend
 
 RECORDED = {  # of a journal's header, what a replay needs
     **dict.fromkeys(("checkpoint", "artifact", "digest", "device"), str),
-    **dict.fromkeys(("execution", "safety", "workspace"), dict),
+    **dict.fromkeys(("execution", "safety", "workspace", "head"), dict),
     "noise_seed": int,
     "asynchronous": bool,
     "control_dt_s": float,
@@ -52,7 +54,7 @@ def control(config: Any) -> tuple[str, str]:
     Returns:
         The closing line, and why the last episode ended.
     """
-    planner, monitor = _planner(config.checkpoint, config.artifact, config.device), None
+    planner, monitor = _planner(config.checkpoint, config.artifact, config.device, config.head.changes), None
     if config.monitor:
         planner, monitor = _watched(planner, config)
     spec, source = planner.spec, policies.read_config(config.checkpoint)[2]
@@ -128,7 +130,7 @@ def again(path: str | Path, checkpoint: str | Path = "", artifact: str | Path = 
     if digest(checkpoint, artifact) != about["digest"]:
         name, place = ("artifact", artifact) if artifact else ("checkpoint", checkpoint)
         raise ValueError(f"{place} is not the {name} that {path} was recorded with; give {name}=...")
-    planner = _planner(checkpoint, artifact, about["device"])
+    planner = _planner(checkpoint, artifact, about["device"], about["head"])
     execution = build(ExecutionConfig, about["execution"], "execution")
     try:
         limits, box = SafetyConfig(**about["safety"]), Box(**about["workspace"])
@@ -148,19 +150,23 @@ def digest(checkpoint: str | Path, artifact: str | Path = "") -> str:
     return content.hexdigest()
 
 
-def _planner(checkpoint: str | Path, artifact: str | Path, device: str) -> Planner:
-    """What decides: the exported policy if one is given, or the checkpoint."""
+def _planner(checkpoint: str | Path, artifact: str | Path, device: str, head: Mapping[str, Any]) -> Planner:
+    """What decides: the exported policy if one is given, or the checkpoint, sampling with these fields of its head."""
     if artifact:
         from .runner import load  # onnxruntime is an extra
 
+        require_own_sampler(artifact, head)
         return load(artifact)
-    return policies.load(checkpoint, select_device(device, 1))
+    policy = policies.load(checkpoint, select_device(device, 1))
+    return policy.with_head(**head) if head else policy
 
 
 def _watched(policy: Planner, config: Any) -> tuple[Planner, Monitor]:
     """The policy as it decides under the monitor that was calibrated for it, and the monitor."""
     if not isinstance(policy, policies.Policy):
         raise ValueError("monitor=true watches the checkpoint's own decisions; leave artifact empty")
+    if config.head.changes:
+        raise ValueError("monitor=true was calibrated for the checkpoint's own sampler; leave head.* as it is")
     monitor = Monitor(load_monitor(config.checkpoint, policy), policy, config.execution)
     return monitor.policy, monitor
 
@@ -172,6 +178,7 @@ def _safety(spec: policies.Spec, config: SafetyConfig, box: Box, control_dt_s: f
 def _about(config: Any, control_dt_s: float) -> dict[str, Any]:
     """What a journal's header says about a run."""
     parts = {name: asdict(getattr(config, name)) for name in ("execution", "safety", "workspace", "runtime")}
+    parts["head"] = config.head.changes
     plain = {name: getattr(config, name) for name in ("noise_seed", "asynchronous", "seed", "seconds", "device")}
     place = {
         name: str(Path(getattr(config, name)).resolve()) for name in ("checkpoint", "artifact") if getattr(config, name)

@@ -84,6 +84,21 @@ def test_a_checkpoint_controls_a_world_and_the_journal_is_replayed(checkpoint, t
     assert done.actions == recording.records["acted"].sum() > 0
 
 
+def test_another_sampler_decides_and_is_replayed(checkpoint, tmp_path):
+    head = schema.SamplingConfig(steps=1)  # pyright: ignore[reportCallIssue]
+    options = {"asynchronous": False, "rate_hz": 20.0, "runtime": RuntimeConfig(on_overrun="catch_up", budget=1.0)}
+    run.control(root(checkpoint, tmp_path, head=head, **options))
+    recording = read(tmp_path / "journal")
+    assert recording.header["head"] == {"steps": 1}
+    assert run.again(tmp_path / "journal").actions == recording.records["acted"].sum() > 0
+    content = (tmp_path / "journal").read_bytes()
+    (tmp_path / "other").write_bytes(content.replace(b'"head": {"steps": 1}', b'"head": {"steps": 3}'))
+    with pytest.raises(ValueError, match=r"episode 0, step \d+: the action was"):
+        run.again(tmp_path / "other")
+    with pytest.raises(ValueError, match="calibrated for the checkpoint's own sampler"):
+        run.control(root(checkpoint, tmp_path, head=head, monitor=True))
+
+
 def test_a_journal_belongs_to_its_checkpoint(checkpoint, tmp_path):
     run.control(root(checkpoint, tmp_path, seconds=0.1))
     other = make_checkpoint(tmp_path / "other", envs.DetourConfig(max_steps=8), seed=1)
