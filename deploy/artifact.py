@@ -41,8 +41,8 @@ class Parity:
     """How far the exported policy's actions are from the original's, as measured when it was written."""
 
     rows: int  # observations
-    tolerance: float  # largest allowed error, a share of the action's spread (see compare); int8: also of other choices
-    max_error: float  # largest error of a continuous value, as a share of the action's spread (see compare)
+    tolerance: float  # largest allowed error, as a share of the action's spread; int8: and share of choices that differ
+    max_error: float  # largest error of a continuous value, as a share of the action's spread
     max_error_physical: list[float]  # the same of each dimension of the action, in its own unit
     choices_changed: float  # share of the discrete values that differ; 0 where there are none
 
@@ -56,7 +56,6 @@ class Manifest:
     spec: Spec
     chunk: ChunkConfig
     noise_shape: tuple[int, ...]
-    action_center: list[float]  # what the normalizer takes off an action
     action_spread: list[float]  # the unit of errors: the scale of the action normalizer
     observation_spread: dict[str, list[float]]  # of every dimension of the vectors observed: what noise is measured in
     parity: Parity
@@ -109,11 +108,9 @@ class Manifest:
             if not shape or any(n < 1 for n in shape) or math.prod(shape) > MOST_VALUES:
                 raise ValueError(f"{name} of one decision has shape {shape}, expected 1 to {MOST_VALUES} values")
         size, parity = self.spec.action.size, self.parity
-        lengths = {len(each) for each in (self.action_center, self.action_spread, parity.max_error_physical)}
-        if lengths != {size} or not all(s > 0 for s in self.action_spread):
-            raise ValueError(
-                f"action_center, action_spread and parity.max_error_physical must have {size} numbers, spreads positive"
-            )
+        spread_fits = len(self.action_spread) == size and all(s > 0 for s in self.action_spread)
+        if not spread_fits or len(parity.max_error_physical) != size:
+            raise ValueError(f"action_spread and parity.max_error_physical must have {size} numbers, spreads positive")
         vectors = {name: f.size for name, f in self.spec.observation.items() if f.dtype == "float32"}
         given = _checked(self.observation_spread, {name: [float] for name in vectors}, "observation_spread")
         if any(len(given[name]) != n or not all(s > 0 for s in given[name]) for name, n in vectors.items()):
@@ -151,7 +148,7 @@ class Manifest:
 
     def compare(self, action: np.ndarray, expected: np.ndarray) -> tuple[float, list[float], float]:
         """Errors of actions (B, T, A) as in `Parity`: the largest, those of the dimensions, choices changed."""
-        return compare(action, expected, self.action_center, self.action_spread, self.spec.action.choices)
+        return compare(action, expected, self.action_spread, self.spec.action.choices)
 
 
 class Exported:
@@ -177,25 +174,16 @@ class Exported:
 
 
 def compare(
-    action: np.ndarray,
-    expected: np.ndarray,
-    center: list[float],
-    spread: list[float],
-    choices: tuple[int, ...] | None,
+    action: np.ndarray, expected: np.ndarray, spread: list[float], choices: tuple[int, ...] | None
 ) -> tuple[float, list[float], float]:
-    """The largest error as a share of the spread, that of each dimension in its unit, the share of other choices.
-
-    Of an action further than the spread from the center it is the share of that distance: a float has so many digits,
-    and far from all observations that occur, where random ones lie, a policy may answer with dozens of spreads.
-    """
-    error_BTA = np.abs(action.astype(np.float64) - expected)
-    error_A = error_BTA.max(axis=(0, 1))
+    """The largest error as a share of the spread, that of each dimension in its unit, the share of other choices."""
+    error_A = np.abs(action.astype(np.float64) - expected).max(axis=(0, 1))
     if not np.isfinite(error_A).all():
         return math.inf, [math.inf] * len(error_A), 1.0
     discrete = np.array(choices or [0] * len(error_A)) > 0
     changed = float((action != expected)[..., discrete].mean()) if discrete.any() else 0.0
-    shares_BTA = error_BTA / np.maximum(spread, np.abs(expected - center))
-    return float(np.where(discrete, 0, shares_BTA).max()), error_A.tolist(), changed
+    continuous = np.where(discrete, 0, error_A)
+    return float((continuous / spread).max()), error_A.tolist(), changed
 
 
 def rates(spec: Spec, chunk: ChunkConfig) -> dict[str, float]:
@@ -211,7 +199,6 @@ FIELDS: dict[str, Any] = {
     "chunk": {"history": int, "prediction_horizon": int, "execution_horizon": int, "loss_on_padding": bool},
     "noise_shape": [int],
     "rates": {"control_hz": float, "decision_hz": float},
-    "action_center": [float],
     "action_spread": [float],
     "observation_spread": dict,
     "parity": {
