@@ -8,7 +8,7 @@ import logging
 import platform
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,9 @@ def mish(x: Any) -> Any:
 def rounded(model: bytes) -> bytes:
     """An ONNX file with weights and activations of its matrix products rounded to int8.
 
+    What does not depend on the noise, the encoding of the observation and all that is computed once per decision, stays
+    as it is: it costs little, and its error would go into every step. Where nothing does, all is rounded.
+
     Raises:
         ImportError: onnx or onnxruntime is missing.
     """
@@ -197,16 +200,30 @@ def rounded(model: bytes) -> bytes:
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError as error:
         raise ImportError(EXTRA) from error
+    graph = onnx.load_from_string(model)
+    once = _before_the_noise(graph.graph.node)
     with tempfile.TemporaryDirectory() as folder, quiet():
         file = Path(folder) / "int8.onnx"
         quantize_dynamic(
-            onnx.load_from_string(model),
+            graph,
             file,
             op_types_to_quantize=["MatMul", "Gemm"],
             weight_type=QuantType.QInt8,
             per_channel=True,
+            nodes_to_exclude=[*once, *(f"{name}_MatMul" for name in once)],  # a Gemm is split, and renamed, first
         )
         return file.read_bytes()
+
+
+def _before_the_noise(nodes: Iterable[Any]) -> list[str]:
+    """Names of the nodes, in order of computation, that do not depend on the noise; none if no node does."""
+    follows, names = {"noise"}, []
+    for node in nodes:
+        if follows.isdisjoint(node.input):
+            names.append(node.name)
+        else:
+            follows.update(node.output)
+    return names if len(follows) > 1 else []
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from policies.heads import HEADS
 from policies.nets import NETS, unet1d
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).parents[2]
 NETS_TO_TRY = {
     "mlp": {"width": 16, "blocks": 1},
@@ -407,6 +407,24 @@ def test_int8_needs_to_be_told_how_far_off_it_may_be(tmp_path, exported, monkeyp
     parity = write(tmp_path / "policy", policy, rows=50, precision="int8", tolerance=0.2).parity
     assert 1e-3 < parity.max_error <= parity.tolerance == 0.2
     assert 1e-3 < differs(policy, runner.load(tmp_path / "policy"), 16) <= 0.2
+
+
+def test_int8_leaves_the_encoding_of_the_observation_as_it_is(tmp_path):
+    """Another noise changes what goes into every rounded product, and into none that is left."""
+    policy, _ = write_unchecked(tmp_path / "policy", "mlp", "flow", rows=4)
+    rounded = onnx.load_from_string(tracing.rounded((tmp_path / "policy" / "policy.onnx").read_bytes()))
+    weights = {weight.name for weight in rounded.graph.initializer}
+    kinds = ("MatMulInteger", "MatMul", "Gemm")
+    products = [node for node in rounded.graph.node if node.op_type in kinds and node.input[1] in weights]
+    given = {node.input[0]: node.op_type == "MatMulInteger" for node in products}
+    for value in given:
+        rounded.graph.output.append(onnx.helper.make_empty_tensor_value_info(value))
+    session = onnxruntime.InferenceSession(rounded.SerializeToString())
+    observation, noise = inputs(policy, 2)
+    named = {f"observation.{name}": value for name, value in observation.items()}
+    one, other = (session.run(list(given), {**named, "noise": sign * noise}) for sign in (1, -1))
+    assert set(given.values()) == {True, False}
+    assert [bool((a != b).any()) for a, b in zip(one, other, strict=True)] == list(given.values())
 
 
 @pytest.mark.slow
