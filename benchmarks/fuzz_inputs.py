@@ -13,7 +13,8 @@ from deploy.client import DTYPES, pack
 
 NUMBERS = (0, -1, 1, 2, 127, 128, 255, 2**31, 2**32, 2**63, -(2**63), 2**64 - 1, 0.0, -0.0, 1e308, 1e39, 1e-320)
 FLOATS = (float("nan"), float("inf"), -float("inf"))
-WORDS = ("joints", "camera", "reset", "decision", "actions", "", "x" * 300, "\n", "\0", "é", "__ndarray__", "<f4")
+KEYS = ("joints", "camera", "reset", "decision", "prompt", "actions", "__ndarray__")
+WORDS = (*KEYS, "", "x" * 300, "\n", "\0", "é", "<f4")
 BAD_DTYPES = ("|O", "<c8", "<U4", "|S4", "|V8", "<M8[s]", ">f4", "f4,f4", "float32", "O", "", "|b1|b1", "<f4\n", "🤖")
 TOKENS = (
     *(bytes([head]) + b"\xff" * size for head, size in ((0xDD, 4), (0xDF, 4), (0xC6, 4), (0xC9, 5), (0xDB, 4))),
