@@ -321,12 +321,12 @@ def _density(tensors: dict[str, Tensor], about: Calibration, policy: Policy, fol
 
 def _band(tensors: dict[str, Tensor], about: Calibration, numbers: _Numbers, folder: Path) -> Band:
     """The band that the tensors hold, one column for each score."""
-    arrays = {name: value.numpy() for name, value in tensors.items()}
-    sound = all(a.dtype == np.float64 and a.size and np.isfinite(a).all() for a in arrays.values())
-    shapes = {a.shape for a in arrays.values()}
+    sound = all(a.dtype == torch.float64 and a.numel() and a.isfinite().all() for a in tensors.values())
+    shapes = {a.shape for a in tensors.values()}
     fit = len(shapes) == 1 and {shape[1:] for shape in shapes} == {(len(about.monitor.scores),)}
-    if set(arrays) != {"band.center", "band.spread"} or not (sound and fit):
+    if set(tensors) != {"band.center", "band.spread"} or not (sound and fit):
         raise ValueError(f"{folder / FILES[1]} does not hold the band that its configuration describes")
+    arrays = {name: value.numpy() for name, value in tensors.items()}
     if not (arrays["band.spread"] > 0).all():
         raise ValueError(f"{folder / FILES[1]}: a band's spread must be positive; calibrate again")
     monitor = about.monitor

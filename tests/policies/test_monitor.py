@@ -350,6 +350,8 @@ def test_a_changed_configuration_is_refused(checkpoint, change, message):
         (lambda t: t.update({"band.spread": t["band.spread"][:3].clone()}), "does not hold the band"),
         (lambda t: t["band.center"].fill_(float("nan")), "does not hold the band"),
         (lambda t: t.update({"band.center": t["band.center"].float()}), "does not hold the band"),
+        (lambda t: t.update({"band.center": t["band.center"].bfloat16()}), "does not hold the band"),
+        (lambda t: t.update({"band.center": t["band.center"].to(torch.float8_e4m3fn)}), "does not hold the band"),
         (lambda t: t["band.spread"].zero_(), "must be positive"),
         (lambda t: t.pop("density.mean"), "does not hold the density"),
         (lambda t: t["density.mean"].fill_(float("inf")), "density has NaN or infinity"),
