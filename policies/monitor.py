@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from .checkpoint import read_tensors
 from .config import build, mapping
 from .conformal import Band
 from .density import Density, DensityConfig
@@ -268,10 +268,7 @@ def load_monitor(checkpoint: Path | str, policy: Policy) -> CalibratedMonitor:
     values["monitor"] = build(MonitorConfig, monitor, f"{where}.monitor")
     about = build(Calibration, values, where)
     numbers = build(_Numbers, data["band"], f"{folder / FILES[0]}: band")
-    try:
-        tensors = safetensors.torch.load_file(folder / FILES[1])
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / FILES[1]} cannot be read ({error}); calibrate again") from error
+    tensors = read_tensors(folder / FILES[1], "calibrate again")
     density = _density(tensors, about, policy, folder)
     band = _band(tensors, about, numbers, folder)
     return CalibratedMonitor(about, band, density)

@@ -368,6 +368,9 @@ def test_damaged_files_are_told_in_words(checkpoint):
     policy = load(checkpoint)
     for name, message in ((FILES[0], "not valid JSON"), (FILES[1], "cannot be read")):
         folder = save_monitor(checkpoint, calibrated(policy))
-        (folder / name).write_bytes((folder / name).read_bytes()[:40])
-        with pytest.raises(ValueError, match=message):
-            load_monitor(checkpoint, policy)
+        good = (folder / name).read_bytes()
+        for damaged in (good[:40], good.replace(b'"F64"', b'"\\nx"') if name == FILES[1] else b"\n"):
+            (folder / name).write_bytes(damaged)
+            with pytest.raises(ValueError, match=message) as caught:
+                load_monitor(checkpoint, policy)
+            assert "\n" not in str(caught.value)
