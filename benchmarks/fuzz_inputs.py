@@ -8,12 +8,15 @@ from typing import Any
 
 import msgpack
 import numpy as np
+import safetensors.torch
+import torch
 
 from deploy.client import DTYPES, pack
 
 NUMBERS = (0, -1, 1, 2, 127, 128, 255, 2**31, 2**32, 2**63, -(2**63), 2**64 - 1, 0.0, -0.0, 1e308, 1e39, 1e-320)
 FLOATS = (float("nan"), float("inf"), -float("inf"))
-WORDS = ("joints", "camera", "reset", "decision", "actions", "", "x" * 300, "\n", "\0", "é", "__ndarray__", "<f4")
+KEYS = ("joints", "camera", "reset", "decision", "prompt", "actions", "__ndarray__")
+WORDS = (*KEYS, "", "x" * 300, "\n", "\0", "é", "<f4")
 BAD_DTYPES = ("|O", "<c8", "<U4", "|S4", "|V8", "<M8[s]", ">f4", "f4,f4", "float32", "O", "", "|b1|b1", "<f4\n", "🤖")
 TOKENS = (
     *(bytes([head]) + b"\xff" * size for head, size in ((0xDD, 4), (0xDF, 4), (0xC6, 4), (0xC9, 5), (0xDB, 4))),
@@ -35,7 +38,9 @@ JSON = (
     "[[[]]]",
     '{"kind": "flow"}',
     '"\\n"',
+    *(json.dumps(dtype) for dtype in BAD_DTYPES),
 )
+TENSOR_DTYPES = (torch.bfloat16, torch.float8_e4m3fn, torch.float16, torch.float64, torch.int64, torch.bool)
 
 
 def mutated(rng: random.Random, data: bytes) -> bytes:
@@ -136,6 +141,45 @@ def weird_json(rng: random.Random, data: Any) -> str:
         else:
             place[key] = rng.choice(NUMBERS + FLOATS) if rng.random() < 0.3 else json.loads(rng.choice(JSON))
     return json.dumps(data)
+
+
+def other_json(rng: random.Random, good: bytes) -> bytes:
+    """The JSON with other bytes, or with other content."""
+    return mutated(rng, good) if rng.random() < 0.3 else weird_json(rng, json.loads(good)).encode()
+
+
+def other_tensors(rng: random.Random, good: bytes) -> bytes:
+    """The file of safetensors with other bytes, another header, or a tensor that is another one."""
+    end, kind = 8 + int.from_bytes(good[:8], "little"), rng.randrange(3)
+    if kind == 0:
+        cut = rng.choice((8, end, len(good)))
+        return mutated(rng, good[:cut]) + good[cut:]
+    if kind == 1:
+        header = weird_json(rng, json.loads(good[8:end])).encode()
+        return len(header).to_bytes(8, "little") + header + good[end:]
+    tensors = safetensors.torch.load(good)
+    name = rng.choice(list(tensors))
+    old = tensors.pop(name)
+    new = [old.to(rng.choice(TENSOR_DTYPES)), old.flatten(), old[None], old[:0], old[..., :1].contiguous()]
+    new.append(torch.full_like(old, rng.choice((*FLOATS, 0.0, -1.0, 1e30))))
+    if rng.random() < 0.9:
+        tensors[name if rng.random() < 0.9 else "other"] = rng.choice(new)
+    return safetensors.torch.save(tensors)
+
+
+def other_journal(rng: random.Random, good: bytes) -> bytes:
+    """The journal of a run cut off, with other bytes in its beginning or anywhere, or with another header."""
+    end, kind = 12 + int.from_bytes(good[8:12], "little"), rng.randrange(5)
+    if kind == 0:
+        return good[: rng.randrange(len(good))]
+    if kind < 3:
+        cut = rng.choice((12, end, len(good)))
+        return mutated(rng, good[:cut]) + good[cut:]
+    told = json.loads(good[12:end])
+    if kind == 3:  # the layout of the records alone
+        told["record"] = json.loads(weird_json(rng, told["record"]))
+    header = json.dumps(told).encode() if kind == 3 else other_json(rng, good[12:end])
+    return good[:8] + len(header).to_bytes(4, "little") + header + good[end:]
 
 
 def mutated_text(rng: random.Random, text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -37,6 +38,17 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (ValueError, ImportError, FileNotFoundError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {one_line(error)}")
+    except Exception as error:
+        if not _broke_in_composing(error):
+            raise
+        told = f"{type(error).__name__}: {one_line(error)}".strip(": ")
+        sys.exit(f"error: Hydra cannot compose a configuration from this command line ({told})")
+
+
+def _broke_in_composing(error: Exception) -> bool:
+    """Whether Hydra itself broke, as it does over some command lines (`head=[1,2]`, `+=x`) that its grammar allows."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] in ("hydra", "omegaconf", "antlr4")
 
 
 def one_line(error: BaseException) -> str:

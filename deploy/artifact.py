@@ -219,7 +219,7 @@ def _checked(data: Any, expected: Any, where: str) -> Any:
     if isinstance(expected, dict):
         if not isinstance(data, dict) or set(data) != set(expected):
             got = sorted(data) if isinstance(data, dict) else data
-            raise ValueError(f"{where} has the fields {got}, expected {sorted(expected)}")
+            raise ValueError(f"{where} has the fields {got!r}, expected {sorted(expected)}")
         return {name: _checked(data[name], kind, name) for name, kind in expected.items()}
     if isinstance(expected, list):
         if not isinstance(data, list):

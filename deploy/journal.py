@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ MAGIC = b"FLOWHAND"
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 2**24
 MESSAGE_BYTES = 160
+FORMAT = re.compile(r"[<|]?[biufS][0-9]{1,6}")
 # Times are nanoseconds of the monotonic clock, 0 where it did not happen.
 FIELDS: tuple[tuple[str, str], ...] = (
     ("step", "<i8"),  # control step of the episode
@@ -145,14 +147,14 @@ def read(path: str | Path) -> Recording:
         raise ValueError(f"{path} is no journal of a run, or is cut off in its header")
     try:
         header = json.loads(data[12 : 12 + length])
-        version, fields = header["format_version"], [(n, form, tuple(shape)) for n, form, shape in header["record"]]
+        version, fields = header["format_version"], [_field(*field) for field in header["record"]]
         kind = np.dtype(fields)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path} has a damaged header ({error})") from error
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} has format version {version!r}, this flowhand reads {FORMAT_VERSION}")
-    if kind.hasobject or fields[-1][:2] != ("crc", "<u4"):
-        raise ValueError(f"{path} has a damaged header (its records end in {fields[-1]})")
+    if fields[-1:] != [("crc", "<u4", ())]:
+        raise ValueError(f"{path} has a damaged header (its records end in {fields[-1:]})")
     body = memoryview(data)[12 + length :]
     records = np.frombuffer(body[: len(body) // kind.itemsize * kind.itemsize], kind)
     whole = 0
@@ -161,6 +163,13 @@ def read(path: str | Path) -> Recording:
             break
         whole += 1
     return Recording(header, records[:whole], len(body) - whole * kind.itemsize)
+
+
+def _field(name: str, form: str, shape: list[int]) -> tuple[str, str, tuple[int, ...]]:
+    """A field of the layout; of numpy's formats only those of numbers and bytes, for others may be anything."""
+    if not FORMAT.fullmatch(form):
+        raise ValueError(f"the field {name!r} has the format {form!r}")
+    return name, form, tuple(shape)
 
 
 def observation_of(record: np.ndarray) -> dict[str, np.ndarray]:

@@ -8,7 +8,8 @@ import numpy as np
 
 from policies.controller import Planner
 
-RESET, DECISION = "reset", "decision"  # keys of a request beside the observation's
+RESET, DECISION, PROMPT = "reset", "decision", "prompt"  # keys of a request beside the observation's
+MAX_PROMPT = 1024  # characters
 
 
 class Session:
@@ -16,18 +17,22 @@ class Session:
 
     A request is the observation's arrays, each (*shape) or its history (O, *shape). Of single ones the session keeps
     the last O, starting with copies of the first, so such a client asks at every control step; histories replace what
-    was kept. Two more keys are optional:
+    was kept. Three more keys are optional:
 
         reset     starts an episode with this seed, in [0, 2^32), of which this is the first observation
         decision  number of this decision in its episode; without it the answered decisions are counted
+        prompt    an instruction of at most `MAX_PROMPT` characters, as openpi's robots send it; ignored, for policies
+                  here have no language input (one that observes a feature of this name gets that array, as any other)
 
-    With both and histories a request depends on nothing before it, and a restarted server gives the same answer.
+    With seed, number and histories a request depends on nothing before it, and a restarted server gives the same
+    answer.
     """
 
     def __init__(self, policy: Planner):
         self.seed = 0
         self.decision = 0
         self._features = policy.spec.observation
+        self._beside = {RESET, DECISION} | ({PROMPT} - self._features.keys())
         self._length = policy.chunk.history
         self._history: dict[str, np.ndarray] = {}
 
@@ -39,12 +44,15 @@ class Session:
         """
         if not isinstance(request, dict):
             raise ValueError(f"the request is a {type(request).__name__}, expected a map of arrays")
-        arrays = {name: value for name, value in request.items() if name not in (RESET, DECISION)}
+        arrays = {name: value for name, value in request.items() if name not in self._beside}
         if arrays.keys() != self._features.keys():
             raise ValueError(
                 f"the observation has {_names(arrays)}, expected {_names(self._features)} and, if wanted, "
-                f"{RESET} and {DECISION}"
+                f"{RESET}, {DECISION} and {PROMPT}"
             )
+        prompt = request.get(PROMPT, "") if PROMPT in self._beside else ""
+        if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
+            raise ValueError(f"{PROMPT} must be a string of at most {MAX_PROMPT} characters")
         single = self._check(arrays)
         seed, decision = (_count(request, key) for key in (RESET, DECISION))
         if seed is not None:

@@ -1,4 +1,6 @@
-"""Perturbations: a world that disturbs the policy, by configuration, for any task and at any strength.
+"""Perturbations: a world that disturbs the policy, by configuration and at any strength.
+
+Not every world can have every one: see docs/evaluate.md. What cannot be had is a `ValueError` when the world is made.
 
 Everything is drawn from the episode's seed, every perturbation from a stream of its own. So an episode is the same
 whatever ran before, turning one perturbation on changes no other's draws, and at another strength the same draws are
@@ -44,7 +46,8 @@ class PerturbConfig:
 
     # Start and goal are drawn from a range 1 + this times as wide about the same centre, so that 0 is what was
     # demonstrated and at 1 half of each dimension's draws lie outside. Meta-World: position of object and goal, as far
-    # as the task draws them; detour: y of start and goal. Nothing keeps the task possible: compare with the expert.
+    # as the task draws them; detour: y of start and goal; a Gymnasium world cannot. Nothing keeps the task possible:
+    # compare with the expert.
     initial_shift: float = 0.0
     observation_noise: float = 0.0  # standard deviation of normal noise on every value of a vector, in its own unit
     observation_noise_relative: float = 0.0  # the same, in spreads of the dimension as the policy's normalizer has them

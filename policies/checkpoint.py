@@ -89,7 +89,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Policy:
     """
     path = _complete(Path(path))
     config, spec, _ = read_config(path)
-    tensors = _read_tensors(path / "model.safetensors")
+    tensors = read_tensors(path / "model.safetensors")
     _require_same_tensors(tensors, _expected_tensors(config, spec), path / "model.safetensors")
     policy = Policy(config, spec)
     policy.load_state_dict(tensors)
@@ -153,7 +153,7 @@ def _golden(policy: Policy, observation: Mapping[str, Tensor]) -> dict[str, Tens
 
 def _check_golden(policy: Policy, file: Path) -> None:
     """Raises `ValueError` when the policy no longer gives the stored action."""
-    stored = _read_tensors(file)
+    stored = read_tensors(file)
     rows = max(1, len(stored["noise"])) if "noise" in stored and stored["noise"].ndim else 1
     with torch.device("meta"):
         expected = {
@@ -202,11 +202,12 @@ def _require_same_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, 
             )
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path, otherwise: str = "the checkpoint is truncated or damaged") -> dict[str, Tensor]:
+    """The tensors of a file; `ValueError` in one line if it has none, whatever the file made safetensors say."""
     try:
         return safetensors.torch.load_file(file)
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{file} cannot be read ({error}); the checkpoint is truncated or damaged") from error
+        raise ValueError(f"{file} cannot be read ({' '.join(str(error).split())}); {otherwise}") from error
 
 
 def _complete(path: Path) -> Path:

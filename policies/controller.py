@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from .execution import FORMS, ExecutionConfig, PrefixArrays, Timeline
+from .execution import FORMS, SEEN, ExecutionConfig, PrefixArrays, Timeline
 from .spec import ChunkConfig, Spec
 
 
@@ -66,7 +66,8 @@ class Question:
 def ask(policy: Planner, questions: Sequence[Question], rows: int, form: str = "") -> np.ndarray:
     """Chunks (n, T, A) for n questions from one inference call of exactly `rows` rows; the unused ones are zero.
 
-    Given a form of prefix, the chunks continue the previous ones.
+    Given a form of prefix, the chunks continue the previous ones. Without one, a planner that knows the form SEEN is
+    shown them all the same.
     """
 
     def padded(values: list) -> np.ndarray:
@@ -75,6 +76,7 @@ def ask(policy: Planner, questions: Sequence[Question], rows: int, form: str = "
 
     observation = {name: padded([q.observation[name] for q in questions]) for name in questions[0].observation}
     noise = padded([q.noise for q in questions])
+    form = form or (SEEN if SEEN in getattr(policy, "continues", ()) else "")
     if not form:
         return policy.plan(observation, noise)[: len(questions)]
     assert isinstance(policy, ContinuingPlanner)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 FORMS = {"rtc_exact": "exact", "rtc_identity": "identity", "rtc_trained": "trained"}  # mode: form of its prefix
+SEEN = "seen"  # form of a prefix that a planner wants to look at where the mode has none
 MODES = ("receding_horizon", "temporal_ensembling", *FORMS)
 REMEMBERED = 10  # last delays, the largest of which is expected of the next decision
 
@@ -123,7 +124,7 @@ class PrefixArrays:
     actions_BTA: np.ndarray  # (B, T, A) float32, physical units; index 0 is the first step of the new chunk
     delay_B: np.ndarray  # (B,) int64: control steps that will be executed before the new chunk arrives
     overlap_B: np.ndarray  # (B,) int64: leading control steps for which the previous chunk has values; 0: there is none
-    form: str  # exact | identity | trained
+    form: str  # exact | identity | trained | seen
 
 
 class Timeline:

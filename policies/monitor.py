@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from .checkpoint import read_tensors
 from .config import build, mapping
 from .conformal import Band
 from .density import Density, DensityConfig
-from .execution import ExecutionConfig, PrefixArrays
+from .execution import SEEN, ExecutionConfig, PrefixArrays
 from .heads.flow import FlowHead
 from .policy import Policy
 from .scores import SCORES, Decision, Probe, Score
@@ -89,11 +89,12 @@ class WatchedPolicy:
     Args:
         policy: decides.
         scores: names from `SCORES`.
-        execution: how its chunks are executed; it tells how far apart decisions are.
+        execution: how its chunks are executed.
         samples: chunks sampled per decision where a score needs them.
         density: of the embeddings, where a score needs it.
 
     Attributes:
+        interval: control steps from one decision to the next, where no delay makes them more.
         scores_ND: of the decisions since `begin`.
 
     Raises:
@@ -120,7 +121,7 @@ class WatchedPolicy:
                 )
         self.policy, self.density = policy, density
         self.spec, self.chunk, self.noise_shape = policy.spec, policy.chunk, policy.noise_shape
-        self.continues = policy.continues
+        self.continues = {**policy.continues, SEEN: policy.chunk.prediction_horizon}
         self.interval = execution.interval(policy.chunk.execution_horizon, policy.chunk.prediction_horizon, 0)
         self._scores: list[Score] = [SCORES[name]() for name in self.names]
         needs = frozenset().union(*(score.needs for score in self._scores))
@@ -139,21 +140,25 @@ class WatchedPolicy:
     ) -> np.ndarray:
         """The policy's chunk (1, T, A) for one robot, which is also scored.
 
+        The prefix tells how many control steps this chunk shares with the one before. A delay or a busy machine makes
+        them fewer than a decision every `interval` steps does, which without a prefix is taken for granted.
+
         Raises:
             ValueError: more than one row.
         """
         if len(noise) != 1:
             raise ValueError(f"a watched policy decides for one robot at a time, got {len(noise)} rows")
         scores_ND, memory = self.scores_ND, self._memory
+        overlap = self.chunk.prediction_horizon - self.interval if prefix is None else int(prefix.overlap_B[0])
         with Probe(self.policy) as probe:
-            chunk = self.policy.plan(observation, noise, prefix)
+            chunk = self.policy.plan(observation, noise, prefix if prefix is None or prefix.form != SEEN else None)
         assert probe.embedding is not None
         with torch.no_grad():
             chunks_STA = self._sample(probe.embedding, noise)
             needs_path = any("path" in score.needs for score in self._scores)
             velocity_KTA = probe.velocity() if needs_path else torch.zeros(0, *self.policy.chunk_shape)
             embedding_E = probe.embedding[0].float().cpu()
-            decision = Decision(embedding_E, velocity_KTA, chunks_STA, memory.get("chunks"), self.interval)
+            decision = Decision(embedding_E, velocity_KTA, chunks_STA, memory.get("chunks"), overlap)
             values = [score(decision, self.density) for score in self._scores]
         memory["chunks"] = chunks_STA
         scores_ND.append(values)
@@ -263,10 +268,7 @@ def load_monitor(checkpoint: Path | str, policy: Policy) -> CalibratedMonitor:
     values["monitor"] = build(MonitorConfig, monitor, f"{where}.monitor")
     about = build(Calibration, values, where)
     numbers = build(_Numbers, data["band"], f"{folder / FILES[0]}: band")
-    try:
-        tensors = safetensors.torch.load_file(folder / FILES[1])
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / FILES[1]} cannot be read ({error}); calibrate again") from error
+    tensors = read_tensors(folder / FILES[1], "calibrate again")
     density = _density(tensors, about, policy, folder)
     band = _band(tensors, about, numbers, folder)
     return CalibratedMonitor(about, band, density)
@@ -316,12 +318,12 @@ def _density(tensors: dict[str, Tensor], about: Calibration, policy: Policy, fol
 
 def _band(tensors: dict[str, Tensor], about: Calibration, numbers: _Numbers, folder: Path) -> Band:
     """The band that the tensors hold, one column for each score."""
-    arrays = {name: value.numpy() for name, value in tensors.items()}
-    sound = all(a.dtype == np.float64 and a.size and np.isfinite(a).all() for a in arrays.values())
-    shapes = {a.shape for a in arrays.values()}
+    sound = all(a.dtype == torch.float64 and a.numel() and a.isfinite().all() for a in tensors.values())
+    shapes = {a.shape for a in tensors.values()}
     fit = len(shapes) == 1 and {shape[1:] for shape in shapes} == {(len(about.monitor.scores),)}
-    if set(arrays) != {"band.center", "band.spread"} or not (sound and fit):
+    if set(tensors) != {"band.center", "band.spread"} or not (sound and fit):
         raise ValueError(f"{folder / FILES[1]} does not hold the band that its configuration describes")
+    arrays = {name: value.numpy() for name, value in tensors.items()}
     if not (arrays["band.spread"] > 0).all():
         raise ValueError(f"{folder / FILES[1]}: a band's spread must be positive; calibrate again")
     monitor = about.monitor

@@ -30,7 +30,7 @@ class Decision:
     velocity_KTA: Tensor  # of the chunk at the beginning of each of K steps on its way from noise; K=0: not a flow
     chunks_STA: Tensor  # sampled from the same observation; S=0: not asked for
     earlier_STA: Tensor | None = None  # those of the decision before; None: this is the first
-    interval: int = 1  # control steps from that decision to this one
+    overlap: int = 0  # leading control steps of these chunks that those cover too: T less the steps between them
 
 
 class Score(Protocol):
@@ -67,15 +67,16 @@ class LogpZ(LogpZO):
 class STAC:
     """Disagreement with the last decision on what to do now (Agia 2024, Sentinel; Xu 2025, FAIL-Detect).
 
-    Squared maximum mean discrepancy of the chunks sampled then and now where they overlap. Choose it for a policy that
-    changes its mind. 0 at the first decision, and where the chunks do not overlap.
+    Squared maximum mean discrepancy of the chunks sampled then and now where they overlap, which decisions further
+    apart do less. Choose it for a policy that changes its mind. 0, no evidence, where nothing overlaps: at the first
+    decision, and at one as late as the end of the last chunk.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"samples"})
 
     def __call__(self, decision: Decision, density: Density | None) -> float:
         """MMD^2 of the overlapping parts."""
-        overlap = decision.chunks_STA.shape[1] - decision.interval
+        overlap = decision.overlap
         if decision.earlier_STA is None or overlap < 1:
             return 0.0
         return float(mmd2(decision.chunks_STA[:, :overlap].flatten(1), decision.earlier_STA[:, -overlap:].flatten(1)))

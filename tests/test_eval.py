@@ -133,6 +133,8 @@ def test_demonstrated_seeds_are_not_evaluated(checkpoint, tmp_path):
         (["train.steps=ten"], "Value 'ten' of type 'str' could not be converted to Integer"),
         (["train.steps=0"], "train.steps=0 must be at least 1"),
         (["head=flaw"], "Could not find 'head/flaw'"),
+        (["head=[1,2]"], "Hydra cannot compose a configuration from this command line (TypeError: "),
+        (["+=+headx"], "Hydra cannot compose a configuration from this command line (AssertionError"),
         (["head.solver=eular"], "head.solver='eular' is unknown; choices: euler, midpoint, heun, rk4"),
         (["env.task=pick-plaze-v3"], "did you mean pick-place-v3"),
         (["chunk.execution_horizon=17"], "execute at most what is predicted"),
@@ -151,6 +153,15 @@ def test_a_mistake_is_told_in_one_line(overrides, expected, tmp_path):
     assert "\n" not in told
     assert expected in told
     assert not (tmp_path / "run").exists()
+
+
+def test_a_defect_keeps_its_traceback():
+    def main():
+        with cli.one_line_errors():
+            raise TypeError("ours")
+
+    with pytest.raises(TypeError, match="ours"):
+        call(main)
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "golden.safetensors", "train_state.pt"])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import fuzz, fuzz_wire
@@ -16,23 +17,39 @@ from deploy.session import Session
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("name", "cases"), [("request", 600), ("answer", 400)])
-def test_nothing_is_found(name, cases):
+@pytest.mark.parametrize(
+    ("name", "cases", "ends"),
+    [
+        ("request", 600, ("taken", "refused")),
+        ("answer", 400, ("taken", "refused")),
+        ("journal", 400, ("read", "read in part", "refused")),
+    ],
+)
+def test_nothing_is_found(name, cases, ends):
     result = fuzz.fuzz(name, range(cases), seed=11)
     assert result["examples"] == []
     assert sum(result["outcomes"].values()) == cases
-    assert min(result["outcomes"].get(kind, 0) for kind in ("taken", "refused")) > 0  # both sides are reached
+    assert min(result["outcomes"].get(end, 0) for end in ends) > 0  # all ends are reached
 
 
 @pytest.mark.slow
 def test_the_program_says_what_it_did(tmp_path):  # of its own, for the annotations checked here change the errors
-    targets = "checkpoint_config,checkpoint_tensors,manifest,model,overrides"
+    targets = "checkpoint_config,checkpoint_tensors,manifest,model,monitor,overrides"
     words = ["--only", targets, "--scale", "0.02", "--out", str(tmp_path / "fuzz.json")]
     done = subprocess.run([sys.executable, "-m", "benchmarks.fuzz", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     result = json.loads((tmp_path / "fuzz.json").read_text())
-    assert result["cases"] == 244
-    assert [target["findings"] for target in result["targets"].values()] == [0, 0, 0, 0, 0]
+    assert result["cases"] == 340
+    assert [target["findings"] for target in result["targets"].values()] == [0] * 6
+
+
+def test_the_document_says_how_much_is_run():
+    counts = {name: count for name, (_, count) in fuzz.TARGETS.items()}
+    messages = counts.pop("request") + counts.pop("answer")
+    page = " ".join((ROOT / "docs" / "deploy.md").read_text().split())
+    assert f"gives {messages:,} hostile messages" in page
+    assert f"and {sum(counts.values()):,} hostile files and command lines" in page
+    assert f"then {fuzz_wire.CASES:,} hostile peers, and {fuzz_wire.CROWD:,} connections at once" in page
 
 
 def test_a_crash_and_a_chatty_error_are_found(monkeypatch):
@@ -44,6 +61,21 @@ def test_a_crash_and_a_chatty_error_are_found(monkeypatch):
         monkeypatch.setattr(Session, "read", read)
         result = fuzz.fuzz("request", range(200), seed=11)
         assert 0 < result["findings"] < 200
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_memory_that_is_left_behind_or_taken_for_a_moment_is_found(monkeypatch, leaves):
+    kept = []
+
+    def read(self, request):
+        taken = np.ones(2**18 if leaves else 2**23)  # 2 or 64 MiB
+        kept.extend([taken] if leaves else [])
+        raise ValueError("refused")
+
+    monkeypatch.setattr(Session, "read", read)
+    result = fuzz.fuzz("request", range(200), seed=11)
+    assert result["findings"] == 1
+    assert "memory grew by" in result["examples"][0]
 
 
 @pytest.mark.slow
@@ -59,11 +91,15 @@ def test_the_live_server_holds(monkeypatch):
 
 def test_a_key_that_is_compared_letter_by_letter_would_show(monkeypatch):
     honest = fuzz_wire.key_timing(3000)
-    assert 0.4 < honest["chance"] < 0.6
+    assert fuzz_wire.key_findings(honest) == []
 
     def knows_key(self, request) -> bool:
         right = f"Api-Key {fuzz_wire.KEY}"
         return all(a == b for a, b in zip(request.get_all("Authorization")[0], right, strict=True))
 
     monkeypatch.setattr(PolicyServer, "_knows_key", knows_key)
-    assert fuzz_wire.key_timing(1000)["chance"] > 0.8
+    (finding,) = fuzz_wire.key_findings(fuzz_wire.key_timing(1000))
+    assert "tells how much of it is right" in finding
+    assert fuzz_wire.key_findings({"chance": 0.52, "p": 0.0}) == []  # sure, and too small to be heard
+    assert fuzz_wire.key_findings({"chance": 0.6, "p": 0.01}) == []  # of too few rounds
+    assert len(fuzz_wire.key_findings({"chance": 0.44, "p": 0.0})) == 1

@@ -226,6 +226,7 @@ def test_wrong_options(options, message):
         (lambda d: d.update(format_version=True), "format version True"),
         (lambda d: d.pop("source"), "the manifest has the fields"),
         (lambda d: d.update(more=1), "the manifest has the fields .*'more'"),
+        (lambda d: d.update(chunk="a\nb"), r"chunk has the fields 'a\\nb', expected"),
         (lambda d: d.update(format="exe"), "format 'exe' is unknown; choices: onnx, pt2, aoti"),
         (lambda d: d.update(precision="int2"), "precision 'int2' is unknown"),
         (lambda d: d["chunk"].update(history=2.5), r"history is 2\.5, expected a finite int"),

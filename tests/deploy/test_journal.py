@@ -106,6 +106,10 @@ def test_reading_stops_before_a_damaged_record(tmp_path):
         assert recording.lost_bytes == 3 * size
 
 
+def with_header(header: bytes) -> bytes:
+    return MAGIC + len(header).to_bytes(4, "little") + header
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -117,6 +121,17 @@ def test_reading_stops_before_a_damaged_record(tmp_path):
         (lambda data: data.replace(b'"format_version": 1', b'"format_version": 9'), "has format version 9"),
         (lambda data: data.replace(b'["crc", "<u4"', b'["crc", "|O8"'), "has a damaged header"),
         (lambda data: data.replace(b'"<f8"', b'"|O8"'), "has a damaged header"),
+        (lambda data: data.replace(b'"<f8"', b'"f4,"'), "has a damaged header (the field 'observation_age_s' has the"),
+        (lambda data: data.replace(b'["crc", "<u4", []]', b'["crc", "<u4", 22]'), "has a damaged header"),
+        (
+            lambda data: data.replace(b'["crc", "<u4", []]', b'["crc", "<u4",[2]]'),
+            "records end in [('crc', '<u4', (2,))])",
+        ),
+        (
+            lambda data: with_header(b'{"format_version": 1, "record": []}'),
+            "has a damaged header (its records end in [])",
+        ),
+        (lambda data: with_header(b"[" * 100_000), "has a damaged header"),
     ],
 )
 def test_what_is_no_journal_is_an_error(tmp_path, change, message):

@@ -25,6 +25,7 @@ from policies.encoders import ENCODERS
 from policies.heads import HEADS
 from policies.monitor import CalibratedMonitor, Calibration, MonitorConfig, WatchedPolicy
 from policies.nets import NETS
+from policies.scores import mmd2
 
 SPEC = Spec(
     {"state": Feature((4,), "float32", ""), "goal": Feature((2,), "float32", "")},
@@ -150,6 +151,24 @@ def test_outcomes_and_scores_do_not_depend_on_what_runs_beside():
         assert all(agent.traces[r.seed].steps == list(range(0, r.steps, 2)) for r in records)
     assert told[0] == told[1]
     assert told[0] != told[2]
+
+
+def test_stac_knows_when_a_robots_decisions_were_made(monkeypatch):
+    policy, execution, sampled = policy_of(), ExecutionConfig("temporal_ensembling"), []
+    watched = WatchedPolicy(policy, ["stac"], execution, 4)
+    sample = watched._sample
+    monkeypatch.setattr(watched, "_sample", lambda *given: sampled.append(sample(*given)) or sampled[-1])
+    decider = Decider(watched, execution, replaying=True)  # which hands a decision over when it is told to
+    decider.reset(seed=2)
+    for step in range(10):  # decides at 0 for step 1, at 2, when that is there, and so on
+        decider.arrived = step in (1, 5, 9)
+        decider.step({"state": np.full(4, step, np.float32), "goal": np.ones(2, np.float32)})
+    decider.close()
+    expected = [0.0]
+    for n, apart in ((1, 1), (2, 3)):
+        expected.append(float(mmd2(sampled[n][:, : 4 - apart].flatten(1), sampled[n - 1][:, apart:].flatten(1))))
+    assert watched.scores_ND == [[score] for score in [*expected, 0.0]]  # the last is as late as a chunk is long
+    assert min(expected[1:]) > 0
 
 
 def test_an_alarms_control_step_is_that_of_its_decision(tmp_path):

@@ -11,6 +11,7 @@ import policies
 from benchmarks.toy_server import ToyPolicy
 from deploy.session import Session, noise
 from policies.controller import Planner
+from policies.spec import Feature
 
 
 def joints(*values: float) -> np.ndarray:
@@ -65,6 +66,24 @@ def test_values_keep_no_memory_of_the_message_and_are_of_the_policy_s_dtype():
     assert not any(np.shares_memory(histories[name], message[name]) for name in histories)
 
 
+@pytest.mark.parametrize("prompt", ["pick up the block", "", "é\n" * 512])
+def test_the_prompt_of_an_openpi_client_is_ignored(prompt):
+    session, plain = Session(ToyPolicy()), Session(ToyPolicy())
+    for value in (1, 2):
+        told, expected = session.read(request(value, prompt=prompt)), plain.read(request(value))
+        assert told.keys() == expected.keys()
+        assert seen(told) == seen(expected)
+
+
+def test_a_policy_may_observe_a_feature_called_prompt():
+    policy = ToyPolicy()
+    policy.spec.observation["prompt"] = Feature((2,), "float32", "")
+    histories = Session(policy).read(request(1, prompt=np.array([3.0, 4.0])))
+    assert histories["prompt"].tolist() == [[3, 4], [3, 4]]
+    with pytest.raises(ValueError, match="observation 'prompt' has type str"):
+        Session(policy).read(request(1, prompt="pick up the block"))
+
+
 WRONG = [
     ([1, 2], "the request is a list"),
     ({"joints": joints(1, 2, 3)}, "the observation has 'joints', expected 'joints', 'camera'"),
@@ -81,6 +100,10 @@ WRONG = [
     (request(1, reset=2**32), "reset must be an integer"),
     (request(1, reset=True), "reset must be an integer"),
     (request(1, decision=1.0), "decision must be an integer"),
+    (request(1, prompt="x" * 1025), "prompt must be a string of at most 1024 characters"),
+    (request(1, prompt=b"pick up"), "prompt must be a string"),
+    (request(1, prompt=joints(1, 2, 3)), "prompt must be a string"),
+    (request(1, prompt=None), "prompt must be a string"),
 ]
 
 

@@ -1,9 +1,11 @@
 """Perturbations: nothing at strength zero, the same from the same seed, and physically what they claim."""
 
 import itertools
+import math
 import re
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -433,6 +435,45 @@ class Bodiless(Box):
 def test_a_world_that_cannot_be_disturbed_so_says_it(env, fields, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         PerturbedEnv(env(), PerturbConfig(**fields))
+
+
+def gymnasium(id: str) -> partial[Env]:
+    return partial(envs.make, envs.GymnasiumConfig(id=id, success_return=1e9))
+
+
+WORLDS = {  # one of each sort
+    "detour": partial(envs.make, envs.DetourConfig()),
+    "Meta-World": partial(envs.make, envs.MetaWorldConfig(task="push-v3")),
+    "MuJoCo": gymnasium("Reacher-v5"),
+    "plain": gymnasium("Pendulum-v1"),
+    "choices": gymnasium("CartPole-v1"),
+    "images": Bodiless,
+}
+LACKING = {  # by what the document says of a perturbation, those that cannot have it
+    "any": set(),
+    "with a vector to observe": {"images"},
+    "with a number to act with": {"choices"},
+    "detour, Meta-World": {"MuJoCo", "plain", "choices", "images"},
+    "simulated by MuJoCo": {"plain", "choices", "images"},
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_document_says_in_which_worlds(name):
+    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text()
+    (said,) = re.findall(rf"^\| [^|]*`{name}`[^|]*\|[^|]*\| (.*) \|$", page, re.MULTILINE)
+    lacking = set()
+    for sort, make in WORLDS.items():
+        env = make()
+        spreads = {vector: [1.0] * math.prod(f["shape"]) for vector, f in env.features["observation"].items()}
+        try:
+            disturbed = PerturbedEnv(env, PerturbConfig(**{name: ALL[name]}), spreads)
+        except ValueError:
+            lacking.add(sort)
+        else:
+            disturbed.reset(seed=0)
+            disturbed.step(np.zeros(env.features["action"]["shape"], np.float32))
+    assert lacking == LACKING[said]
 
 
 def test_the_expert_meets_all_but_what_disturbs_the_sight():

@@ -377,6 +377,14 @@ def test_a_tensor_file_that_lies_about_its_header_is_an_error(path, header):
         policies.load(path)
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "golden.safetensors"])
+def test_what_the_file_says_of_itself_adds_no_line_to_the_error(path, file):
+    (path / file).write_bytes((path / file).read_bytes().replace(b'"F32"', b'"\\nx"'))
+    with pytest.raises(ValueError, match=f"{file} cannot be read .*; the checkpoint is truncated or damaged") as caught:
+        policies.load(path)
+    assert "\n" not in str(caught.value)
+
+
 WEIGHT = "encoder.layers.0.bias"
 
 

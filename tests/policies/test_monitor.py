@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Executor, Future
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from policies import ChunkConfig, Controller, ExecutionConfig, Policy, load, save
+from policies import AsyncController, ChunkConfig, Controller, ExecutionConfig, Policy, load, save
 from policies.conformal import Band
 from policies.density import DensityConfig, learn_density
 from policies.monitor import (
@@ -24,7 +25,7 @@ from policies.monitor import (
     save_monitor,
 )
 from policies.paths import PATHS, to_velocity
-from policies.scores import SCORES, acceleration, gaussian_entropy
+from policies.scores import SCORES, acceleration, gaussian_entropy, mmd2
 from policies.solvers import SOLVERS, integrate, stage_times
 
 ALL = sorted(SCORES)
@@ -126,6 +127,64 @@ def test_the_interval_is_that_of_the_execution(make_policy):
     assert WatchedPolicy(policy, ["stac"]).interval == 3
     assert WatchedPolicy(policy, ["stac"], ExecutionConfig(execution_horizon=5)).interval == 5
     assert WatchedPolicy(policy, ["stac"], ExecutionConfig(mode="temporal_ensembling")).interval == 1
+
+
+class Late(Executor):
+    """Runs what is submitted at once, and hands over each result after as many ticks as the next latency says."""
+
+    def __init__(self, latencies):
+        self.latencies, self.waiting = list(latencies), []
+
+    def submit(self, work, *arguments):  # pyright: ignore[reportIncompatibleMethodOverride]
+        future = Future()
+        future.set_running_or_notify_cancel()
+        self.waiting.append([self.latencies.pop(0), future, work(*arguments)])
+        return future
+
+    def tick(self):
+        for entry in self.waiting:
+            entry[0] -= 1
+            if entry[0] == 0:
+                entry[1].set_result(entry[2])
+
+
+@pytest.mark.parametrize(
+    ("mode", "latencies", "steps"),
+    [
+        ("temporal_ensembling", 2, [0, 1, 3, 5, 7]),  # simulated: the first chunk is not late
+        ("receding_horizon", 2, [0, 3, 6, 9, 12]),  # the delay is no longer than the interval: nothing changes
+        ("rtc_identity", [1, 4, 2, 5, 1], [0, 4, 8, 11, 16]),  # measured; the robot stands until the first chunk
+        ("temporal_ensembling", [2, 1, 3, 2, 1], [0, 3, 4, 7, 9]),
+        ("receding_horizon", [1, 7, 8, 11, 1], [0, 4, 11, 19, 30]),  # as far apart as a chunk is long, and further
+    ],
+)
+def test_stac_compares_the_same_control_steps_however_far_apart_decisions_are(
+    make_policy, monkeypatch, mode, latencies, steps
+):
+    policy, simulated = make_policy(chunk=ChunkConfig(2, 8, 3)).eval(), isinstance(latencies, int)
+    execution = ExecutionConfig(mode, delay=latencies if simulated else 0)
+    watched, sampled, decided = WatchedPolicy(policy, ["stac"], execution, samples=4), [], []
+    sample = watched._sample
+    monkeypatch.setattr(watched, "_sample", lambda *given: sampled.append(sample(*given)) or sampled[-1])
+    worker = Late([] if simulated else latencies)
+    if simulated:
+        controller = Controller(watched, execution=execution)
+    else:
+        controller = AsyncController(watched, execution=execution, worker=worker)
+    controller.reset(seed=5)
+    rng, shapes = np.random.default_rng(0), {name: f.shape for name, f in policy.spec.observation.items()}
+    for step in range(steps[-1] + 1):
+        controller.step({name: rng.standard_normal(shape) for name, shape in shapes.items()})
+        decided += [step] * (len(watched.scores_ND) - len(decided))
+        worker.tick()
+    assert decided == steps
+    begun = steps if simulated else [latencies[0], *steps[1:]]
+    for n, (score,) in enumerate(watched.scores_ND):
+        apart = begun[n] - begun[n - 1] if n else 8
+        shared = [sampled[n][:, : 8 - apart], sampled[n - 1][:, apart:]]
+        expected = float(mmd2(*(part.flatten(1) for part in shared))) if apart < 8 else 0.0
+        assert score == expected
+        assert (score > 0) == (apart < 8)
 
 
 def test_a_controller_takes_it_for_a_policy(make_policy):
@@ -291,6 +350,8 @@ def test_a_changed_configuration_is_refused(checkpoint, change, message):
         (lambda t: t.update({"band.spread": t["band.spread"][:3].clone()}), "does not hold the band"),
         (lambda t: t["band.center"].fill_(float("nan")), "does not hold the band"),
         (lambda t: t.update({"band.center": t["band.center"].float()}), "does not hold the band"),
+        (lambda t: t.update({"band.center": t["band.center"].bfloat16()}), "does not hold the band"),
+        (lambda t: t.update({"band.center": t["band.center"].to(torch.float8_e4m3fn)}), "does not hold the band"),
         (lambda t: t["band.spread"].zero_(), "must be positive"),
         (lambda t: t.pop("density.mean"), "does not hold the density"),
         (lambda t: t["density.mean"].fill_(float("inf")), "density has NaN or infinity"),
@@ -307,6 +368,9 @@ def test_damaged_files_are_told_in_words(checkpoint):
     policy = load(checkpoint)
     for name, message in ((FILES[0], "not valid JSON"), (FILES[1], "cannot be read")):
         folder = save_monitor(checkpoint, calibrated(policy))
-        (folder / name).write_bytes((folder / name).read_bytes()[:40])
-        with pytest.raises(ValueError, match=message):
-            load_monitor(checkpoint, policy)
+        good = (folder / name).read_bytes()
+        for damaged in (good[:40], good.replace(b'"F64"', b'"\\nx"') if name == FILES[1] else b"\n"):
+            (folder / name).write_bytes(damaged)
+            with pytest.raises(ValueError, match=message) as caught:
+                load_monitor(checkpoint, policy)
+            assert "\n" not in str(caught.value)

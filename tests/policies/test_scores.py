@@ -18,7 +18,7 @@ def decision(chunks=None, earlier=None, interval=1, velocity=None, embedding=Non
         torch.zeros(0, 4, 2) if velocity is None else velocity,
         torch.zeros(0, 4, 2) if chunks is None else chunks,
         earlier,
-        interval,
+        0 if chunks is None else chunks.shape[1] - interval,
     )
 
 
