@@ -272,8 +272,8 @@ def overrides(_: Path) -> Case:
 
 
 # By which a target's memory may grow over the last nine tenths of its cases, peaks included. Allocators and caches that
-# settle take up to 8 MiB; shown is what one input made it allocate, and what each left behind: 0.6 KiB of each of 60,000
-# requests, 36 KiB of each of 1,000 command lines.
+# settle take up to 8 MiB. It shows what one input made it allocate, and what each left behind: 0.6 KiB of each of
+# 60,000 requests, 36 KiB of each of 1,000 command lines.
 GROWTH_MIB = 32.0
 
 TARGETS: dict[str, tuple[Callable[[Path], Case], int]] = {  # how to make its case, and number of cases at scale 1
@@ -346,7 +346,7 @@ def main() -> None:
     if arguments.case is None:
         total = sum(result["cases"] for result in results.values())
         content = {"cases": total, "seed": arguments.seed, "targets": results}
-        print(f"{total} cases: {write('fuzz', content, arguments.out)}")
+        print(f"{total} cases: {write('fuzz', content, arguments.out, device='cpu', threads=1)}")
     sys.exit(any(result["findings"] for result in results.values()))
 
 

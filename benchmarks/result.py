@@ -20,8 +20,8 @@ def write(
     content: dict[str, Any],
     path: Path | None = None,
     *,
-    device: torch.device | str = "cpu",
-    threads: int | str | None = None,
+    device: torch.device | str,
+    threads: int | str,
 ) -> Path:
     """Writes `results/<name>_<cpu or cuda>_<date>.json`, or `path`, with hardware, versions and commit; returns it.
 

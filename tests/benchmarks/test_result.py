@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from pathlib import Path
 
-import pytest
 import torch
 
 import eval as evaluation
@@ -39,16 +37,3 @@ def test_hardware_has_the_threads_of_this_process_unless_others_are_told():
     now = f"{torch.get_num_threads()} torch threads"
     assert evaluation.hardware(torch.device("cpu")).endswith(now)
     assert evaluation.hardware(torch.device("cpu"), 7).endswith(" 7 torch threads")
-
-
-def calls(source: str) -> list[ast.Call]:
-    """Calls of the bare name `write`."""
-    nodes = ast.walk(ast.parse(source))
-    return [n for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "write"]
-
-
-# fuzz computes on one thread of the CPU, which it sets itself: what `write` takes where nothing is stated.
-@pytest.mark.parametrize("path", [p for p in sorted(BENCHMARKS.glob("*.py")) if p.stem != "fuzz"], ids=lambda p: p.stem)
-def test_every_benchmark_states_what_computed(path):
-    for call in calls(path.read_text()):
-        assert {"device", "threads"} <= {keyword.arg for keyword in call.keywords}, f"line {call.lineno}"
