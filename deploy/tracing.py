@@ -28,6 +28,7 @@ from policies.policy import Policy
 
 EXTRA = "the export to ONNX needs onnx, onnxscript and onnxruntime: pip install onnx onnxscript onnxruntime"
 MOST_ROWS = 2**16
+NARROW = 64  # entries of the shorter side of a weight that int8 leaves as it is
 
 
 class Decision(nn.Module):
@@ -189,8 +190,9 @@ def mish(x: Any) -> Any:
 def rounded(model: bytes) -> bytes:
     """An ONNX file with weights and activations of its matrix products rounded to int8.
 
-    What does not depend on the noise, the encoding of the observation and all that is computed once per decision, stays
-    as it is: it costs little, and its error would go into every step. Where nothing does, all is rounded.
+    Two kinds stay as they are, which cost little and err most: what does not depend on the noise, the encoding of the
+    observation and all that is computed once per decision (unless nothing does), since its error would go into every
+    step; and narrow weights, such as those by which an action enters and leaves the net.
 
     Raises:
         ImportError: onnx or onnxruntime is missing.
@@ -201,7 +203,7 @@ def rounded(model: bytes) -> bytes:
     except ImportError as error:
         raise ImportError(EXTRA) from error
     graph = onnx.load_from_string(model)
-    once = _before_the_noise(graph.graph.node)
+    spared = {*_before_the_noise(graph.graph.node), *_narrow(graph.graph)}
     with tempfile.TemporaryDirectory() as folder, quiet():
         file = Path(folder) / "int8.onnx"
         quantize_dynamic(
@@ -210,9 +212,15 @@ def rounded(model: bytes) -> bytes:
             op_types_to_quantize=["MatMul", "Gemm"],
             weight_type=QuantType.QInt8,
             per_channel=True,
-            nodes_to_exclude=[*once, *(f"{name}_MatMul" for name in once)],  # a Gemm is split, and renamed, first
+            nodes_to_exclude=[*spared, *(f"{name}_MatMul" for name in spared)],  # a Gemm is split, and renamed, first
         )
         return file.read_bytes()
+
+
+def _narrow(graph: Any) -> list[str]:
+    """Names of the nodes with a weight of which one side has at most NARROW entries."""
+    narrow = {weight.name for weight in graph.initializer if min(weight.dims, default=NARROW + 1) <= NARROW}
+    return [node.name for node in graph.node if narrow.intersection(node.input[1:2])]
 
 
 def _before_the_noise(nodes: Iterable[Any]) -> list[str]:

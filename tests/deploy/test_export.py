@@ -400,6 +400,7 @@ def test_a_program_of_torch(tmp_path):
 
 def test_int8_needs_to_be_told_how_far_off_it_may_be(tmp_path, exported, monkeypatch):
     path, policy, _ = exported
+    monkeypatch.setattr(tracing, "NARROW", 2)  # the policy is small
     model = tracing.rounded((path / "policy.onnx").read_bytes())
     monkeypatch.setattr(export, "_model", lambda *_: model)
     with pytest.raises(ValueError, match=r"int8 needs a tolerance: on 50 .* by 0\.\d+ of their spread .*eval\.py"):
@@ -410,22 +411,28 @@ def test_int8_needs_to_be_told_how_far_off_it_may_be(tmp_path, exported, monkeyp
     assert 1e-3 < differs(policy, runner.load(tmp_path / "policy"), 16) <= 0.2
 
 
-def test_int8_leaves_the_encoding_of_the_observation_as_it_is(tmp_path):
-    """Another noise changes what goes into every rounded product, and into none that is left."""
-    policy, _ = write_unchecked(tmp_path / "policy", "mlp", "flow", rows=4)
+@pytest.mark.parametrize("narrow", [2, 8])
+def test_int8_leaves_the_encoding_of_the_observation_and_narrow_weights_as_they_are(tmp_path, monkeypatch, narrow):
+    """Another noise changes what goes into a rounded product; into one that is left only where its weight is narrow."""
+    monkeypatch.setattr(tracing, "NARROW", narrow)
+    policy, _ = write_unchecked(tmp_path / "policy", "mlp", "flow", rows=4)  # of width 16, chunks of 8 numbers
     rounded = onnx.load_from_string(tracing.rounded((tmp_path / "policy" / "policy.onnx").read_bytes()))
-    weights = {weight.name for weight in rounded.graph.initializer}
+    weights = {weight.name: min(weight.dims, default=0) for weight in rounded.graph.initializer}
     kinds = ("MatMulInteger", "MatMul", "Gemm")
     products = [node for node in rounded.graph.node if node.op_type in kinds and node.input[1] in weights]
-    given = {node.input[0]: node.op_type == "MatMulInteger" for node in products}
-    for value in given:
-        rounded.graph.output.append(onnx.helper.make_empty_tensor_value_info(value))
+    for node in products:
+        rounded.graph.output.append(onnx.helper.make_empty_tensor_value_info(node.input[0]))
     session = onnxruntime.InferenceSession(rounded.SerializeToString())
     observation, noise = inputs(policy, 2)
     named = {f"observation.{name}": value for name, value in observation.items()}
-    one, other = (session.run(list(given), {**named, "noise": sign * noise}) for sign in (1, -1))
-    assert set(given.values()) == {True, False}
-    assert [bool((a != b).any()) for a, b in zip(one, other, strict=True)] == list(given.values())
+    given = [node.input[0] for node in products]
+    one, other = (session.run(given, {**named, "noise": sign * noise}) for sign in (1, -1))
+    kept = 0
+    for node, a, b in zip(products, one, other, strict=True):
+        follows, rounds = (a != b).any(), node.op_type == "MatMulInteger"
+        assert rounds == (follows and weights[node.input[1]] > narrow)
+        kept += follows and not rounds
+    assert kept == (2 * policy.head.evaluations if narrow == 8 else 0)  # the action enters and leaves
 
 
 @pytest.mark.slow
