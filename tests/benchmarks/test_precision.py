@@ -11,6 +11,7 @@ from jaxtyping import config as annotations
 import policies
 from benchmarks import cells, precision
 from benchmarks.precision import FORMS, PLAN, Cell
+from deploy import tracing
 from deploy.export import of_checkpoint
 from deploy.runner import Runner
 
@@ -61,6 +62,7 @@ def trained(tmp_path_factory):
 def test_a_form_decides_nearly_as_the_checkpoint_does(form, trained, monkeypatch):
     """Compiling is tested in tests/policies/test_compiled.py."""
     monkeypatch.setattr(annotations, "jaxtyping_disable", True)  # the tracer follows every call, checks included
+    monkeypatch.setattr(tracing, "NARROW", 4)  # the policy is small
     policy, golden, _ = of_checkpoint(trained / "reach")
     decides, error = precision.formed(policies.load(trained / "reach"), Cell("reach", form), trained)
     noise = golden.pop("noise").numpy()
