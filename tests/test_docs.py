@@ -172,7 +172,12 @@ def known_keys() -> set[str]:
     keys = {f.name for root in roots for f in fields(root)} | {"experiment"}
     parts = {"train": schema.TrainingConfig, "eval": schema.EvaluationConfig, "wandb": schema.WandbConfig}
     parts |= {"chunk": policies.ChunkConfig, "demos": schema.CollectConfig, "normalizer": schema.NormalizerConfig}
-    parts |= {"safety": schema.SafetyConfig, "workspace": schema.Box, "runtime": schema.RuntimeConfig}
+    parts |= {
+        "execution": schema.ExecutionConfig,
+        "safety": schema.SafetyConfig,
+        "workspace": schema.Box,
+        "runtime": schema.RuntimeConfig,
+    }
     keys |= {f"{group}.{f.name}" for group, config in parts.items() for f in fields(config)}
     for group, table in (("env", envs.ENVS), ("encoder", ENCODERS), ("net", NETS), ("head", HEADS)):
         keys |= {f"{group}.{f.name}" for config, _ in table.values() for f in fields(config)}

@@ -260,6 +260,7 @@ def test_the_command_line_and_its_end(checkpoint, tmp_path, number):
     else:
         assert process.returncode == 128 + number, err
         assert f"ended: {number.name}" in out
+        assert "refusal: stopped" in err  # the first of its kind is a warning
         assert out.count("\n") == 1
     again = command("deploy.run", f"replay={path}")
     out, err = again.communicate(timeout=60)
