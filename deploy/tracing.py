@@ -195,6 +195,7 @@ def rounded(model: bytes) -> bytes:
     step; and narrow weights, such as those by which an action enters and leaves the net.
 
     Raises:
+        ValueError: nothing is left to round, as in a transformer, whose weights are no constants of its products.
         ImportError: onnx or onnxruntime is missing.
     """
     try:
@@ -214,7 +215,10 @@ def rounded(model: bytes) -> bytes:
             per_channel=True,
             nodes_to_exclude=[*spared, *(f"{name}_MatMul" for name in spared)],  # a Gemm is split, and renamed, first
         )
-        return file.read_bytes()
+        content = file.read_bytes()
+    if not any(node.op_type == "MatMulInteger" for node in onnx.load_from_string(content).graph.node):
+        raise ValueError("precision=int8 finds nothing to round in this policy's net; take precision=fp32")
+    return content
 
 
 def _narrow(graph: Any) -> list[str]:

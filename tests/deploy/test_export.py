@@ -411,6 +411,13 @@ def test_int8_needs_to_be_told_how_far_off_it_may_be(tmp_path, exported, monkeyp
     assert 1e-3 < differs(policy, runner.load(tmp_path / "policy"), 16) <= 0.2
 
 
+def test_int8_without_anything_to_round_is_an_error(exported):
+    with pytest.raises(
+        ValueError, match="precision=int8 finds nothing to round in this policy's net; take precision=fp32"
+    ):
+        tracing.rounded((exported[0] / "policy.onnx").read_bytes())  # its widest weight has 32 entries a side
+
+
 @pytest.mark.parametrize("narrow", [2, 8])
 def test_int8_leaves_the_encoding_of_the_observation_and_narrow_weights_as_they_are(tmp_path, monkeypatch, narrow):
     """Another noise changes what goes into a rounded product; into one that is left only where its weight is narrow."""

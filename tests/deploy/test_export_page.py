@@ -12,6 +12,7 @@ import torch
 from jaxtyping import config as annotations
 
 import envs
+from deploy import tracing
 from deploy.export import ExportConfig, export
 from policies import ChunkConfig, Policy, PolicyConfig, Spec
 from policies.encoders.state import StateEncoderConfig
@@ -37,6 +38,7 @@ def test_the_python_of_the_section_runs(tmp_path, monkeypatch):
     golden = {f"observation.{name}": value[:4].unsqueeze(1).repeat(1, 2, 1) for name, value in data.items()}
     golden["noise"] = torch.randn(4, *policy.noise_shape)
     monkeypatch.setattr(annotations, "jaxtyping_disable", True)  # the tracer follows every call, checks included
+    monkeypatch.setattr(tracing, "NARROW", 2)  # the policy is small
     for name in ("fp32", "int8"):
         options = ExportConfig(precision=name, rows=8, tolerance=0.5 if name == "int8" else 0.0)
         export(f"outputs/demo/onnx-{name}", policy.requires_grad_(False), golden, {}, options)
