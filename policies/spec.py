@@ -9,6 +9,7 @@ from typing import Any
 
 DTYPE_NAMES = ("float32", "uint8")
 MOST_CHOICES = 10_000  # of one dimension of an action
+MOST_VALUES = 2**25  # of a feature at one control step; a colour image of 3840 x 2160 has three quarters of it
 # Names that mean something else beside the parts of a torch module (held against torch by a test).
 _TAKEN = """
 action T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double
@@ -40,15 +41,18 @@ class Feature:
             raise ValueError(f"feature dtype {self.dtype!r} is unknown; choices: {sorted(DTYPE_NAMES)}")
         if not self.shape or any(type(n) is not int or n < 1 for n in self.shape):
             raise ValueError(f"feature shape {self.shape} must be one or more positive integers")
+        if self.size > MOST_VALUES:
+            raise ValueError(f"feature shape {self.shape} has more than {MOST_VALUES} values")
         for name in ("low", "high"):
             bound = getattr(self, name)
             if bound is not None and len(bound) != self.size:
                 raise ValueError(f"feature bound {name!r} has {len(bound)} values, expected {self.size}")
             if bound is not None and any(math.isnan(value) for value in bound):
                 raise ValueError(f"feature bound {name!r} has NaN; write None where no bound is known")
-        counts = (0,) * self.size if self.choices is None else self.choices
-        if len(counts) != self.size or any(
-            type(n) is not int or not (n == 0 or 2 <= n <= MOST_CHOICES) for n in counts
+        counts = self.choices
+        if counts is not None and (
+            len(counts) != self.size
+            or any(type(n) is not int or not (n == 0 or 2 <= n <= MOST_CHOICES) for n in counts)
         ):
             raise ValueError(
                 f"feature choices {counts} must be {self.size} integers: 0 for a continuous dimension, otherwise 2 to "

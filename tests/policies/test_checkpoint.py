@@ -296,6 +296,8 @@ FEATURE = {"shape": [3], "dtype": "float32", "unit": "m", "low": None, "high": N
         ("spec/observation/state", 3, "config.json: "),
         ("spec/observation/a.b", FEATURE, "the observation name 'a.b' is reserved or no identifier"),
         ("spec/observation/keys", FEATURE, "the observation name 'keys' is reserved or no identifier"),
+        ("spec/action/shape", [2**31], "feature shape (2147483648,) has more than"),
+        ("spec/observation/state/shape", [2**31, 2**31], "has more than"),
         ("spec/action/shape", [-1], "feature shape (-1,) must be one or more positive integers"),
         ("spec/action/shape", 2, "config.json: "),
         ("spec/action/dtype", "object", "feature dtype 'object' is unknown; choices: ['float32', 'uint8']"),
