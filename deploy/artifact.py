@@ -254,8 +254,9 @@ def read(path: Path | str) -> tuple[Manifest, bytes, dict[str, np.ndarray]]:
             )
     try:
         golden = _golden(content[GOLDEN], manifest)
-    except (ValueError, OSError, KeyError, EOFError, MemoryError, OverflowError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path / GOLDEN}: {error}") from error
+    except Exception as error:  # damaged archives and arrays are met with errors of any kind
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path / GOLDEN}: {reason}") from error
     return manifest, content[MODELS[manifest.format]], golden
 
 

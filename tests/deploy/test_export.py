@@ -289,6 +289,23 @@ def test_hostile_golden_arrays(copy, name, value, message):
         runner.load(copy)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (6, 173, r"golden\.npz: zip file version 17\.3"),
+        (8, 1, r"golden\.npz: File .* is encrypted"),
+        (10, 99, r"golden\.npz: That compression method is not supported"),
+    ],
+)
+def test_a_hostile_golden_archive(copy, place, value, message):
+    content = bytearray((copy / "golden.npz").read_bytes())
+    for directory, header in ((b"PK\1\2", place), (b"PK\3\4", place - 2)):  # each entry stands in both
+        content[content.index(directory) + header] = value
+    swap(copy, "golden.npz", bytes(content))
+    with pytest.raises(ValueError, match=message):
+        runner.load(copy)
+
+
 def hostile(model, what: str):
     """A model that asks for something beyond itself."""
     graph = model.graph
