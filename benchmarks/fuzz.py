@@ -275,6 +275,7 @@ def overrides(_: Path) -> Case:
 # settle take up to 8 MiB. It shows what one input made it allocate, and what each left behind: 0.6 KiB of each of
 # 60,000 requests, 36 KiB of each of 1,000 command lines.
 GROWTH_MIB = 32.0
+MOST_BYTES = 2**33  # of address space: who asks for more gets a MemoryError, a finding, and not the machine's memory
 
 TARGETS: dict[str, tuple[Callable[[Path], Case], int]] = {  # how to make its case, and number of cases at scale 1
     "request": (request, 60_000),
@@ -334,6 +335,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     results: dict[str, Any] = {}
     for name in arguments.only.split(","):
         if name == "wire":
