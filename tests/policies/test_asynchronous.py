@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import Executor, Future
+from itertools import repeat
 from types import MappingProxyType
 
 import numpy as np
@@ -35,15 +36,15 @@ def tiny() -> Policy:
 
 
 class Ticking(Executor):
-    """Runs what is submitted at once, and hands over the result after so many ticks: a thread of constant latency."""
+    """Runs what is submitted at once, and hands over each result after as many ticks as the next latency says."""
 
-    def __init__(self, delay):
-        self.delay, self.waiting = delay, []
+    def __init__(self, latencies):
+        self.latencies, self.waiting = iter(latencies), []
 
     def submit(self, work, *arguments):  # pyright: ignore[reportIncompatibleMethodOverride]
         future = Future()
         future.set_running_or_notify_cancel()
-        self.waiting.append([self.delay, future, work(*arguments)])
+        self.waiting.append([next(self.latencies), future, work(*arguments)])
         return future
 
     def tick(self):
@@ -61,7 +62,7 @@ def test_asynchronous_control_equals_simulated_delay_bit_for_bit(mode, delay):
     simulated.reset(seed=9)
     expected = [simulated.step(see(0.3 * i)) for i in range(40)]
 
-    worker = Ticking(delay)
+    worker = Ticking(repeat(delay))
     controller = AsyncController(policy, noise_seed=2, execution=ExecutionConfig(mode), worker=worker)
     controller.reset(seed=9)
     for _ in range(delay):  # the robot stands and waits
@@ -99,7 +100,7 @@ def walk(controller, worker, steps, start=0):
 
 def test_an_example_with_an_action_missing_before_and_between():
     """Chunks of 4, each three steps late: the first starts whole, of every later one the first three are past."""
-    worker = Ticking(3)
+    worker = Ticking(repeat(3))
     controller = AsyncController(Telling(T=4, s=2), worker=worker)
     controller.reset()
     waited, acted, then = [None] * 3, [0, 1, 2, 3], [503, None, None, 803, None, None, 1103]
@@ -110,13 +111,13 @@ def test_an_example_with_an_action_missing_before_and_between():
 
 
 def test_a_long_delay_once_costs_what_it_must():
-    worker = Ticking(1)
+    worker = Ticking(repeat(1))
     controller = AsyncController(Telling(T=8, s=4), worker=worker)
     controller.reset()
     assert walk(controller, worker, 5) == [None, 0, 1, 2, 3]
-    worker.delay = 12  # the next decision is begun at step 5, when 4 actions are left
+    worker.latencies = repeat(12)  # the next decision is begun at step 5, when 4 actions are left
     assert walk(controller, worker, 12, start=5) == [4, 5, 6, 7, *[None] * 8]
-    worker.delay = 1
+    worker.latencies = repeat(1)
     assert walk(controller, worker, 4, start=17) == [None, 1701, 1702, 1703]  # all of the late chunk was past
     assert controller.starved == 9
 
@@ -124,7 +125,7 @@ def test_a_long_delay_once_costs_what_it_must():
 @pytest.mark.parametrize("ticks", [2, 4])
 def test_a_new_episode_takes_no_answer_of_the_last_one(ticks):
     """Whether it is there already or comes later."""
-    worker = Ticking(4)
+    worker = Ticking(repeat(4))
     controller = AsyncController(Telling(), worker=worker)
     controller.reset()
     assert walk(controller, worker, ticks, start=50) == [None] * ticks
@@ -180,7 +181,7 @@ def test_what_the_policy_raises_reaches_the_caller_and_the_next_decision_is_made
                 future.set_exception(error)
             return future
 
-    worker = Honest(1)
+    worker = Honest(repeat(1))
     controller = AsyncController(Failing(), worker=worker)
     controller.reset()
     assert walk(controller, worker, 6) == [None, 0, 1, 2, 3, 4]
@@ -200,7 +201,7 @@ def test_errors_are_those_of_the_controller():
         AsyncController(Telling(), execution=ExecutionConfig("rtc_exact"))
     with pytest.raises(ValueError, match="noise_seed=-1"):
         AsyncController(Telling(), noise_seed=-1)
-    controller = AsyncController(Telling(), worker=Ticking(1))
+    controller = AsyncController(Telling(), worker=Ticking(repeat(1)))
     with pytest.raises(ValueError, match=r"there is no episode; call reset\(seed=\.\.\.\) first"):
         controller.step(see(0))
     controller.reset()
@@ -221,11 +222,11 @@ def test_real_time_chunking_expects_the_delay_it_has_measured():
             told.append((int(prefix.delay_B[0]), int(prefix.overlap_B[0]), prefix.actions_BTA[0, :, 0].tolist()))
             return super().plan(observation, noise)
 
-    worker = Ticking(1)
+    worker = Ticking(repeat(1))
     controller = AsyncController(Continuing(T=8, s=4), execution=ExecutionConfig("rtc_trained"), worker=worker)
     controller.reset()
     walk(controller, worker, 6)
-    worker.delay = 3
+    worker.latencies = repeat(3)
     walk(controller, worker, 12, start=6)
     assert told[0] == (0, 0, [0] * 8)
     assert told[1] == (1, 4, [4, 5, 6, 7, 0, 0, 0, 0])

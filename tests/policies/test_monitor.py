@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import Executor, Future
 
 import numpy as np
 import pytest
@@ -27,6 +26,7 @@ from policies.monitor import (
 from policies.paths import PATHS, to_velocity
 from policies.scores import SCORES, acceleration, gaussian_entropy, mmd2
 from policies.solvers import SOLVERS, integrate, stage_times
+from tests.policies.test_asynchronous import Ticking
 
 ALL = sorted(SCORES)
 DENSITY = DensityConfig(width=8, steps=2)
@@ -129,25 +129,6 @@ def test_the_interval_is_that_of_the_execution(make_policy):
     assert WatchedPolicy(policy, ["stac"], ExecutionConfig(mode="temporal_ensembling")).interval == 1
 
 
-class Late(Executor):
-    """Runs what is submitted at once, and hands over each result after as many ticks as the next latency says."""
-
-    def __init__(self, latencies):
-        self.latencies, self.waiting = list(latencies), []
-
-    def submit(self, work, *arguments):  # pyright: ignore[reportIncompatibleMethodOverride]
-        future = Future()
-        future.set_running_or_notify_cancel()
-        self.waiting.append([self.latencies.pop(0), future, work(*arguments)])
-        return future
-
-    def tick(self):
-        for entry in self.waiting:
-            entry[0] -= 1
-            if entry[0] == 0:
-                entry[1].set_result(entry[2])
-
-
 @pytest.mark.parametrize(
     ("mode", "latencies", "steps"),
     [
@@ -166,7 +147,7 @@ def test_stac_compares_the_same_control_steps_however_far_apart_decisions_are(
     watched, sampled, decided = WatchedPolicy(policy, ["stac"], execution, samples=4), [], []
     sample = watched._sample
     monkeypatch.setattr(watched, "_sample", lambda *given: sampled.append(sample(*given)) or sampled[-1])
-    worker = Late([] if simulated else latencies)
+    worker = Ticking([] if simulated else latencies)
     if simulated:
         controller = Controller(watched, execution=execution)
     else:
