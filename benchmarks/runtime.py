@@ -245,6 +245,10 @@ def main() -> None:
     about = {"robot": "detour, one physics step per command", "limits": asdict(LIMITS), "runtime": asdict(config)}
     runs: list[dict[str, Any]] = []
     quiet: set[Trial] = set()
+
+    def save() -> Path:
+        return write("runtime", {**about, "quiet": QUIET, "runs": runs}, options.out, device="cpu", threads=1)
+
     with tempfile.TemporaryDirectory() as folder:
         planners = {"idle": Idle(policy), "checkpoint": policy, "exported": exported(policy, folder)}
         for number in range(options.rounds):
@@ -256,8 +260,8 @@ def main() -> None:
                 if (result["stolen"] or 0.0) <= QUIET:
                     quiet.add(trial)
                 print(told(result), flush=True)
-                path = write("runtime", {**about, "quiet": QUIET, "runs": runs}, options.out, device="cpu", threads=1)
-    print(path)
+                save()  # what was measured outlives a kill
+    print(save())
 
 
 if __name__ == "__main__":
