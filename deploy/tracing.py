@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import math
 import platform
 import tempfile
 import warnings
@@ -29,6 +30,7 @@ from policies.policy import Policy
 EXTRA = "the export to ONNX needs onnx, onnxscript and onnxruntime: pip install onnx onnxscript onnxruntime"
 MOST_ROWS = 2**16
 NARROW = 64  # entries of the shorter side of a weight that int8 leaves as it is
+SPARED = 4  # one of so many evaluations, the last ones, does int8 leave as they are
 
 
 class Decision(nn.Module):
@@ -164,8 +166,9 @@ def onnx_model(policy: Policy, inputs: Mapping[str, np.ndarray]) -> bytes:
         )
     assert converted is not None
     with quiet():
-        # What these two remove first makes the exporter's own optimization several times as fast.
-        fold_constants_ir(converted.model)
+        # What these two remove first makes the exporter's own optimization several times as fast. Without limits of
+        # size no weight stays transposed by the graph, which ONNX Runtime undoes but `rounded` cannot see through.
+        fold_constants_ir(converted.model, input_size_limit=2**40, output_size_limit=2**40)
         common.RemoveUnusedNodesPass()(converted.model)
         converted.optimize()
         # Every evaluation has its own copy of the weights that were transposed for it.
@@ -190,12 +193,13 @@ def mish(x: Any) -> Any:
 def rounded(model: bytes) -> bytes:
     """An ONNX file with weights and activations of its matrix products rounded to int8.
 
-    Two kinds stay as they are, which cost little and err most: what does not depend on the noise, the encoding of the
-    observation and all that is computed once per decision (unless nothing does), since its error would go into every
-    step; and narrow weights, such as those by which an action enters and leaves the net.
+    Three kinds stay as they are, which cost little and err most. What does not depend on the noise, the encoding of
+    the observation and all that is computed once per decision (unless nothing does): its error would go into every
+    step. The last quarter of several evaluations: where the net predicts data its last output is the action, while
+    the errors of the first shrink with every step. Narrow weights, such as those by which an action enters the net.
 
     Raises:
-        ValueError: nothing is left to round, as in a transformer, whose weights are no constants of its products.
+        ValueError: nothing is left to round.
         ImportError: onnx or onnxruntime is missing.
     """
     try:
@@ -204,7 +208,9 @@ def rounded(model: bytes) -> bytes:
     except ImportError as error:
         raise ImportError(EXTRA) from error
     graph = onnx.load_from_string(model)
-    spared = {*_before_the_noise(graph.graph.node), *_narrow(graph.graph)}
+    nodes = graph.graph.node
+    spared = {*_before_the_noise(nodes), *_last_evaluations(nodes), *_narrow(graph.graph)}
+    _own_weights(graph.graph, spared)
     with tempfile.TemporaryDirectory() as folder, quiet():
         file = Path(folder) / "int8.onnx"
         quantize_dynamic(
@@ -219,6 +225,30 @@ def rounded(model: bytes) -> bytes:
     if not any(node.op_type == "MatMulInteger" for node in onnx.load_from_string(content).graph.node):
         raise ValueError("precision=int8 finds nothing to round in this policy's net; take precision=fp32")
     return content
+
+
+def _last_evaluations(nodes: Iterable[Any]) -> list[str]:
+    """Names of the nodes, in order of computation, that are the last quarter of several with the same weight."""
+    uses: dict[str, list[str]] = {}
+    for node in nodes:
+        if node.op_type in ("MatMul", "Gemm"):
+            uses.setdefault(node.input[1], []).append(node.name)
+    return [name for names in uses.values() if len(names) > 1 for name in names[-math.ceil(len(names) / SPARED) :]]
+
+
+def _own_weights(graph: Any, spared: set[str]) -> None:
+    """Gives the spared nodes copies of the weights that they share with others, which int8 would replace for all."""
+    spares = [node for node in graph.node if node.name in spared and len(node.input) > 1]
+    elsewhere = {name for node in graph.node if node.name not in spared for name in node.input}
+    shared = elsewhere.intersection(node.input[1] for node in spares)
+    for weight in [weight for weight in graph.initializer if weight.name in shared]:
+        copied = graph.initializer.add()
+        copied.CopyFrom(weight)
+        copied.name = f"{weight.name}_fp32"
+    kept = {weight.name for weight in graph.initializer}
+    for node in spares:
+        if node.input[1] in shared & kept:
+            node.input[1] = f"{node.input[1]}_fp32"
 
 
 def _narrow(graph: Any) -> list[str]:

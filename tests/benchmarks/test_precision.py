@@ -43,7 +43,17 @@ def test_a_form_is_compared_on_the_tasks_that_both_have_finished(tmp_path):
     assert int8["max_error"] == 0.05
     assert (int8["against_eager"]["a_only"], int8["against_eager"]["b_only"]) == (1, 2)
     assert int8["against_eager"]["difference"] == -0.25
-    assert precision.table(result).splitlines()[1].startswith("onnx-int8      2/4, -25.00 points")
+    assert precision.table(result).splitlines()[1].startswith("all    onnx-int8      2/4, -25.00 points")
+
+
+def test_the_tasks_that_shaped_int8_are_told_from_those_that_did_not(tmp_path):
+    for task, outcomes in (("soccer", "1100"), ("hand-insert", "1111")):
+        keep(tmp_path, Cell(task, "eager"), outcomes)
+    rows = precision.summarize(tmp_path)["rows"]
+    assert [(row["which"], row["tasks"], row["successes"]) for row in rows] == [
+        ("all", ["soccer", "hand-insert"], 6),
+        ("unseen", ["hand-insert"], 4),
+    ]
 
 
 def test_nothing_finished_is_an_empty_table(tmp_path):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -435,9 +436,29 @@ def test_int8_without_anything_to_round_is_an_error(exported):
         tracing.rounded((exported[0] / "policy.onnx").read_bytes())  # its widest weight has 32 entries a side
 
 
+@pytest.mark.parametrize(("evaluations", "kept"), [(1, 0), (2, 1), (4, 1), (5, 2), (10, 3)])
+def test_int8_leaves_the_last_quarter_of_the_evaluations_as_it_is(evaluations, kept):
+    """Of noise W ... W the last products are by W itself, the others by its rounded copy; a single one is rounded."""
+    W = np.random.default_rng(0).normal(0, 0.09, (128, 128)).astype(np.float32)
+    x = np.random.default_rng(1).normal(size=(3, 128)).astype(np.float32)
+    steps = ["noise", *(f"x{i}" for i in range(1, evaluations)), "action"]
+    shaped = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["rows", 128]) for name in steps]
+    nodes = [onnx.helper.make_node("MatMul", [a, "W"], [b], name=f"product {b}") for a, b in pairwise(steps)]
+    weight = onnx.numpy_helper.from_array(W, "W")
+    graph = onnx.helper.make_graph(nodes, "evaluations", shaped[:1], shaped[1:], [weight])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    session = onnxruntime.InferenceSession(tracing.rounded(model.SerializeToString()))
+    values = [x, *session.run(None, {"noise": x})]
+    errors = [np.abs(after - before @ W).max() for before, after in pairwise(values)]
+    assert [error < 1e-5 for error in errors] == [False] * (evaluations - kept) + [True] * kept
+
+
 @pytest.mark.parametrize("narrow", [2, 8])
 def test_int8_leaves_the_encoding_of_the_observation_and_narrow_weights_as_they_are(tmp_path, monkeypatch, narrow):
-    """Another noise changes what goes into a rounded product; into one that is left only where its weight is narrow."""
+    """Another noise changes what goes into a rounded product; into one that is left only where its weight is narrow.
+
+    Or where it belongs to the last evaluations, which have weights of their own.
+    """
     monkeypatch.setattr(tracing, "NARROW", narrow)
     policy, _ = write_unchecked(tmp_path / "policy", "mlp", "flow", rows=4)  # of width 16, chunks of 8 numbers
     rounded = onnx.load_from_string(tracing.rounded((tmp_path / "policy" / "policy.onnx").read_bytes()))
@@ -454,8 +475,9 @@ def test_int8_leaves_the_encoding_of_the_observation_and_narrow_weights_as_they_
     kept = 0
     for node, a, b in zip(products, one, other, strict=True):
         follows, rounds = (a != b).any(), node.op_type == "MatMulInteger"
-        assert rounds == (follows and weights[node.input[1]] > narrow)
-        kept += follows and not rounds
+        last = "_fp32" in node.input[1]
+        assert rounds == (follows and weights[node.input[1]] > narrow and not last)
+        kept += follows and not rounds and not last
     assert kept == (2 * policy.head.evaluations if narrow == 8 else 0)  # the action enters and leaves
 
 
