@@ -109,10 +109,7 @@ def cell(net: str, head: str, rows: int, calls: int) -> dict[str, Any] | None:
     manifest = export(FOLDER / f"{name}-onnx", policy, inputs, {}, options)
     seconds = time.perf_counter() - started
     exact = load(FOLDER / f"{name}-onnx")
-    try:
-        rounded = int8(manifest, FOLDER / f"{name}-onnx")
-    except ValueError:  # nothing to round
-        rounded = exact
+    rounded = int8(manifest, FOLDER / f"{name}-onnx")
     cut, double = batches(inputs), in_double(policy, inputs)
     eager, graph, rough = (np.concatenate([p.plan(*part) for part in cut]) for p in (policy, exact, rounded))
     spread = policy.action_normalizer.scale.numpy()

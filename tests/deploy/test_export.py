@@ -33,6 +33,7 @@ NETS_TO_TRY = {
     "transformer": {"width": 16, "blocks": 1, "heads": 2},
     "cross": {"kind": "transformer", "width": 16, "blocks": 1, "heads": 2, "cross_attention": True},
 }
+WIDE = {"wide": {"kind": "transformer", "width": 128, "blocks": 1, "heads": 2}}  # weights of more than 8,192 numbers
 HEADS_TO_TRY = {name: {} for name in HEADS} | {"ddpm": {"kind": "diffusion", "sampler": "ddpm", "steps": 3}}
 OBSERVATION = {"state": Feature((3,), "float32", "m"), "goal": Feature((2,), "float32", "m")}
 
@@ -40,7 +41,7 @@ OBSERVATION = {"state": Feature((3,), "float32", "m"), "goal": Feature((2,), "fl
 def make(net: str = "mlp", head: str = "regression", choices: tuple[int, ...] | None = None) -> Policy:
     """A small policy with random weights, in size such that actions stay near their spread."""
     torch.manual_seed(0)
-    nets, heads = dict(NETS_TO_TRY[net]), dict(HEADS_TO_TRY[head])
+    nets, heads = dict((NETS_TO_TRY | WIDE)[net]), dict(HEADS_TO_TRY[head])
     config = PolicyConfig(
         chunk=ChunkConfig(history=2, prediction_horizon=4, execution_horizon=2),
         encoder=StateEncoderConfig(width=16),
@@ -434,6 +435,16 @@ def test_int8_without_anything_to_round_is_an_error(exported):
         ValueError, match="precision=int8 finds nothing to round in this policy's net; take precision=fp32"
     ):
         tracing.rounded((exported[0] / "policy.onnx").read_bytes())  # its widest weight has 32 entries a side
+
+
+def test_int8_rounds_every_weight_of_a_transformer(tmp_path):
+    policy, _ = write_unchecked(tmp_path / "policy", "wide", "regression", rows=4)
+    rounded = onnx.load_from_string(tracing.rounded((tmp_path / "policy" / "policy.onnx").read_bytes()))
+    held = {weight.name for weight in rounded.graph.initializer}
+    products = [node for node in rounded.graph.node if node.op_type == "MatMulInteger" and node.input[1] in held]
+    linear = [m for m in policy.net.blocks.modules() if isinstance(m, torch.nn.Linear) and min(m.weight.shape) > 64]
+    assert len(products) >= len(linear) > 0
+    assert not [node for node in rounded.graph.node if node.op_type == "Transpose" and node.input[0] in held]
 
 
 @pytest.mark.parametrize(("evaluations", "kept"), [(1, 0), (2, 1), (4, 1), (5, 2), (10, 3)])
