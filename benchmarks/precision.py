@@ -5,8 +5,9 @@
     python -m benchmarks.precision --restore FILE   go on from the cells that a result file holds
 
 A cell is one task with one form of the same trained policy: eager (the checkpoint as it is), compiled-bf16
-(`compile=bf16`), onnx-fp32 and onnx-int8 (`deploy.export`). Every form decides from the same noise on the same held-out
-seeds. Finished cells, policies and exports are kept below --cells, so a killed run goes on where it was.
+(`compile=bf16`), onnx-fp32 and onnx-int8 (`deploy.export`); eager and int8 with fewer evaluations too. Every form
+decides from the same noise on the same held-out seeds. Finished cells, policies and exports are kept below --cells, so
+a killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from envs.statistics import compare_paired
 CHOSEN_ON = ("peg-insert-side", "soccer", "stick-pull", "pick-place-wall")  # tasks that shaped int8's rounding
 UNSEEN = ("basketball", "bin-picking", "disassemble", "hand-insert")  # tasks that did not
 TASKS = (*CHOSEN_ON, *UNSEEN)
-HEAD = ["head=flow", "head.steps=10"]
+EVALUATIONS = 10
+HEAD = ["head=flow", f"head.steps={EVALUATIONS}"]
 EAGER = "eager"
 FORMS = (EAGER, "compiled-bf16", "onnx-fp32", "onnx-int8")
+COMPARED = {EVALUATIONS: FORMS, 4: (EAGER, "onnx-int8")}  # by the number of evaluations
 TOLERANCE = {"fp32": 0.0, "int8": 1.0}  # of the export: the default; any, because its cost is what is measured here
 MARGIN = 0.02  # largest loss in success rate that still counts as not worse
 
@@ -43,14 +46,15 @@ class Cell:
 
     task: str
     form: str
+    evaluations: int = EVALUATIONS
 
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"{self.task}-{self.form}"
+        return f"{self.task}-{self.form}" + ("" if self.evaluations == EVALUATIONS else f"-{self.evaluations}")
 
 
-PLAN = [Cell(task, form) for task in TASKS for form in FORMS]
+PLAN = [Cell(task, form, n) for task in TASKS for n, forms in COMPARED.items() for form in forms]
 
 
 def run_cell(cell: Cell, folder: Path, episodes: int, steps: int | None) -> dict[str, Any] | None:
@@ -69,14 +73,15 @@ def run_cell(cell: Cell, folder: Path, episodes: int, steps: int | None) -> dict
 
 def formed(policy: policies.Policy, cell: Cell, folder: Path) -> tuple[policies.Policy | Runner, float | None]:
     """The policy in this form; and for an export its largest error, as a share of the action's spread."""
+    head = {} if cell.evaluations == EVALUATIONS else {"steps": cell.evaluations}
     if cell.form == EAGER:
-        return policy, None
+        return policy.with_head(**head), None
     how, precision = cell.form.split("-")
     if how == "compiled":
         policy.compile(precision)
         return policy, None
     options = ExportConfig(precision=precision, tolerance=TOLERANCE[precision])
-    manifest = export(folder / f"{cell.name}-export", *of_checkpoint(folder / cell.task), options)
+    manifest = export(folder / f"{cell.name}-export", *of_checkpoint(folder / cell.task, head), options)
     return load(folder / f"{cell.name}-export"), manifest.parity.max_error
 
 
@@ -84,17 +89,21 @@ def summarize(folder: Path) -> dict[str, Any]:
     """Every form with interval, and against the checkpoint as it is over the tasks that both have finished."""
     finished = cells.finished(folder, PLAN)
     rows = []
-    for (which, tasks), form in itertools.product({"all": TASKS, "unseen": UNSEEN}.items(), FORMS):
-        shared = [t for t in tasks if Cell(t, form) in finished and Cell(t, EAGER) in finished]
-        if not shared:
+    groups = {"all": TASKS, "unseen": UNSEEN}.items()
+    compared = [(n, form) for n, forms in COMPARED.items() for form in forms]
+    for (which, tasks), (evaluations, form) in itertools.product(groups, compared):
+        pairs = [(Cell(t, form, evaluations), Cell(t, EAGER, evaluations)) for t in tasks]
+        pairs = [pair for pair in pairs if finished.keys() >= set(pair)]
+        if not pairs:
             continue
-        mine, its = ([cells.solved(finished[Cell(task, f)]) for task in shared] for f in (form, EAGER))
-        errors = [finished[Cell(task, form)]["max_error"] for task in shared]
+        mine, its = ([cells.solved(finished[cell]) for cell in each] for each in zip(*pairs, strict=True))
+        errors = [finished[cell]["max_error"] for cell, _ in pairs]
         rows.append(
             {
                 "which": which,
                 "form": form,
-                "tasks": shared,
+                "evaluations": evaluations,
+                "tasks": [cell.task for cell, _ in pairs],
                 "successes": sum(map(sum, mine)),
                 "n": sum(map(len, mine)),
                 "max_error": None if None in errors else max(errors),
@@ -111,7 +120,8 @@ def table(result: dict[str, Any]) -> str:
         versus = row["against_eager"]
         difference = f"{100 * versus['difference']:+.2f} points (bound {100 * versus['lower_bound']:+.2f})"
         error = "" if row["max_error"] is None else f", largest error {row['max_error']:.1e}"
-        lines.append(f"{row['which']:6s} {row['form']:14s} {row['successes']}/{row['n']}, {difference}{error}")
+        who = f"{row['which']:6s} {row['form']:14s} {row['evaluations']:2d} evaluations"
+        lines.append(f"{who} {row['successes']}/{row['n']}, {difference}{error}")
     return "\n".join(lines)
 
 

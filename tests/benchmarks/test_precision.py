@@ -43,16 +43,17 @@ def test_a_form_is_compared_on_the_tasks_that_both_have_finished(tmp_path):
     assert int8["max_error"] == 0.05
     assert (int8["against_eager"]["a_only"], int8["against_eager"]["b_only"]) == (1, 2)
     assert int8["against_eager"]["difference"] == -0.25
-    assert precision.table(result).splitlines()[1].startswith("all    onnx-int8      2/4, -25.00 points")
+    assert precision.table(result).splitlines()[1].startswith("all    onnx-int8      10 evaluations 2/4, -25.00 points")
 
 
 def test_the_tasks_that_shaped_int8_are_told_from_those_that_did_not(tmp_path):
-    for task, outcomes in (("soccer", "1100"), ("hand-insert", "1111")):
-        keep(tmp_path, Cell(task, "eager"), outcomes)
+    for task, evaluations, outcomes in (("soccer", 10, "1100"), ("hand-insert", 10, "1111"), ("soccer", 4, "1000")):
+        keep(tmp_path, Cell(task, "eager", evaluations), outcomes)
     rows = precision.summarize(tmp_path)["rows"]
-    assert [(row["which"], row["tasks"], row["successes"]) for row in rows] == [
-        ("all", ["soccer", "hand-insert"], 6),
-        ("unseen", ["hand-insert"], 4),
+    assert [(row["which"], row["evaluations"], row["tasks"], row["successes"]) for row in rows] == [
+        ("all", 10, ["soccer", "hand-insert"], 6),
+        ("all", 4, ["soccer"], 1),
+        ("unseen", 10, ["hand-insert"], 4),
     ]
 
 
@@ -86,4 +87,4 @@ def test_a_form_decides_nearly_as_the_checkpoint_does(form, trained, monkeypatch
 
 
 def test_every_cell_has_its_own_name():
-    assert len({cell.name for cell in PLAN}) == len(PLAN) == len(precision.TASKS) * len(FORMS)
+    assert len({cell.name for cell in PLAN}) == len(PLAN) == len(precision.TASKS) * (len(FORMS) + 2)
