@@ -241,13 +241,13 @@ def _own_weights(graph: Any, spared: set[str]) -> None:
     spares = [node for node in graph.node if node.name in spared and len(node.input) > 1]
     elsewhere = {name for node in graph.node if node.name not in spared for name in node.input}
     shared = elsewhere.intersection(node.input[1] for node in spares)
-    for weight in [weight for weight in graph.initializer if weight.name in shared]:
-        copied = graph.initializer.add()
-        copied.CopyFrom(weight)
-        copied.name = f"{weight.name}_fp32"
-    kept = {weight.name for weight in graph.initializer}
+    copied = {weight.name: weight for weight in graph.initializer if weight.name in shared}
+    for name, weight in copied.items():
+        own = graph.initializer.add()
+        own.CopyFrom(weight)
+        own.name = f"{name}_fp32"
     for node in spares:
-        if node.input[1] in shared & kept:
+        if node.input[1] in copied:
             node.input[1] = f"{node.input[1]}_fp32"
 
 
