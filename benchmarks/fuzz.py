@@ -51,6 +51,7 @@ from deploy.runner import load
 from deploy.session import Session
 from policies.conformal import Band
 from policies.density import Density, DensityConfig
+from policies.execution import ExecutionConfig
 from policies.monitor import CalibratedMonitor, Calibration, MonitorConfig, WatchedPolicy, load_monitor, save_monitor
 
 Case = Callable[[random.Random], str]  # runs one case and says how it ended
@@ -152,21 +153,36 @@ def checkpoint_tensors(folder: Path) -> Case:
 
 
 def artifact(folder: Path) -> Path:
-    """An exported policy, very small."""
+    """An exported policy with its monitor, very small."""
     policy = small_policy()
     golden = {"observation.state": torch.zeros(2, policy.chunk.history, 2), "noise": torch.zeros(2, 4, 2)}
-    export(folder / "artifact", policy, golden, {}, ExportConfig(rows=10))
+    export(folder / "artifact", policy, golden, {}, ExportConfig(rows=10), calibrated(policy))
     return folder / "artifact"
 
 
+def calibrated(policy: policies.Policy) -> CalibratedMonitor:
+    """A monitor with a band of its own making."""
+    config, execution = MonitorConfig(["acceleration", "logpzo"], density=DensityConfig(width=8)), ExecutionConfig()
+    interval = WatchedPolicy(policy, ["acceleration"], execution).interval
+    band = Band(np.zeros((3, 2)), np.ones((3, 2)), 2.0, config.alpha, config.confidence, 40)
+    about = Calibration(config, execution.mode, interval, {"kind": "toy"}, 3_000_000, 60, 60)
+    density = Density(config.density, policy.encoder.size).requires_grad_(False)
+    return CalibratedMonitor(about, band, density)
+
+
 def manifest(folder: Path) -> Case:
-    """Reading an exported policy's manifest."""
+    """Reading an exported policy's manifest, and judging by the monitor that is in it."""
     path = artifact(folder)
     good = (path / MANIFEST).read_bytes()
 
+    def judge() -> None:
+        watched = read(path)[0].monitor
+        if watched:
+            watched.band.alarm(np.zeros((4, len(watched.scores))))
+
     def case(rng: random.Random) -> str:
         (path / MANIFEST).write_bytes(other_json(rng, good))
-        return verdict(lambda: read(path))
+        return verdict(judge)
 
     return case
 
@@ -195,17 +211,13 @@ def model(folder: Path) -> Case:
 def monitor(folder: Path) -> Case:
     """Loading a checkpoint's monitor that was tampered with, and judging by it."""
     path = checkpoint(folder)
-    policy, execution = policies.load(path), policies.ExecutionConfig()
-    config = MonitorConfig(["acceleration", "logpzo"], density=DensityConfig(width=8))
-    interval = WatchedPolicy(policy, ["acceleration"], execution).interval
-    band = Band(np.zeros((3, 2)), np.ones((3, 2)), 2.0, config.alpha, config.confidence, 40)
-    about = Calibration(config, execution.mode, interval, {"kind": "toy"}, 3_000_000, 60, 60)
-    stored = save_monitor(path, CalibratedMonitor(about, band, Density(config.density, policy.encoder.size)))
+    policy = policies.load(path)
+    stored = save_monitor(path, calibrated(policy))
     good = {file: file.read_bytes() for file in sorted(stored.iterdir())}
 
     def judge() -> None:
         monitor = load_monitor(path, policy)
-        monitor.band.alarm(np.zeros((4, len(monitor.watch(policy, execution).names))))
+        monitor.band.alarm(np.zeros((4, len(monitor.watch(policy, ExecutionConfig()).names))))
 
     def case(rng: random.Random) -> str:
         file = rng.choice(list(good))

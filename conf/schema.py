@@ -243,6 +243,7 @@ class ExportRoot(ExportConfig):
     """What `python -m deploy.export` reads: beside these fields, those of the export."""
 
     checkpoint: str = MISSING  # checkpoint folder
+    monitor: bool = False  # export the checkpoint's monitor too, its scores as a second output of the graph
     head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10
     out: str = ""  # folder to write; empty: <format>-<precision> and changes of the head, beside the checkpoint
 

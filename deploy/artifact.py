@@ -1,8 +1,9 @@
 """The exported policy's directory: a contract, like a checkpoint. No torch, so that a robot can read it without.
 
     policy.onnx     the whole decision as one graph (policy.pt2: as a program of torch, or as native code)
-    golden.npz      observations, noise, and the actions of the policy that was exported
-    manifest.json   what it sees and commands, how exact it is, where it comes from, and the hashes of the other two
+    golden.npz      observations, noise, and the actions (and scores) of the policy that was exported
+    manifest.json   what it sees and commands, how exact it is, where it comes from, the monitor if it has one, and the
+                    hashes of the other two
 
 Whoever can write the directory can also write the hashes: they find damage and mix-ups, not forgery.
 """
@@ -23,7 +24,10 @@ import numpy as np
 
 from policies.spec import ChunkConfig, Spec
 
-FORMAT_VERSION = 1
+from .watched import ExportedMonitor
+
+FORMAT_VERSION = 2
+BEFORE = 1  # the version that has no monitor, and is read too
 MODELS = {"onnx": "policy.onnx", "pt2": "policy.pt2", "aoti": "policy.pt2"}  # format: its file
 PRECISIONS = ("fp32", "int8")
 MANIFEST, GOLDEN = "manifest.json", "golden.npz"
@@ -34,6 +38,7 @@ LARGEST = float(np.finfo(np.float64).max)  # an integer of JSON may be larger, a
 LOAD_TOLERANCE = 1e-3
 # A choice (codec.py) may flip where two are equally good to the last bit: this share of all choices, in fp32.
 CHOICES_TOLERANCE = 1e-3
+SCORES_TOLERANCE = 1e-2  # of a monitor's scores, at a load; see ExportedMonitor.compare
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]  # name: {"bytes": n, "sha256": hexadecimal}
     versions: dict[str, str]
     source: dict[str, Any]  # hashes of the checkpoint's files, and its provenance
+    monitor: ExportedMonitor | None = None  # whose scores the graph gives beside the action
 
     @property
     def choices_allowed(self) -> float:
@@ -80,10 +86,12 @@ class Manifest:
             ValueError: an unknown version; a field that is missing, unknown, of the wrong type or out of range.
         """
         version = data.get("format_version") if isinstance(data, dict) else None
-        if type(version) is not int or version != FORMAT_VERSION:
+        if type(version) is not int or version not in (BEFORE, FORMAT_VERSION):
             newer = "a newer one may have written it"
-            raise ValueError(f"format version {version!r}, this flowhand reads {FORMAT_VERSION}; {newer}")
-        values = dict(_checked(data, FIELDS, "the manifest"))
+            raise ValueError(f"format version {version!r}, this flowhand reads {BEFORE} and {FORMAT_VERSION}; {newer}")
+        data = {"monitor": None, **data} if version == BEFORE else data
+        expected = FIELDS if data.get("monitor") is None else {**FIELDS, "monitor": MONITOR}
+        values = dict(_checked(data, expected, "the manifest"))
         del values["format_version"]
         try:
             spec, chunk = Spec.from_dict(values["spec"]), ChunkConfig(**values["chunk"])
@@ -91,8 +99,9 @@ class Manifest:
             raise ValueError(f"spec or chunk: {error}") from error
         if values.pop("rates") != rates(spec, chunk):
             raise ValueError(f"rates contradict spec and chunk, which say {rates(spec, chunk)}")
-        parity = Parity(**values["parity"])
-        values |= {"spec": spec, "chunk": chunk, "noise_shape": tuple(values["noise_shape"]), "parity": parity}
+        parity, monitor = Parity(**values["parity"]), values["monitor"] and ExportedMonitor(**values["monitor"])
+        values |= {"spec": spec, "chunk": chunk, "noise_shape": tuple(values["noise_shape"])}
+        values |= {"parity": parity, "monitor": monitor}
         manifest = cls(**values)
         manifest._check()
         return manifest
@@ -119,10 +128,16 @@ class Manifest:
             raise ValueError(f"parity contradicts itself: {parity}")
 
     def shapes(self, rows: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of the inputs and of the output "action" for so many rows, by their names in the graph."""
+        """Shapes of the inputs and of the outputs for so many rows, by their names in the graph."""
         history, horizon = self.chunk.history, self.chunk.prediction_horizon
-        observation = {f"observation.{n}": (rows, history, *f.shape) for n, f in self.spec.observation.items()}
-        return {**observation, "noise": (rows, *self.noise_shape), "action": (rows, horizon, self.spec.action.size)}
+        shapes = {f"observation.{n}": (rows, history, *f.shape) for n, f in self.spec.observation.items()}
+        shapes |= {"noise": (rows, *self.noise_shape), "action": (rows, horizon, self.spec.action.size)}
+        return shapes | ({"scores": (rows, len(self.monitor.scores))} if self.monitor else {})
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the graph's outputs, in order."""
+        return ["action", "scores"] if self.monitor else ["action"]
 
     def inputs(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> dict[str, np.ndarray]:
         """The graph's inputs by name.
@@ -132,8 +147,8 @@ class Manifest:
         """
         given = {**{f"observation.{name}": value for name, value in observation.items()}, "noise": noise}
         shapes, dtypes = self.shapes(len(noise) if np.ndim(noise) else 1), self.dtypes()
-        if set(given) != set(shapes) - {"action"}:
-            raise ValueError(f"the decision got {sorted(given)}, it needs {sorted(set(shapes) - {'action'})}")
+        if set(given) != (needed := set(shapes).difference(self.outputs)):
+            raise ValueError(f"the decision got {sorted(given)}, it needs {sorted(needed)}")
         for name, value in given.items():
             if value.shape != shapes[name] or value.dtype != dtypes[name]:
                 raise ValueError(
@@ -142,9 +157,9 @@ class Manifest:
         return given
 
     def dtypes(self) -> dict[str, str]:
-        """Data types of the inputs and the output, by name."""
+        """Data types of the inputs and the outputs, by name."""
         observation = {f"observation.{name}": f.dtype for name, f in self.spec.observation.items()}
-        return {**observation, "noise": "float32", "action": "float32"}
+        return {**observation, **dict.fromkeys(["noise", *self.outputs], "float32")}
 
     def compare(self, action: np.ndarray, expected: np.ndarray) -> tuple[float, list[float], float]:
         """Errors of actions (B, T, A) as in `Parity`: the largest, those of the dimensions, choices changed."""
@@ -152,7 +167,7 @@ class Manifest:
 
 
 class Exported:
-    """What every runner of an exported policy says of it; with `plan` it is a `Planner` (policies/controller.py)."""
+    """What every runner of an exported policy says of it; with `outputs` it is a `Planner` (policies/controller.py)."""
 
     def __init__(self, manifest: Manifest):
         self.manifest = manifest
@@ -171,6 +186,38 @@ class Exported:
     def noise_shape(self) -> tuple[int, ...]:
         """Shape of the noise of one decision."""
         return self.manifest.noise_shape
+
+    def plan(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+        """Chunks (B, T, A) in physical units from histories, each (B, O, *shape), and noise (B, *noise_shape).
+
+        Raises:
+            ValueError: an input that is missing or unknown, or of the wrong shape or dtype; a model that fails.
+        """
+        return self.outputs(observation, noise)["action"]
+
+    def outputs(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> dict[str, np.ndarray]:
+        """The same chunks as "action", and a monitor's scores (B, D) as "scores" where the export has one."""
+        raise NotImplementedError
+
+    def require_golden(self, golden: Mapping[str, np.ndarray]) -> None:
+        """Raises `ValueError` unless the golden observations lead to what is stored, within the tolerances."""
+        manifest, observation = self.manifest, {name: golden[f"observation.{name}"] for name in self.spec.observation}
+        found = self.outputs(observation, golden["noise"])
+        error, _, changed = manifest.compare(found["action"], golden["action"])
+        allowed = max(LOAD_TOLERANCE, manifest.parity.tolerance)
+        here = "this machine or its runtime computes something else"
+        if not error <= allowed or changed > manifest.choices_allowed:
+            raise ValueError(
+                f"the action differs from the stored one by {error:.2g} of the action's spread (allowed {allowed}) and "
+                f"in {changed:.1%} of its choices; {here}"
+            )
+        if manifest.monitor:
+            error = manifest.monitor.compare(found["scores"], golden["scores"])
+            if not error <= SCORES_TOLERANCE:
+                raise ValueError(
+                    f"the monitor's scores differ by {error:.2g} from the stored ones (allowed {SCORES_TOLERANCE}); "
+                    f"{here}"
+                )
 
 
 def compare(
@@ -211,6 +258,20 @@ FIELDS: dict[str, Any] = {
     "files": dict,
     "versions": dict,
     "source": dict,
+    "monitor": type(None),
+}
+MONITOR: dict[str, Any] = {
+    "scores": [str],
+    "mode": str,
+    "interval": int,
+    "alpha": float,
+    "confidence": float,
+    "limit": float,
+    "calibrated": int,
+    "center": [[float]],
+    "spread": [[float]],
+    "max_error": float,
+    "about": dict,
 }
 
 
@@ -291,14 +352,3 @@ def _golden(content: bytes, manifest: Manifest) -> dict[str, np.ndarray]:
         if not np.isfinite(value).all():
             raise ValueError(f"{name!r} has NaN or infinity")
     return arrays
-
-
-def require_golden(manifest: Manifest, golden: Mapping[str, np.ndarray], action: np.ndarray, path: Path | str) -> None:
-    """Raises `ValueError` unless the actions for the golden observations are the stored ones, within the tolerance."""
-    error, _, changed = manifest.compare(action, golden["action"])
-    allowed = max(LOAD_TOLERANCE, manifest.parity.tolerance)
-    if not error <= allowed or changed > manifest.choices_allowed:
-        raise ValueError(
-            f"{path}: the action differs from the stored one by {error:.2g} of the action's spread (allowed {allowed}) "
-            f"and in {changed:.1%} of its choices; this machine or its runtime computes something else"
-        )

@@ -22,16 +22,22 @@ from torch import Tensor
 
 from policies import checkpoint
 from policies.controller import Planner
+from policies.execution import ExecutionConfig
+from policies.monitor import CalibratedMonitor, WatchedPolicy, load_monitor
 from policies.policy import Policy
 
-from . import artifact, tracing
-from .artifact import GOLDEN, MANIFEST, MODELS, PRECISIONS, Manifest, Parity
+from . import artifact, runner_torch, tracing
+from .artifact import GOLDEN, MANIFEST, MODELS, PRECISIONS, Exported, Manifest, Parity
+from .decision import Decision, ScoredDecision
 from .runner import Runner
-from .runner_torch import TorchRunner, decision
+from .runner_torch import TorchRunner
+from .watched import ExportedMonitor
 
 TOLERANCE = 1e-5  # of fp32, a share of the action's spread
 MOVED = 0.1  # of the spread of an observation: random ones near those that occur
 ROWS = (1, 3, 16, 100)  # batch sizes at which the actions are compared, in turn
+SCORES = 1e-3  # largest error of a monitor's scores, see ExportedMonitor.compare
+SCORED = slice(0, 100)  # the rows on which they are compared
 
 
 @dataclass
@@ -73,6 +79,7 @@ def export(
     golden: Mapping[str, Tensor],
     source: Mapping[str, Any],
     config: ExportConfig | None = None,
+    monitor: CalibratedMonitor | None = None,
 ) -> Manifest:
     """Writes the policy's decision as one graph, atomically, after comparing its actions with the policy's own.
 
@@ -82,20 +89,28 @@ def export(
         golden: observation histories (B, O, *shape) and "noise" (B, *noise_shape): observations that occur.
         source: where the policy comes from, for the manifest; any JSON.
         config: see `ExportConfig`.
+        monitor: of this policy, to be exported with it; None: none.
 
     Returns:
         The manifest, with the error that was measured.
 
     Raises:
-        ValueError: an action of the graph is further from the policy's own than the tolerance allows.
+        ValueError: an action or a score of the graph is further from the policy's own than the tolerance allows; a
+            monitor whose scores are not to be had of an export.
         ImportError: a package that the format needs is missing.
     """
     config, path = config or ExportConfig(), Path(path)
+    if monitor and config.precision != "fp32":
+        raise ValueError(f"the monitor was calibrated for fp32 and says nothing of precision={config.precision}")
+    watched = ExportedMonitor.of(monitor) if monitor else None
     policy.check()
     rows = held_out(policy, golden, config)
-    model = _model(policy, rows, config)
-    expected = policy.plan(*_split(rows, slice(0, len(golden["noise"]))))
-    stored = _npz({**{n: v[: len(expected)] for n, v in rows.items()}, "action": expected})
+    model = _model(_decision(policy, monitor), rows, config)
+    first = slice(0, len(golden["noise"]))
+    answers = {"action": policy.plan(*_split(rows, first))}
+    if monitor:
+        answers["scores"] = scores(policy, monitor, rows, first)
+    stored = _npz({**{name: value[first] for name, value in rows.items()}, **answers})
     manifest = Manifest(
         format=config.format,
         precision=config.precision,
@@ -108,8 +123,12 @@ def export(
         files={name: artifact.fingerprint(data) for name, data in ((MODELS[config.format], model), (GOLDEN, stored))},
         versions=versions() | ({"cpu": tracing.this_cpu()} if config.format == "aoti" else {}),
         source=dict(source),
+        monitor=watched,
     )
-    manifest = measured(manifest, runner(manifest, model), policy, rows)
+    exported = runner(manifest, model)
+    manifest = measured(manifest, exported, policy, rows)
+    if monitor:
+        manifest = scored(manifest, exported, scores(policy, monitor, rows, SCORED), rows)
     with checkpoint.replacing(path, (MANIFEST, GOLDEN), "export") as new:
         (new / MODELS[config.format]).write_bytes(model)
         (new / GOLDEN).write_bytes(stored)
@@ -172,18 +191,50 @@ def measured(manifest: Manifest, exported: Planner, policy: Policy, rows: Mappin
     return replace(manifest, parity=parity)
 
 
-def runner(manifest: Manifest, model: bytes) -> Planner:
+def scores(policy: Policy, monitor: CalibratedMonitor, rows: Mapping[str, np.ndarray], part: slice) -> np.ndarray:
+    """A monitor's scores (B, D) of some of the rows, as it has them of the policy itself, one decision at a time."""
+    about = monitor.about
+    watched = WatchedPolicy(policy, about.monitor.scores, ExecutionConfig(about.mode), density=monitor.density)
+    for row in range(len(rows["noise"][part])):
+        watched.plan(*_split(rows, slice(row, row + 1)))
+    return np.array(watched.scores_ND, np.float32)
+
+
+def scored(manifest: Manifest, exported: Exported, expected: np.ndarray, rows: Mapping[str, np.ndarray]) -> Manifest:
+    """The manifest with the largest error of the monitor's scores, which are compared with the expected ones (B, D).
+
+    Raises:
+        ValueError: they differ by more than `SCORES`.
+    """
+    assert manifest.monitor is not None
+    error = manifest.monitor.compare(exported.outputs(*_split(rows, slice(0, len(expected))))["scores"], expected)
+    if not error <= SCORES:
+        raise ValueError(
+            f"on {len(expected)} observations the exported scores differ by {error:.2g} from the checkpoint's own "
+            f"(allowed: {SCORES:g}); nothing is written"
+        )
+    return replace(manifest, monitor=replace(manifest.monitor, max_error=error))
+
+
+def runner(manifest: Manifest, model: bytes) -> Exported:
     """What runs the model, in this process."""
-    return Runner(manifest, model) if manifest.format == "onnx" else TorchRunner(manifest, decision(manifest, model))
+    if manifest.format == "onnx":
+        return Runner(manifest, model)
+    return TorchRunner(manifest, runner_torch.decision(manifest, model))
 
 
-def _model(policy: Policy, rows: Mapping[str, np.ndarray], config: ExportConfig) -> bytes:
+def _decision(policy: Policy, monitor: CalibratedMonitor | None) -> Decision:
+    """What becomes the graph."""
+    return ScoredDecision(policy, monitor.about.monitor.scores, monitor.density) if monitor else Decision(policy)
+
+
+def _model(decision: Decision, rows: Mapping[str, np.ndarray], config: ExportConfig) -> bytes:
     """The bytes of the model's file."""
     if config.format == "pt2":
-        return tracing.torch_program(policy, rows)
+        return tracing.torch_program(decision, rows)
     if config.format == "aoti":
-        return tracing.native_code(policy, rows)
-    model = tracing.onnx_model(policy, rows)
+        return tracing.native_code(decision, rows)
+    model = tracing.onnx_model(decision, rows)
     return tracing.rounded(model) if config.precision == "int8" else model
 
 
@@ -246,13 +297,17 @@ def main() -> None:
         with cli.one_line_errors():
             root: Any = OmegaConf.to_object(config)
             policy, golden, source = of_checkpoint(root.checkpoint, root.head.changes)
+            if root.monitor and root.head.changes:
+                raise ValueError("monitor=true was calibrated for the checkpoint's own sampler; leave head.* as it is")
+            monitor = load_monitor(root.checkpoint, policy) if root.monitor else None
             name = f"{root.format}-{root.precision}"
             name += "".join(f"-{field}-{value}" for field, value in source["head"].items())
             out = Path(root.out or Path(root.checkpoint).parent / name)
-            parity = export(out, policy, golden, source, root).parity
-            print(  # noqa: T201
-                f"{out}: largest error {parity.max_error:.2g} of the action's spread on {parity.rows} observations"
-            )
+            manifest = export(out, policy, golden, source, root, monitor)
+            parity, watched = manifest.parity, manifest.monitor
+            told = f"largest error {parity.max_error:.2g} of the action's spread on {parity.rows} observations"
+            told += f"; with a monitor, error of its scores {watched.max_error:.2g}" if watched else ""
+            print(f"{out}: {told}")  # noqa: T201
 
     cli.run(run)
 

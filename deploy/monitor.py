@@ -4,8 +4,10 @@
     decider = Decider(monitor.policy, execution)            # decides as the policy does, and is scored
     runtime = Runtime(robot, decider, ..., monitor=monitor)  # which is told of alarms at every control step
 
-Nothing here changes an action: what an alarm does is the runtime's `on_alarm`.
+Nothing here changes an action: what an alarm does is the runtime's `on_alarm`. Nor is torch needed, for an export.
 """
+
+# ruff: noqa: N815  (shape suffixes)
 
 from __future__ import annotations
 
@@ -13,12 +15,37 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-from policies import Controller, ExecutionConfig, Policy
 from policies.conformal import Band
-from policies.monitor import CalibratedMonitor, WatchedPolicy
+from policies.controller import Controller, Planner
+from policies.execution import ExecutionConfig
+
+
+class Watched(Planner, Protocol):
+    """A policy for one robot that scores its own decisions: `WatchedPolicy`, or exported `WatchedExport`."""
+
+    names: list[str]  # of the D scores
+    scores_ND: list[list[float]]  # of the decisions since `begin`
+
+    def begin(self) -> None:
+        """Starts an episode."""
+        ...
+
+
+class Calibrated(Protocol):
+    """A monitor's band and scores: those of a checkpoint (`CalibratedMonitor`) or of an export (`ExportedMonitor`)."""
+
+    @property
+    def band(self) -> Band:
+        """The limits of the scores."""
+        ...
+
+    def watch(self, policy: Any, execution: ExecutionConfig) -> Watched:
+        """The policy with the scores of the band; `ValueError` for an execution that was not calibrated."""
+        ...
 
 
 class Monitor:
@@ -29,8 +56,8 @@ class Monitor:
     decisions anew, and clears no alarm.
 
     Args:
-        calibrated: from `policies.monitor.load_monitor`.
-        policy: the one that it was calibrated for.
+        calibrated: from `policies.monitor.load_monitor`, or an export's `manifest.monitor`.
+        policy: the one that it was calibrated for, or the export.
         execution: how its chunks are executed.
 
     Attributes:
@@ -40,7 +67,7 @@ class Monitor:
         ValueError: an execution for which the monitor was not calibrated.
     """
 
-    def __init__(self, calibrated: CalibratedMonitor, policy: Policy, execution: ExecutionConfig | None = None):
+    def __init__(self, calibrated: Calibrated, policy: Planner, execution: ExecutionConfig | None = None):
         self.band = calibrated.band
         self.policy = calibrated.watch(policy, execution or ExecutionConfig())
         self._judged = 0  # decisions
@@ -99,10 +126,10 @@ class WatchedAgent:
         traces: of all episodes begun, by seed.
     """
 
-    def __init__(self, watch: Callable[[], WatchedPolicy], execution: ExecutionConfig, noise_seed: int = 0):
+    def __init__(self, watch: Callable[[], Watched], execution: ExecutionConfig, noise_seed: int = 0):
         self.traces: dict[int, Trace] = {}
         self._watch, self._execution, self._noise_seed = watch, execution, noise_seed
-        self._lanes: dict[int, tuple[WatchedPolicy, Controller]] = {}
+        self._lanes: dict[int, tuple[Watched, Controller]] = {}
         self._now: dict[int, tuple[Trace, int]] = {}  # of each lane: its episode's trace, and its control step
 
     def reset(self, lane: int, seed: int) -> None:

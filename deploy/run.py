@@ -22,7 +22,7 @@ from policies.device import cpu_threads, select_device
 from policies.execution import ExecutionConfig
 from policies.monitor import load_monitor
 
-from .artifact import MANIFEST
+from .artifact import MANIFEST, Exported
 from .deciding import Decider
 from .exported import require_own_sampler
 from .journal import read
@@ -54,9 +54,10 @@ def control(config: Any) -> tuple[str, str]:
     Returns:
         The closing line, and why the last episode ended.
     """
-    planner, monitor = _planner(config.checkpoint, config.artifact, config.device, config.head.changes), None
+    own, monitor = _planner(config.checkpoint, config.artifact, config.device, config.head.changes), None
+    planner: Planner = own
     if config.monitor:
-        planner, monitor = _watched(planner, config)
+        planner, monitor = _watched(own, config)
     spec, source = planner.spec, policies.read_config(config.checkpoint)[2]
     dt = 1 / config.rate_hz if config.rate_hz else spec.control_dt_s
     path = Path(config.journal or f"outputs/deploy/{time.strftime('%Y-%m-%d_%H-%M-%S')}.journal")
@@ -150,7 +151,9 @@ def digest(checkpoint: str | Path, artifact: str | Path = "") -> str:
     return content.hexdigest()
 
 
-def _planner(checkpoint: str | Path, artifact: str | Path, device: str, head: Mapping[str, Any]) -> Planner:
+def _planner(
+    checkpoint: str | Path, artifact: str | Path, device: str, head: Mapping[str, Any]
+) -> policies.Policy | Exported:
     """What decides: the exported policy if one is given, or the checkpoint, sampling with these fields of its head."""
     if artifact:
         from .runner import load  # onnxruntime is an extra
@@ -161,13 +164,17 @@ def _planner(checkpoint: str | Path, artifact: str | Path, device: str, head: Ma
     return policy.with_head(**head) if head else policy
 
 
-def _watched(policy: Planner, config: Any) -> tuple[Planner, Monitor]:
+def _watched(planner: policies.Policy | Exported, config: Any) -> tuple[Planner, Monitor]:
     """The policy as it decides under the monitor that was calibrated for it, and the monitor."""
-    if not isinstance(policy, policies.Policy):
-        raise ValueError("monitor=true watches the checkpoint's own decisions; leave artifact empty")
-    if config.head.changes:
-        raise ValueError("monitor=true was calibrated for the checkpoint's own sampler; leave head.* as it is")
-    monitor = Monitor(load_monitor(config.checkpoint, policy), policy, config.execution)
+    if isinstance(planner, policies.Policy):
+        if config.head.changes:
+            raise ValueError("monitor=true was calibrated for the checkpoint's own sampler; leave head.* as it is")
+        calibrated = load_monitor(config.checkpoint, planner)
+    else:
+        calibrated = planner.manifest.monitor
+        if calibrated is None:
+            raise ValueError(f"{config.artifact} has no monitor; python -m deploy.export monitor=true exports one")
+    monitor = Monitor(calibrated, planner, config.execution)
     return monitor.policy, monitor
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .artifact import Exported, Manifest, read, require_golden
+from .artifact import Exported, Manifest, read
 from .self_contained import require_self_contained
 
 TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
@@ -33,24 +33,25 @@ class Runner(Exported):
         self._session = _session(model, threads)
         self._require_fit()
 
-    def plan(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
-        """Chunks (B, T, A) in physical units from histories, each (B, O, *shape), and noise (B, *noise_shape).
+    def outputs(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> dict[str, np.ndarray]:
+        """Chunks "action" (B, T, A) and, of an export with a monitor, its "scores" (B, D).
 
         Raises:
             ValueError: an input that is missing or unknown, or of the wrong shape or dtype; a model that fails.
         """
+        names = self.manifest.outputs
         inputs = self.manifest.inputs(observation, noise)
         with _explained("the model fails"):
-            return self._session.run(["action"], inputs)[0]
+            return dict(zip(names, self._session.run(names, inputs), strict=True))
 
     def _require_fit(self) -> None:
-        """Raises `ValueError` unless the graph has the inputs and the output that the manifest states."""
+        """Raises `ValueError` unless the graph has the inputs and the outputs that the manifest states."""
         shapes, dtypes = self.manifest.shapes(1), self.manifest.dtypes()
         expected = {name: (TYPES[dtypes[name]], list(shape[1:])) for name, shape in shapes.items()}
         nodes = [*self._session.get_inputs(), *self._session.get_outputs()]
         found = {node.name: (node.type, list(node.shape[1:])) for node in nodes}
         if found != expected:
-            raise ValueError(f"the model has inputs and output {found}, its manifest says {expected}")
+            raise ValueError(f"the model has inputs and outputs {found}, its manifest says {expected}")
         for node in nodes:
             if isinstance(node.shape[0], int):
                 raise ValueError(f"the model takes exactly {node.shape[0]} rows of {node.name!r}, expected any number")
@@ -74,11 +75,9 @@ def load(path: Path | str, threads: int = 1) -> Runner:
         )
     try:
         runner = Runner(manifest, model, threads)
-        observation = {name: golden[f"observation.{name}"] for name in manifest.spec.observation}
-        action = runner.plan(observation, golden["noise"])
+        runner.require_golden(golden)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    require_golden(manifest, golden, action, path)
     return runner
 
 

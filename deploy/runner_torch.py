@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .artifact import Exported, Manifest, read, require_golden
+from .artifact import Exported, Manifest, read
 from .tracing import this_cpu
 
-Decide = Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
+Found = torch.Tensor | Sequence[torch.Tensor]  # the chunks alone, or with a monitor's scores
+Decide = Callable[[torch.Tensor, dict[str, torch.Tensor]], Found]
 
 
 class TorchRunner(Exported):
@@ -31,8 +32,8 @@ class TorchRunner(Exported):
         super().__init__(manifest)
         self._decide = decide
 
-    def plan(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
-        """Chunks (B, T, A) in physical units from histories, each (B, O, *shape), and noise (B, *noise_shape).
+    def outputs(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> dict[str, np.ndarray]:
+        """Chunks "action" (B, T, A) and, of an export with a monitor, its "scores" (B, D).
 
         Raises:
             ValueError: an input that is missing or unknown, or of the wrong shape or dtype.
@@ -41,7 +42,9 @@ class TorchRunner(Exported):
         # Native code takes the memory as it lies, so it has to lie in order.
         tensors = {name: torch.from_numpy(np.ascontiguousarray(observation[name])) for name in self.spec.observation}
         with torch.no_grad():
-            return self._decide(torch.from_numpy(np.ascontiguousarray(noise)), tensors).numpy()
+            found = self._decide(torch.from_numpy(np.ascontiguousarray(noise)), tensors)
+        found = [found] if isinstance(found, torch.Tensor) else found
+        return dict(zip(self.manifest.outputs, (value.numpy() for value in found), strict=True))
 
 
 def decision(manifest: Manifest, model: bytes) -> Decide:
@@ -77,8 +80,7 @@ def load(path: Path | str) -> TorchRunner:
         raise ValueError(f"{path} is an export with format={manifest.format}: deploy.runner.load")
     try:
         runner = TorchRunner(manifest, decision(manifest, model))
+        runner.require_golden(golden)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    observation = {name: golden[f"observation.{name}"] for name in manifest.spec.observation}
-    require_golden(manifest, golden, runner.plan(observation, golden["noise"]), path)
     return runner

@@ -25,24 +25,13 @@ from torch.fx import GraphModule
 
 from policies.compiled import Repeated, require_compiler
 from policies.nets import Net, unet1d
-from policies.policy import Policy
+
+from .decision import Decision
 
 EXTRA = "the export to ONNX needs onnx, onnxscript and onnxruntime: pip install onnx onnxscript onnxruntime"
 MOST_ROWS = 2**16
 NARROW = 64  # entries of the shorter side of a weight that int8 leaves as it is
 SPARED = 4  # one of so many evaluations, the last ones, does int8 leave as they are
-
-
-class Decision(nn.Module):
-    """One decision as a function of tensors alone."""
-
-    def __init__(self, policy: Policy, net: Net | None = None):
-        super().__init__()
-        self.policy, self.net = policy, net or policy.net
-
-    def forward(self, noise: Tensor, observation: dict[str, Tensor]) -> Tensor:
-        """Noise (B, *noise_shape) and histories (B, O, *shape) to chunks (B, T, A)."""
-        return self.policy.generate(self.net, observation, noise)
 
 
 class TracedOnce(Repeated):
@@ -87,13 +76,12 @@ def with_products(net: Net) -> Net:
     return copied
 
 
-def program(policy: Policy, inputs: Mapping[str, np.ndarray], net: Net | None = None) -> ExportedProgram:
+def program(decision: Decision, inputs: Mapping[str, np.ndarray]) -> ExportedProgram:
     """The decision as a program of torch.export for any number of rows, all loops unrolled.
 
     Args:
-        policy: on the CPU.
+        decision: on the CPU.
         inputs: "noise" (B, *noise_shape) and "observation.<name>" (B, O, *shape), for shapes and dtypes.
-        net: stands in for the policy's own.
     """
     # Three rows: 0 and 1 are special to the tracer.
     tensors = {name: torch.from_numpy(np.resize(value, (3, *value.shape[1:]))) for name, value in inputs.items()}
@@ -103,25 +91,23 @@ def program(policy: Policy, inputs: Mapping[str, np.ndarray], net: Net | None = 
     shapes = {"noise": any_number, "observation": dict.fromkeys(observation, any_number)}
     # The net chooses between a convolution and a matrix product by the number of rows, which a graph cannot.
     with quiet(), patch.object(unet1d, "POSITIONS", 0):
-        exported = torch.export.export(
-            Decision(policy.eval(), net), (noise, observation), dynamic_shapes=shapes, strict=True
-        )
+        exported = torch.export.export(decision.eval(), (noise, observation), dynamic_shapes=shapes, strict=True)
     for graph in (module.graph for module in exported.graph_module.modules() if isinstance(module, GraphModule)):
         for node in graph.nodes:
             node.meta.pop("stack_trace", None)  # else it tells where the source lay on this machine
     return exported
 
 
-def torch_program(policy: Policy, inputs: Mapping[str, np.ndarray]) -> bytes:
+def torch_program(decision: Decision, inputs: Mapping[str, np.ndarray]) -> bytes:
     """The decision as a file of torch.export."""
     buffer = io.BytesIO()
-    exported = program(policy, inputs)
+    exported = program(decision, inputs)
     with quiet():
         torch.export.save(exported, buffer)
     return buffer.getvalue()
 
 
-def native_code(policy: Policy, inputs: Mapping[str, np.ndarray]) -> bytes:
+def native_code(decision: Decision, inputs: Mapping[str, np.ndarray]) -> bytes:
     """The decision compiled by AOTInductor for this machine's CPU, as the package that torch loads.
 
     Raises:
@@ -129,7 +115,7 @@ def native_code(policy: Policy, inputs: Mapping[str, np.ndarray]) -> bytes:
     """
     require_compiler()
     # Flat, each evaluation written out: AOTInductor has no code for a graph inside the graph (torch 2.13).
-    exported, buffer = program(policy, inputs), io.BytesIO()
+    exported, buffer = program(decision, inputs), io.BytesIO()
     with quiet(), torch.no_grad():
         torch._inductor.aoti_compile_and_package(exported, package_path=buffer)
     return buffer.getvalue()
@@ -141,7 +127,7 @@ def this_cpu() -> str:
     return " ".join([platform.machine(), *able])
 
 
-def onnx_model(policy: Policy, inputs: Mapping[str, np.ndarray]) -> bytes:
+def onnx_model(decision: Decision, inputs: Mapping[str, np.ndarray]) -> bytes:
     """The decision as an ONNX file of standard operators, all weights inside.
 
     Raises:
@@ -152,13 +138,13 @@ def onnx_model(policy: Policy, inputs: Mapping[str, np.ndarray]) -> bytes:
         from onnxscript.optimizer import fold_constants_ir
     except ImportError as error:
         raise ImportError(EXTRA) from error
-    exported = program(policy, inputs, TracedOnce(with_products(policy.net)))
+    exported = program(decision.with_net(TracedOnce(with_products(decision.net))), inputs)
     names = ["noise", *(name for name in inputs if name != "noise")]
     with quiet():
         converted = torch.onnx.export(
             exported,
             input_names=names,
-            output_names=["action"],
+            output_names=list(decision.outputs),
             dynamo=True,
             verbose=False,
             optimize=False,

@@ -57,7 +57,6 @@ class Density(nn.Module):
         x_t = torch.lerp(x0, x1, t[:, None])
         return (self.velocity(x_t, t) - (x1 - x0)).square().mean()
 
-    @torch.no_grad()
     def score(self, o_BE: Float[Tensor, "B E"], steps: int) -> Float[Tensor, " B"]:
         """Squared length of the noise at which Euler's method with so many steps, so many evaluations, arrives.
 

@@ -96,6 +96,20 @@ class ExecutionConfig:
             )
         return steps
 
+    def require_calibrated(self, interval: int, mode: str, calibrated: int) -> None:
+        """Raises `ValueError` unless a monitor's calibration had this mode and as many control steps to a decision.
+
+        Args:
+            interval: control steps from one decision to the next, now.
+            mode: of the calibration.
+            calibrated: the interval of the calibration.
+        """
+        if (self.mode, interval) != (mode, calibrated):
+            raise ValueError(
+                f"the monitor was calibrated for mode={mode!r} with a decision every {calibrated} control steps, not "
+                f"for mode={self.mode!r} every {interval}; calibrate again"
+            )
+
 
 def _read_latencies(path: Path) -> list[float]:
     if not path.is_file():

@@ -204,12 +204,7 @@ class CalibratedMonitor:
         """
         monitor = self.about.monitor
         watched = WatchedPolicy(policy, monitor.scores, execution, monitor.samples, self.density)
-        now, then = (execution.mode, watched.interval), (self.about.mode, self.about.interval)
-        if now != then:
-            raise ValueError(
-                f"the monitor was calibrated for mode={then[0]!r} with a decision every {then[1]} control steps, not "
-                f"for mode={now[0]!r} every {now[1]}; calibrate again"
-            )
+        execution.require_calibrated(watched.interval, self.about.mode, self.about.interval)
         return watched
 
 

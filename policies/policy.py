@@ -124,13 +124,13 @@ class Policy(nn.Module):
             return self._compiled(observation, noise) if self._compiled else self.generate(self.net, observation, noise)
         self._require_continues(prefix, len(noise))
         prefix = prefix.converted(self._code)
-        return self._decode(self.head.continue_chunk(self.net, noise, self.encode(observation), prefix))
+        return self.decode(self.head.continue_chunk(self.net, noise, self.encode(observation), prefix))
 
     def generate(self, net: Net, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """What `sample` computes, with a net in place of the policy's own: the same one compiled, for example."""
-        return self._decode(self.head.sample(net, noise, self.encode(observation)))
+        return self.decode(self.head.sample(net, noise, self.encode(observation)))
 
-    def _decode(self, x_BTA: Tensor) -> Tensor:
+    def decode(self, x_BTA: Tensor) -> Tensor:
         """What heads and nets see, (..., C), to actions (..., A)."""
         return self.action_normalizer.denormalize(self.codec.decode(x_BTA))
 

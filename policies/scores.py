@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,6 @@ from .density import Density
 from .heads.flow import FlowHead
 from .paths import to_velocity
 from .policy import Policy
-from .solvers import stage_times
 
 LEAST_STD = 1e-3  # of an action's normalized values in an entropy: less is as good as certain
 INTEGRATION_STEPS = 16  # of the density's flow where it is integrated
@@ -43,6 +43,15 @@ class Score(Protocol):
         ...
 
 
+@runtime_checkable
+class DirectScore(Score, Protocol):
+    """One that follows from the decision alone, so that an exported policy can compute it in its graph."""
+
+    def rows(self, embedding_BE: Tensor, velocity_KBTA: Tensor, density: Density | None) -> Tensor:
+        """The scores (B,) of B decisions; embeddings and velocities as in `Decision`."""
+        ...
+
+
 class LogpZO:
     """Error of the density's flow at the embedding (logpZO; Xu 2025, FAIL-Detect). One evaluation of a small net.
 
@@ -54,8 +63,12 @@ class LogpZO:
 
     def __call__(self, decision: Decision, density: Density | None) -> float:
         """|O + v(O, 0)|^2."""
+        return float(self.rows(decision.embedding_E[None], decision.velocity_KTA[:, None], density))
+
+    def rows(self, embedding_BE: Tensor, velocity_KBTA: Tensor, density: Density | None) -> Tensor:
+        """The same of B decisions, (B,)."""
         assert density is not None
-        return float(density.score(decision.embedding_E[None], self.steps))
+        return density.score(embedding_BE, self.steps)
 
 
 class LogpZ(LogpZO):
@@ -107,6 +120,10 @@ class Acceleration:
         """Root mean square of the change of velocity per unit of generation time."""
         return float(acceleration(decision.velocity_KTA))
 
+    def rows(self, embedding_BE: Tensor, velocity_KBTA: Tensor, density: Density | None) -> Tensor:
+        """The same of B decisions, (B,)."""
+        return acceleration(velocity_KBTA)
+
 
 SCORES: dict[str, type[Score]] = {
     "acceleration": Acceleration,
@@ -138,13 +155,13 @@ def gaussian_entropy(x_STA: Float[Tensor, "S T A"]) -> Float[Tensor, ""]:
     return (0.5 * (2 * math.pi * math.e * variance).log()).mean()
 
 
-def acceleration(velocity_KTA: Float[Tensor, "K T A"]) -> Float[Tensor, ""]:
+def acceleration(velocity_KTA: Float[Tensor, "K *B T A"]) -> Float[Tensor, "*B"]:
     """Mean over the steps of the root mean square change of velocity, in units of 1 / (generation time)^2.
 
     The K velocities are those at times 0, 1/K, ..., (K-1)/K.
     """
-    change = velocity_KTA.diff(dim=0) * len(velocity_KTA)
-    return change.square().mean((1, 2)).sqrt().mean()
+    change = (velocity_KTA[1:] - velocity_KTA[:-1]) * len(velocity_KTA)
+    return change.square().mean((-2, -1)).sqrt().mean(0)
 
 
 @dataclass
@@ -177,13 +194,19 @@ class Probe:
         head = self.policy.head
         if not isinstance(head, FlowHead):
             return torch.zeros(0, *self.policy.chunk_shape)
-        config, times = head.config, stage_times(head.tableau, head.config.steps)
-        velocities = []
-        for i in range(0, len(times), head.tableau.stages):
-            x, output = self.asked[i]
-            if config.guidance != 1:  # as the head combines them
-                conditional, unconditional = output.chunk(2)
-                output, x = unconditional + config.guidance * (conditional - unconditional), x[:1]
-            c = head.path(torch.tensor(times[i], device=x.device))
-            velocities.append(to_velocity(config.prediction, output, x, c))
-        return torch.cat(velocities).float().cpu()
+        return velocities(head, self.asked)[:, 0].float().cpu()
+
+
+def velocities(head: FlowHead, asked: Sequence[tuple[Tensor, Tensor]]) -> Float[Tensor, "K B T A"]:
+    """A flow's velocity at the beginning of each of its steps, from all that its net was asked in turn and answered.
+
+    Both are chunks (B, T, A), guided (2B, T, A): first with their condition, then without.
+    """
+    config, found = head.config, []
+    for i in range(0, len(head.times), head.tableau.stages):
+        x, output = asked[i]
+        if config.guidance != 1:  # as the head combines them
+            conditional, unconditional = output.unflatten(0, (2, -1)).unbind()
+            output, x = unconditional + config.guidance * (conditional - unconditional), x.unflatten(0, (2, -1))[0]
+        found.append(to_velocity(config.prediction, output, x, head.path(head.times[i])))
+    return torch.stack(found)

@@ -188,7 +188,7 @@ class FlowHead(Head):
         doubled = net.prepare(torch.cat([t, t], dim=1), both, per_action)
 
         def predict(x: Tensor, i: int) -> Tensor:
-            conditional, unconditional = net(torch.cat([x, x]), doubled[i]).chunk(2)
+            conditional, unconditional = net(torch.cat([x, x]), doubled[i]).unflatten(0, (2, -1)).unbind()
             return unconditional + self.config.guidance * (conditional - unconditional)
 
         return predict

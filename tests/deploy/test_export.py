@@ -224,7 +224,7 @@ def test_wrong_options(options, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format_version=2), "format version 2, this flowhand reads 1"),
+        (lambda d: d.update(format_version=3), "format version 3, this flowhand reads 1 and 2"),
         (lambda d: d.update(format_version=True), "format version True"),
         (lambda d: d.pop("source"), "the manifest has the fields"),
         (lambda d: d.update(more=1), "the manifest has the fields .*'more'"),

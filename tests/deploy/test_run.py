@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,9 @@ from deploy.safety import Safety, SafetyConfig
 from deploy.simulated import SimulatedRobot
 from deploy.workspace import Box
 from policies.checkpoint import FILES
+from policies.conformal import Band
 from policies.encoders.state import StateEncoderConfig
+from policies.monitor import CalibratedMonitor, Calibration, MonitorConfig, save_monitor
 from policies.nets.mlp import MLPConfig
 
 ROOT = Path(__file__).parents[2]
@@ -190,8 +193,27 @@ def test_an_exported_policy_decides_in_place_of_the_checkpoint(checkpoint, tmp_p
     (folder / "manifest.json").write_text((folder / "manifest.json").read_text() + " ")
     with pytest.raises(ValueError, match=r"is not the artifact that .*journal was recorded with; give artifact="):
         run.again(tmp_path / "journal")
-    with pytest.raises(ValueError, match="monitor=true watches the checkpoint's own decisions"):
+    with pytest.raises(ValueError, match=r"onnx has no monitor; python -m deploy\.export monitor=true exports one"):
         run.control(root(checkpoint, tmp_path, artifact=str(folder), monitor=True))
+
+
+@pytest.mark.slow
+def test_an_exported_monitor_watches(checkpoint, tmp_path):
+    pytest.importorskip("onnxruntime")
+    folder, copy = tmp_path / "onnx", tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, copy)
+    monitor = MonitorConfig(["acceleration"])
+    about = Calibration(monitor, "receding_horizon", 2, {}, 3_000_000, 30, 30)
+    never = Band(np.zeros((1, 1)), np.ones((1, 1)), -1.0, 0.05, 0.9, 20)  # no score is as low
+    save_monitor(copy, CalibratedMonitor(about, never, None))
+    done = command("deploy.export", f"checkpoint={copy}", f"out={folder}", "rows=20", "monitor=true")
+    assert "with a monitor, error of its scores" in done.communicate(timeout=120)[0]
+    options = {"artifact": str(folder), "monitor": True, "asynchronous": False, "seconds": 0.2}
+    line, _ = run.control(root(str(copy), tmp_path, **options))
+    assert re.search(r"; [1-9]\d* alarms; ", line)
+    assert run.again(tmp_path / "journal").steps > 0
+    with pytest.raises(ValueError, match=r"decision every 2 control steps, not for .* every 3"):
+        run.control(root(str(copy), tmp_path, execution=policies.ExecutionConfig(execution_horizon=3), **options))
 
 
 def test_a_world_that_does_not_fit_is_an_error(checkpoint, tmp_path):
