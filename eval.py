@@ -11,12 +11,11 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import hydra
 import numpy as np
 import torch
-import wandb
 from omegaconf import DictConfig, OmegaConf
 
 import envs
@@ -369,17 +368,16 @@ def open_export(config: schema.EvalRoot) -> Runner | TorchRunner:
 
 
 @contextmanager
-def wandb_run(config: schema.WandbConfig, out: Path, everything: dict[str, Any]) -> Iterator[wandb.Run]:
-    """A wandb run whose files stay below `out`; marked as failed when the block raises."""
+def wandb_run(config: schema.WandbConfig, out: Path, everything: dict[str, Any]) -> Iterator[Any]:
+    """A wandb run whose files stay below `out`, marked as failed when the block raises; None where it is disabled."""
     out.mkdir(parents=True, exist_ok=True)
-    run = wandb.init(
-        project=config.project,
-        name=config.name or out.name,
-        mode=config.mode,  # pyright: ignore[reportArgumentType]  (validated in schema.py)
-        dir=out,
-        config=everything,
-        settings=wandb.Settings(silent=True),
-    )
+    if config.mode == "disabled":
+        yield None
+        return
+    import wandb  # only where it is used: it is large, and a machine without it can train and evaluate
+
+    name, mode, quiet = config.name or out.name, cast(Any, config.mode), wandb.Settings(silent=True)
+    run = wandb.init(project=config.project, name=name, mode=mode, dir=out, config=everything, settings=quiet)
     try:
         yield run
     except BaseException:
@@ -388,10 +386,13 @@ def wandb_run(config: schema.WandbConfig, out: Path, everything: dict[str, Any])
     run.finish()
 
 
-def log_results(log: wandb.Run, metrics: dict[str, Any], out: Path) -> None:
-    """Puts the metrics and the report page into the wandb run."""
-    log.summary.update(metrics)
-    log.log({"report": wandb.Html((out / "report.html").read_text())})
+def log_results(log: Any, metrics: dict[str, Any], out: Path) -> None:
+    """Puts the metrics and the report page into the wandb run, if there is one."""
+    if log is not None:
+        import wandb
+
+        log.summary.update(metrics)
+        log.log({"report": wandb.Html((out / "report.html").read_text())})
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def train(config: schema.TrainRoot, overrides: list[str], state: dict[str, Any] 
         return {"n": len(records), "successes": sum(record.success for record in records)}
 
     with evaluation.wandb_run(config.wandb, out, asdict(config)) as log:
-        stopped = fit(trainer, save, score, log.log)
+        stopped = fit(trainer, save, score, log.log if log else lambda entry, step: None)
         if stopped:
             print(f"stopped at step {trainer.step}; go on with: python train.py resume={out}")
             return stopped

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
-from av.video.frame import VideoFrame
 
 # Small enough to inline half a dozen clips in a page, still free of visible blocks on rendered scenes.
 CRF = "28"
@@ -25,6 +23,8 @@ def write_mp4(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> Non
     Raises:
         ValueError: No frames, another dtype or layout, a shape that changes, or an impossible fps.
     """
+    import av  # only where it is used: it is large, and a machine without it can do all but videos
+
     _check(frames, fps)
     height, width, _ = frames[0].shape
     pad = ((0, height % 2), (0, width % 2), (0, 0))  # yuv420p halves both sides
@@ -39,7 +39,7 @@ def write_mp4(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> Non
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709 in ITU-T H.273
         context.color_range = 1  # limited: black is 16, white 235
         for rgb in frames:
-            frame = VideoFrame.from_ndarray(np.pad(rgb, pad, mode="edge"), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.pad(rgb, pad, mode="edge"), format="rgb24")
             container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="itu709")))
         container.mux(stream.encode())
 
