@@ -13,7 +13,8 @@ class ActionCodec:
 
     A continuous dimension is one column, as it is. A dimension with two choices is one column, -1 or 1, decoded by its
     sign; one with n > 2 choices is n columns, 1 at the choice and -1 elsewhere, decoded by the largest. A choice is
-    its index, 0 to n - 1, as a float. Without discrete dimensions the code is the action itself.
+    its index, 0 to n - 1, as a float32, whatever the net computes in: bfloat16 has no 257. Without discrete
+    dimensions the code is the action itself.
     """
 
     def __init__(self, action: Feature):
@@ -36,10 +37,10 @@ class ActionCodec:
         return torch.cat(columns, dim=-1)
 
     def decode(self, code: Tensor) -> Tensor:
-        """Codes (..., C), however far from exact, to actions (..., A)."""
+        """Codes (..., C), however far from exact, to actions (..., A), in float32."""
         if not self.mixed:
             return code
-        parts = zip(self.choices, code.split(self.widths, dim=-1), strict=True)
+        parts = zip(self.choices, code.float().split(self.widths, dim=-1), strict=True)
         return torch.stack([_decoded(n, part) for n, part in parts], dim=-1)
 
     def require_choices(self, action: Tensor) -> None:

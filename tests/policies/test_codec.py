@@ -12,6 +12,7 @@ from policies import Batch, Controller, Feature
 from policies.codec import ActionCodec
 from policies.heads import HEADS
 from policies.prefix import Prefix
+from policies.spec import MOST_CHOICES
 
 CHOICES = (0, 2, 3, 0)  # a gripper, a tool of three, between two velocities
 MIXED = Feature((4,), "float32", "", choices=CHOICES)
@@ -51,6 +52,39 @@ def test_decoding_undoes_encoding_and_survives_noise():
     discrete = torch.tensor([n > 0 for n in CHOICES])
     noisy = codec.decode(code + 0.99 * (2 * torch.rand_like(code) - 1))
     assert torch.equal(noisy[..., discrete], action[..., discrete])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_every_choice_comes_out_exactly_whatever_the_net_computes_in(dtype):
+    n = MOST_CHOICES
+    chosen = torch.randperm(n)[:300]
+    code = torch.cat([torch.randn(300, 1), 2.0 * torch.nn.functional.one_hot(chosen, n) - 1], dim=-1)
+    codec = ActionCodec(Feature((2,), "float32", "", choices=(0, n)))
+    assert codec.decode(code.to(dtype))[:, 1].tolist() == chosen.tolist()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_gives_the_largest_column_in_bf16(make_mixed, spec, monkeypatch, head):
+    """More choices than bfloat16 has integers; numpy looks for the largest in the code that the head gives."""
+    n = 1000
+    choices = Feature((2,), "float32", "", choices=(0, n))
+    config = make_mixed(head=head).config
+    policy = policies.Policy(config, replace(spec, action=choices))
+    for weight in policy.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    observation = {name: torch.randn(40, f.size) for name, f in spec.observation.items()}
+    monkeypatch.undo()
+    policy.fit_normalizers(observation, torch.stack([torch.randn(40), torch.randint(n, (40,)).float()], dim=-1))
+    codes: list[torch.Tensor] = []
+    sample = policy.head.sample
+    monkeypatch.setattr(policy.head, "sample", lambda *given: codes.append(sample(*given)) or codes[0])
+    history = policy.chunk.history
+    rows = {name: torch.randn(20, history, f.size) for name, f in spec.observation.items()}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        action = policy.sample(rows, torch.randn(20, *policy.noise_shape))
+    expected = codes[0].float().numpy()[..., 1:].argmax(-1)
+    assert len(np.unique(expected)) > 5
+    np.testing.assert_array_equal(action[..., 1].float().numpy(), expected)
 
 
 def test_without_choices_nothing_is_touched():
