@@ -72,7 +72,8 @@ class Upsampling(nn.ConvTranspose1d):
         """Features (B, channels, T) to (B, channels, 2 T)."""
         if input.shape[0] * input.shape[-1] > POSITIONS:
             return super().forward(input, output_size)
-        taps = F.linear(input.transpose(1, 2), self.weight.flatten(1).T).unflatten(-1, (-1, 4))  # (B, T, channels, 4)
+        rows = input.transpose(1, 2).contiguous()  # for the same reason as above
+        taps = F.linear(rows, self.weight.flatten(1).T).unflatten(-1, (-1, 4))  # (B, T, channels, 4)
         # Step i spreads to the outputs 2 i - 1 .. 2 i + 2: half of each output comes from a neighbour.
         even = taps[..., 1] + F.pad(taps[:, :-1, :, 3], (0, 0, 1, 0))
         odd = taps[..., 2] + F.pad(taps[:, 1:, :, 0], (0, 0, 0, 1))
