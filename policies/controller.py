@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -83,6 +84,50 @@ def ask(policy: Planner, questions: Sequence[Question], rows: int, form: str = "
     previous = padded([q.previous for q in questions])
     delay, overlap = (padded([np.int64(getattr(q, name)) for q in questions]) for name in ("delay", "overlap"))
     return policy.plan(observation, noise, PrefixArrays(previous, delay, overlap, form))[: len(questions)]
+
+
+def steady_rows(policy: Planner, rows: int, form: str = "") -> int:
+    """Rows of an inference call in which a chunk depends on its question alone: as many as asked for, or a few more.
+
+    Libraries multiply a matrix of few rows with kernels that sum in another order in other rows: Intel's does so with 2
+    and 3 rows on processors of AMD. Nothing is assumed about a processor. Two calls prove each number: one with the
+    same question in every row, and one with other questions beside it. Where none is steady, a warning says so.
+    """
+    for number in sorted({rows, *(-(-rows // multiple) * multiple for multiple in (4, 8, 16))}):
+        if number == 1 or _steady(policy, number, form):
+            return number
+    warnings.warn(
+        f"with {rows} rows, or a few more, a decision depends on the decisions beside it in its last bits on this "
+        "machine; where equal records matter, decide for one robot at a time: inference_batch=1",
+        stacklevel=2,
+    )
+    return rows
+
+
+def _steady(policy: Planner, rows: int, form: str) -> bool:
+    """Whether a made-up question gets the same chunk, to the last bit, in every row and beside any others."""
+    generator = np.random.default_rng(0)
+    first, *others = [_made_up(policy, generator, 8.0 if row else 1.0) for row in range(rows)]
+    if form:
+        assert isinstance(policy, ContinuingPlanner)
+        previous = ask(policy, [first], rows)[0]
+        first, *others = [
+            replace(q, previous=previous, delay=min(1, policy.continues[form]), overlap=len(previous))
+            for q in (first, *others)
+        ]
+    alone, beside = ask(policy, [first] * rows, rows, form), ask(policy, [*others, first], rows, form)
+    return bool((alone == beside[-1]).all())  # not a number is not equal either
+
+
+def _made_up(policy: Planner, generator: np.random.Generator, spread: float) -> Question:
+    """A question with random values, and noise of this spread: a scale that rows share would show."""
+    observation = {}
+    for name, feature in policy.spec.observation.items():
+        values = 64 * generator.random((policy.chunk.history, *feature.shape)) - (feature.dtype == "float32") * 32
+        observation[name] = values.astype(feature.dtype)
+    previous = np.zeros((policy.chunk.prediction_horizon, policy.spec.action.size), np.float32)
+    noise = spread * generator.standard_normal(policy.noise_shape, np.float32)
+    return Question(observation, noise.astype(np.float32), previous, 0, 0)
 
 
 class Track:
@@ -167,10 +212,11 @@ def prepare(
 class Controller:
     """Control of any number of robots ("lanes") with one policy, in the mode and with the delay of `ExecutionConfig`.
 
-    All lanes that must decide share inference calls of exactly `inference_batch` rows (unused rows are padding), and
-    the noise and simulated delay of a decision are a function of (noise seed, episode seed, number of the decision)
-    alone. So a lane's actions do not depend on how many lanes run beside it. A robot that must not wait for inference
-    takes `AsyncController`, whose actions are those of this one with the delays that occur there.
+    All lanes that must decide share inference calls of exactly `inference_batch` rows (unused rows are padding; where
+    the rows of such a call are not computed alike on this machine, there are a few more of them), and the noise and
+    simulated delay of a decision are a function of (noise seed, episode seed, number of the decision) alone. So a
+    lane's actions do not depend on how many lanes run beside it. A robot that must not wait for inference takes
+    `AsyncController`, whose actions are those of this one with the delays that occur there.
 
     Args:
         policy: gives chunks.
@@ -202,11 +248,11 @@ class Controller:
             raise ValueError(f"inference_batch={inference_batch} must be at least 1")
         self.policy = policy
         self.execution = execution
-        self.inference_batch = inference_batch
         self.noise_seed = noise_seed
         self._delays = execution.delays(policy.spec.control_dt_s)
         self._timing = prepare(policy, execution, noise_seed, max(self._delays))
         self.execution_horizon = self._timing[0]
+        self.inference_batch = steady_rows(policy, inference_batch, FORMS.get(execution.mode, ""))
         self._tracks: dict[int, Track] = {}
 
     def reset(self, lane: int = 0, seed: int = 0) -> None:

@@ -26,6 +26,8 @@ from .normalizer import Normalizer, NormalizerConfig
 from .prefix import Prefix
 from .spec import ChunkConfig, Spec
 
+ALIGNMENT = 64  # bytes, at a multiple of which torch allocates on a CPU
+
 
 @dataclass
 class PolicyConfig:
@@ -166,14 +168,15 @@ class Policy(nn.Module):
         An exported policy has the same method, so that either can stand where a `Planner` is expected.
         """
         device = self.action_normalizer.shift.device
-        tensors = {name: torch.from_numpy(value).to(device) for name, value in observation.items()}
+        # Copied, for where numpy's memory begins can decide about the last bits of a product.
+        tensors = {name: torch.from_numpy(value).to(device, copy=True) for name, value in observation.items()}
         options: dict[str, Prefix] = {}
         if prefix is not None:
             arrays = (prefix.actions_BTA, prefix.delay_B, prefix.overlap_B)
             actions_BTA, delay_B, overlap_B = (torch.from_numpy(array).to(device) for array in arrays)
             options["prefix"] = Prefix(actions_BTA, delay_B, overlap_B, prefix.form)
         with torch.no_grad():
-            return self.sample(tensors, torch.from_numpy(noise).to(device), **options).cpu().numpy()
+            return self.sample(tensors, torch.from_numpy(noise).to(device, copy=True), **options).cpu().numpy()
 
     def with_head(self, /, **fields: Any) -> Policy:
         """A policy with a copy of the weights, whose head samples otherwise: `policy.with_head(steps=10)`.
@@ -204,6 +207,16 @@ class Policy(nn.Module):
             ValueError: an unknown precision, or no C++ compiler on this machine.
         """
         self._compiled = CompiledSampler(self, precision)
+
+    def train(self, mode: bool = True) -> Policy:
+        """As of every module; to decide, each weight moves to where memory that is allocated for it alone begins.
+
+        Loaded weights lie there, and a product's last bits can depend on it.
+        """
+        for weight in () if mode else self.parameters():
+            if weight.data_ptr() % ALIGNMENT:
+                weight.data = weight.data.clone()
+        return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}  # what was compiled computes with the weights of the original
