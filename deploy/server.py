@@ -16,6 +16,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any
@@ -26,7 +27,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
-from policies.controller import Planner
+from policies.controller import Planner, steady_rows
 
 from .batching import Batcher, RequestError
 from .client import pack, unpack
@@ -70,7 +71,6 @@ class PolicyServer:
         self._config = config
         self._key = None if key is None else _digest(f"Api-Key {key}")
         self._tls = tls
-        self._metadata = pack(metadata(policy, config))
         self._metrics = Metrics()
         self._admission = Admission(config.max_opening, lambda reason: self._metrics.refused.labels(reason).inc())
         self._answering: set[ServerConnection] = set()
@@ -80,8 +80,8 @@ class PolicyServer:
 
     async def start(self) -> int:
         """Warms the policy up and listens; returns the port."""
-        await asyncio.to_thread(self._warm_up)
-        config = self._config
+        config = self._config = replace(self._config, inference_batch=await asyncio.to_thread(self._warm_up))
+        self._metadata = pack(metadata(self._policy, config))
         self._batcher = Batcher(self._policy, config, self._metrics)
         self._metrics.queue_depth.set_function(self._batcher.depth)
         self._metrics.connections.set_function(lambda: len(self._admission.open))
@@ -134,13 +134,14 @@ class PolicyServer:
                 connection.end("drain")
         self._batcher.stop()
 
-    def _warm_up(self) -> None:
-        """One inference, so that the first robot does not wait for what a policy does only once."""
-        rows, chunk = self._config.inference_batch, self._policy.chunk
+    def _warm_up(self) -> int:
+        """Rows of an inference call, and one such call, so that no robot waits for what a policy does only once."""
+        rows, chunk = steady_rows(self._policy, self._config.inference_batch), self._policy.chunk
         features = self._policy.spec.observation.items()
         zeros = {name: np.zeros((rows, chunk.history, *feature.shape), feature.dtype) for name, feature in features}
         draws = np.stack([noise(self._config.noise_seed, 0, row, self._policy.noise_shape) for row in range(rows)])
         self._policy.plan(zeros, draws)
+        return rows
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answers plain HTTP requests, and those that may not have a websocket; None for those that may."""
