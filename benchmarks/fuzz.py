@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 import policies
-from benchmarks import fuzz_wire
+from benchmarks import fuzz_store, fuzz_wire
 from benchmarks.fuzz_inputs import (
     message,
     mutated,
@@ -299,6 +299,7 @@ TARGETS: dict[str, tuple[Callable[[Path], Case], int]] = {  # how to make its ca
     "monitor": (monitor, 4_000),
     "journal": (journal, 8_000),
     "overrides": (overrides, 1_000),
+    "store": (fuzz_store.target, 10_000),
 }
 
 

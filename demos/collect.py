@@ -58,7 +58,7 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         limits = {
-            "episodes": (1, SEEDS_PER_COLLECTION),
+            "episodes": (1, math.inf),
             "seed": (0, SEED_LIMIT // SEEDS_PER_COLLECTION - 1),
             "noise": (0, math.inf),
             "after_success": (0, math.inf),
@@ -98,9 +98,10 @@ def collect(env_config: EnvConfig, config: CollectConfig, progress: bool = True,
 
 def attempts(store: Store) -> int:
     """Number of attempts it took to collect the store's episodes; 0 for a store that was not collected."""
-    if not len(store) or "collector_version" not in store.meta.recipe:
+    recipe = store.meta.recipe
+    if not len(store) or "collector_version" not in recipe or not isinstance(recipe.get("seed"), int):
         return 0
-    return store[len(store) - 1].seed - _first_seed(store.meta.recipe["seed"]) + 1
+    return max(0, store[len(store) - 1].seed - _first_seed(recipe["seed"]) + 1)
 
 
 def _first_seed(seed: int) -> int:
@@ -113,7 +114,7 @@ def _meta(env: Env, env_config: EnvConfig, config: CollectConfig) -> StoreMeta:
         "env": asdict(env_config),
         "env_version": env.version,
         "seed": config.seed,
-        "noise": float(config.noise),
+        "noise": float(config.noise) + 0.0,  # -0.0 is no other recipe than 0.0
         "after_success": config.after_success,
     }
     return StoreMeta(
@@ -141,6 +142,7 @@ def _find_store(env: Env, meta: StoreMeta, config: CollectConfig) -> Store:
                 f"{meta.env} has no scripted expert: record demonstrations with demos.Store.create(path, meta) and "
                 f"store.append(episode), then set demos.path to the store (it is {config.path!r} now)"
             )
+        _require_seeds(path, config)
         with suppress(FileExistsError):  # of another process that was quicker
             Store.create(path, meta)
     store = Store.open(path)
@@ -158,6 +160,16 @@ def _check_fits(store: Store, meta: StoreMeta, config: CollectConfig) -> None:
         raise ValueError(
             f"{store.path} has {len(store)} episodes, demos.episodes asks for {config.episodes}, and its recipe is not "
             "this one, so it cannot be extended: ask for fewer, or use another demos.path"
+        )
+    if len(store) < config.episodes:
+        _require_seeds(store.path, config)
+
+
+def _require_seeds(path: Path, config: CollectConfig) -> None:
+    if config.episodes > SEEDS_PER_COLLECTION:
+        raise ValueError(
+            f"{path} has fewer than the {config.episodes} episodes that demos.episodes asks for, and a collection ends "
+            f"at {SEEDS_PER_COLLECTION}: ask for fewer"
         )
 
 

@@ -1,7 +1,9 @@
 """One demonstration, and the description of its fields (`features`) that it is checked against."""
 
 import math
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 SEED_LIMIT = 1_000_000
 
 FEATURES_KEYS = {"observation", "action", "control_dt_s"}
+MOST_DIMENSIONS = 32  # of a feature, as many as numpy has with the steps
 FEATURE_KEYS = {"shape", "dtype", "unit", "low", "high"}
 REWARD = {"shape": [], "dtype": "float32"}
 SUCCESS = {"shape": [], "dtype": "bool"}
@@ -61,17 +64,18 @@ class Episode:
     def _check_scalars(self, control_dt_s: float) -> None:
         if not isinstance(self.seed, int) or not 0 <= self.seed < SEED_LIMIT:
             raise ValueError(
-                f"seed is {self.seed!r}: demonstrations have int seeds in [0, {SEED_LIMIT}), evaluation the larger ones"
+                f"seed is {shown(self.seed)}: demonstrations have int seeds in [0, {SEED_LIMIT}), evaluation the "
+                "larger ones"
             )
-        if not isinstance(self.task, str):
-            raise ValueError(f"task is {self.task!r}: expected the instruction as a string")
-        if self.control_dt_s != control_dt_s:
-            raise ValueError(f"control_dt_s is {self.control_dt_s} s, but the features say {control_dt_s} s")
+        if not isinstance(self.task, str) or not _is_text(self.task):
+            raise ValueError(f"task is {shown(self.task)}: expected the instruction as a string")
+        if not is_number(self.control_dt_s) or self.control_dt_s != control_dt_s:
+            raise ValueError(f"control_dt_s is {shown(self.control_dt_s)} s, but the features say {control_dt_s} s")
 
 
 def _check_array(name: str, array: np.ndarray, feature: Mapping[str, Any], steps: int | None) -> None:
     """Raise ValueError unless `array` holds `steps` (None: any number) finite entries of the feature's shape, dtype."""
-    if not isinstance(array, np.ndarray):
+    if type(array) not in (np.ndarray, np.memmap):  # a masked array, for example, is not what is written of it
         raise ValueError(f"{name} is a {type(array).__name__}: expected a numpy array")
     if array.dtype != np.dtype(feature["dtype"]):
         raise ValueError(f"{name} has dtype {array.dtype} from step 0 on: expected {feature['dtype']}")
@@ -81,6 +85,8 @@ def _check_array(name: str, array: np.ndarray, feature: Mapping[str, Any], steps
         raise ValueError(
             f"{name} has {len(array)} steps but action has {steps}: they part at step {min(len(array), steps)}"
         )
+    if array.dtype.kind == "b" and (array.view(np.uint8) > 1).any():
+        raise ValueError(f"{name} holds bytes that are neither 0 nor 1: expected bool")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         step, *dimension = (int(i) for i in np.argwhere(~np.isfinite(array))[0])
         value = array[(step, *dimension)]
@@ -95,37 +101,76 @@ def check_features(features: Mapping[str, Any]) -> None:
         ValueError: names the entry that is missing, unknown or of the wrong form.
     """
     _check_keys("features", features, FEATURES_KEYS)
-    if not features["observation"]:
-        raise ValueError("features: observation is empty: expected at least one {name: feature}")
-    control_dt_s = features["control_dt_s"]
-    if not (isinstance(control_dt_s, int | float) and math.isfinite(control_dt_s) and control_dt_s > 0):
-        raise ValueError(f"features: control_dt_s is {control_dt_s!r}: expected seconds, finite and above 0")
+    observation, control_dt_s = features["observation"], features["control_dt_s"]
+    if not observation or not isinstance(observation, Mapping):
+        raise ValueError(f"features: observation is {shown(observation)}: expected at least one {{name: feature}}")
+    if not is_number(control_dt_s) or control_dt_s <= 0:
+        raise ValueError(f"features: control_dt_s is {shown(control_dt_s)}: expected seconds, finite and above 0")
     _check_feature("action", features["action"])
-    for name, feature in features["observation"].items():
-        _check_feature(f"observation {name!r}", feature)
+    for name, feature in observation.items():
+        _check_feature(f"observation {shown(name)}", feature)
 
 
-def _check_feature(name: str, feature: Mapping[str, Any]) -> None:
-    known = {key: value for key, value in feature.items() if key != "choices"} if feature else feature
+def _check_feature(name: str, feature: Any) -> None:
+    known = {key: value for key, value in feature.items() if key != "choices"} if isinstance(feature, dict) else feature
     _check_keys(f"features: {name}", known, FEATURE_KEYS)
-    shape = feature["shape"]
-    if not isinstance(shape, list | tuple) or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ValueError(f"features: {name} has shape {shape}: expected a list of sizes above 0")
-    try:
-        kind = np.dtype(feature["dtype"]).kind
-    except TypeError:
-        kind = ""
-    if kind not in "fiub" or not kind:
-        raise ValueError(f"features: {name} has dtype {feature['dtype']!r}: expected a number type such as 'float32'")
+    shape, dtype = feature["shape"], feature["dtype"]
+    if not isinstance(shape, list | tuple) or len(shape) > MOST_DIMENSIONS or not all(map(_is_size, shape)):
+        raise ValueError(f"features: {name} has shape {shown(shape)}: expected a list of sizes above 0")
+    if not _is_number_type(dtype):
+        raise ValueError(f"features: {name} has dtype {shown(dtype)}: expected a number type such as 'float32'")
     for bound in ("low", "high"):
         values = feature[bound]
-        if values is not None and (list(np.shape(values)) != list(shape) or not np.isfinite(values).all()):
-            raise ValueError(f"features: {name} has {bound} {values}: expected None or finite numbers of shape {shape}")
+        if values is not None and not _fits(values, shape) and not _fits(values, [math.prod(shape)]):
+            raise ValueError(
+                f"features: {name} has {bound} {shown(values)}: expected None or finite numbers of shape {shape}"
+            )
 
 
-def _check_keys(name: str, mapping: Mapping[str, Any], expected: set[str]) -> None:
+def _check_keys(name: str, mapping: Any, expected: set[str]) -> None:
     if not isinstance(mapping, Mapping):
-        raise ValueError(f"{name} is {mapping!r}: expected a dict with {sorted(expected)}")
+        raise ValueError(f"{name} is {shown(mapping)}: expected a dict with {sorted(expected)}")
     for what, keys in (("misses", expected - set(mapping)), ("has unknown", set(mapping) - expected)):
         if keys:
-            raise ValueError(f"{name} {what} {sorted(keys)[0]!r}: expected {sorted(expected)}")
+            raise ValueError(f"{name} {what} {shown(min(keys, key=str))}: expected {sorted(expected)}")
+
+
+def shown(value: Any) -> str:
+    """The value on one line, as an error shows it, however long it is."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number as JSON has it; not one of numpy's, which are written otherwise."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value <= sys.maxsize
+
+
+def _is_number_type(name: Any) -> bool:
+    # One word, for numpy reads whole languages as dtypes, and warns about some.
+    if not isinstance(name, str) or not re.fullmatch(r"[<>=|]?[b-zB-Z][a-z]*[0-9]*", name):
+        return False
+    try:
+        return np.dtype(name).kind in "fiub"
+    except TypeError:
+        return False
+
+
+def _is_text(value: str) -> bool:
+    """Whether the string can be written to a file."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _fits(values: Any, shape: Sequence[int]) -> bool:
+    """Whether these are finite numbers in nested lists of this shape."""
+    if not shape:
+        return is_number(values) or isinstance(values, bool)
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == shape[0]
+        and all(_fits(value, shape[1:]) for value in values)
+    )

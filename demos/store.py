@@ -10,8 +10,8 @@ most the episode it was writing. Nothing is pickled: reading a store from a stra
 
 import fcntl
 import hashlib
-import json
 import logging
+import operator
 import os
 import secrets
 import shutil
@@ -20,16 +20,18 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from io import BytesIO
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from .episode import Episode, check_features
+from policies.spec import Spec  # needs no torch, and is what training takes
 
-FORMAT_VERSION = 1
+from .archive import open_regular, read_arrays, write_arrays
+from .episode import SEED_LIMIT, Episode, is_number, shown
+from .meta import StoreMeta, canonical, meta_text, parse_meta, read_meta
+
 OBSERVATION_PREFIX = "observation/"
 OTHER_ARRAYS = {"action", "reward", "success", "task", "seed", "control_dt_s"}
 # Everything a damaged zip or npy file makes the standard library and numpy raise.
@@ -48,33 +50,6 @@ DAMAGE = (
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class StoreMeta:
-    """What all the episodes of a store have in common."""
-
-    features: dict[str, Any]  # see demos.episode.Episode
-    task: str  # instruction in words
-    env: str  # where the episodes come from, e.g. "metaworld pick-place-v3" or "SO-101 arm, left table"
-    env_version: str  # e.g. "metaworld 3.1.1, mujoco 3.3.0"; empty if nothing has a version
-    recipe: dict[str, Any]  # everything that determines the episodes; empty for recorded ones
-
-    def __post_init__(self) -> None:
-        check_features(self.features)
-        for name, kind in (("task", str), ("env", str), ("env_version", str), ("recipe", dict)):
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"{name} is {getattr(self, name)!r}: expected a {kind.__name__}")
-
-    @property
-    def recipe_hash(self) -> str:
-        """SHA-256 of the recipe, hexadecimal."""
-        return recipe_hash(self.recipe)
-
-
-def recipe_hash(recipe: dict[str, Any]) -> str:
-    """SHA-256 (hexadecimal) of a JSON-able recipe, whatever the order of its keys."""
-    return hashlib.sha256(_canonical(recipe).encode()).hexdigest()
-
-
 class Store:
     """A folder of episodes; a sequence of `Episode` as it was when opened, and the only way to add to it.
 
@@ -87,22 +62,24 @@ class Store:
         self._length = length
         self._is_view = is_view
         self._is_writing = False
+        self._counted: tuple[int, int] | None = None  # the state of the folder in which the length was last right
 
     @classmethod
     def create(cls, path: str | Path, meta: StoreMeta) -> "Store":
         """Make an empty store; of several processes that try at once, one succeeds.
 
         Raises:
-            ValueError: the meta data is not valid or not JSON-able.
+            ValueError: the meta data is not valid or not JSON-able, or no policy can be trained on such features.
             FileExistsError: `path` exists and is not an empty folder.
         """
         path = Path(path)
-        text = _canonical({"format_version": FORMAT_VERSION, "recipe_hash": meta.recipe_hash, **asdict(meta)})
+        text = meta_text(meta)
+        Spec.from_dict(parse_meta(text, path / "meta.json").features)  # what is checked is what is written
         path.parent.mkdir(parents=True, exist_ok=True)
         # Filled under another name and renamed, so that nobody ever sees half a store.
         temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
         (temporary / "episodes").mkdir(parents=True)
-        _write_durably(temporary / "meta.json", lambda file: file.write(text.encode()))
+        _write_durably(temporary / "meta.json", lambda file: file.write(text))
         (temporary / "writer.lock").touch()
         try:
             temporary.rename(path)
@@ -122,7 +99,10 @@ class Store:
             ValueError: there is no store, or it has damaged, missing or unknown parts.
         """
         path = Path(path)
-        return cls(path, _read_meta(path / "meta.json"), _count_episodes(path))
+        try:
+            return cls(path, read_meta(path / "meta.json"), _count_episodes(path))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
 
     def head(self, count: int) -> "Store":
         """A read-only view of the first `count` episodes.
@@ -153,7 +133,7 @@ class Store:
         index %= len(self)
         file = self._file(index)
         try:
-            episode = _unpack(_read_arrays(file))
+            episode = _unpack(read_arrays(file))
             episode.validate(self.features)
         except DAMAGE as error:
             raise ValueError(
@@ -171,11 +151,15 @@ class Store:
         Raises:
             ValueError: the episode does not fit the features, or this is a view.
         """
-        episode.validate(self.features)
         arrays = _pack(episode)
+        written = _unpack(arrays)
+        written.validate(self.features)  # what is checked is what is written, and will be read
+        if written.task != episode.task:
+            raise ValueError(f"task is {shown(episode.task)}: its last character would be lost in the file")
         with self.writing():
-            _write_durably(self._file(self._length), lambda file: _write_arrays(file, arrays))
+            _write_durably(self._file(self._length), lambda file: write_arrays(file, arrays))
             self._length += 1
+            self._counted = self._folder_state()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -189,20 +173,32 @@ class Store:
         if self._is_writing:
             yield
             return
-        with (self.path / "writer.lock").open("ab") as file:
+        with open_regular(self.path / "writer.lock", os.O_RDWR | os.O_CREAT) as file:
             _lock(file, self.path)
-            for leftover in (self.path / "episodes").glob(".*.tmp-*"):  # of a writer that was killed
-                leftover.unlink()
-            self._length = _count_episodes(self.path)
+            self._count_again()
             self._is_writing = True
             try:
                 yield
             finally:
                 self._is_writing = False
 
+    def _count_again(self) -> None:
+        """See what other writers did, unless the folder is as this one left it: counting takes long in a large one."""
+        if self._counted == self._folder_state() and not self._file(self._length).exists():
+            return  # the second condition is for clocks too coarse to tell two writers apart
+        for leftover in (self.path / "episodes").glob(".*.tmp-*"):  # of a writer that was killed
+            leftover.unlink()
+        self._length = _count_episodes(self.path)
+        self._counted = self._folder_state()
+
+    def _folder_state(self) -> tuple[int, int]:
+        """Changes whenever a file is added to the folder of episodes, or removed."""
+        state = (self.path / "episodes").stat()
+        return state.st_ino, state.st_mtime_ns
+
     def hash(self) -> str:
         """SHA-256 (hexadecimal) of the meta data and of the contents of all episodes: which data trained a policy."""
-        digest = hashlib.sha256(_canonical(asdict(self.meta)).encode())
+        digest = hashlib.sha256(canonical(asdict(self.meta)).encode())
         for episode in self:
             for name, array in sorted(_pack(episode).items()):
                 digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
@@ -217,40 +213,12 @@ def _file_name(index: int) -> str:
     return f"{index:06d}.npz"
 
 
-def _canonical(content: dict[str, Any]) -> str:
-    try:
-        return json.dumps(content, sort_keys=True, indent=1, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"store meta data must be plain JSON: {error}") from error
-
-
-def _read_meta(file: Path) -> StoreMeta:
-    try:
-        content = json.loads(file.read_bytes())
-    except FileNotFoundError as error:
-        raise ValueError(f"{file} does not exist: {file.parent} is not a store of demonstrations") from error
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}. Restore it from a copy or collect again") from error
-    version = content.pop("format_version", None) if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise ValueError(f"{file}: format_version is {version}, this program reads {FORMAT_VERSION}: update flowhand")
-    expected = {field.name for field in fields(StoreMeta)} | {"recipe_hash"}
-    if set(content) != expected:
-        difference = sorted(set(content) ^ expected)
-        raise ValueError(f"{file}: missing or unknown fields {difference}: expected {sorted(expected)}")
-    recorded_hash = content.pop("recipe_hash")
-    try:
-        meta = StoreMeta(**content)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}. Restore it from a copy or collect again") from error
-    if recorded_hash != meta.recipe_hash:
-        raise ValueError(f"{file}: recipe_hash is not that of the recipe: the file was edited, restore it")
-    return meta
-
-
 def _count_episodes(path: Path) -> int:
     """Number of episode files, which must be numbered from 0 without a gap."""
-    names = {file.name for file in (path / "episodes").glob("*.npz")}
+    try:
+        names = {name for name in os.listdir(path / "episodes") if name.endswith(".npz")}
+    except FileNotFoundError:  # as after a copy that leaves empty folders out
+        names = set()
     for index in range(len(names)):
         if _file_name(index) not in names:
             raise ValueError(
@@ -274,9 +242,26 @@ def _pack(episode: Episode) -> dict[str, np.ndarray]:
         "reward": episode.reward,
         "success": episode.success,
         "task": np.array(episode.task),
-        "seed": np.array(episode.seed, dtype=np.int64),
-        "control_dt_s": np.array(episode.control_dt_s, dtype=np.float64),
+        "seed": np.array(_index(episode.seed), dtype=np.int64),
+        "control_dt_s": np.array(_seconds(episode.control_dt_s), dtype=np.float64),
     }
+
+
+def _index(seed: Any) -> int:
+    try:
+        index = operator.index(seed)
+    except TypeError:
+        index = -1
+    if not 0 <= index < SEED_LIMIT:
+        raise ValueError(f"seed is {shown(seed)}: demonstrations have int seeds in [0, {SEED_LIMIT})")
+    return index
+
+
+def _seconds(value: Any) -> float:
+    seconds = value.item() if isinstance(value, np.number) else value
+    if not is_number(seconds):
+        raise ValueError(f"control_dt_s is {shown(value)}: expected seconds")
+    return float(seconds)
 
 
 def _unpack(arrays: dict[str, np.ndarray]) -> Episode:
@@ -292,30 +277,17 @@ def _unpack(arrays: dict[str, np.ndarray]) -> Episode:
     return Episode(observation, **other, **scalars)
 
 
-def _write_arrays(file: BinaryIO, arrays: dict[str, np.ndarray]) -> None:
-    """Write what np.savez would, without its option to pickle."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
-
-
-def _read_arrays(file: Path) -> dict[str, np.ndarray]:
-    """Read what np.load would, but check the checksum of each array before anything in it is believed."""
-    with zipfile.ZipFile(file) as archive:
-        return {
-            name.removesuffix(".npy"): np.lib.format.read_array(BytesIO(archive.read(name)), allow_pickle=False)
-            for name in archive.namelist()
-        }
-
-
 def _write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -74,12 +75,29 @@ class Feature:
             raise ValueError(f"a feature is {data!r}, expected a mapping with its shape, dtype, unit, low and high")
         expected = {"shape", "dtype", "unit", "low", "high"}
         if set(data) - {"choices"} != expected:
-            raise ValueError(f"feature has fields {sorted(data)}, expected {sorted(expected)}")
+            raise ValueError(f"feature has fields {sorted(map(str, data))}, expected {sorted(expected)}")
         if not isinstance(data["dtype"], str) or not isinstance(data["unit"], str):
             raise ValueError(f"feature dtype {data['dtype']!r} and unit {data['unit']!r} must be strings")
-        bounds = {k: None if data[k] is None else tuple(float(v) for v in data[k]) for k in ("low", "high")}
-        choices = None if data.get("choices") is None else tuple(data["choices"])
+        choices = data.get("choices")
+        for name, values in (("shape", data["shape"]), ("choices", choices), *((k, data[k]) for k in ("low", "high"))):
+            if not isinstance(values, list | tuple) and (values is not None or name == "shape"):
+                raise ValueError(f"feature {name} is {values!r}, expected a list of numbers")
+        bounds: dict[str, Any] = {
+            name: None if data[name] is None else tuple(_number(f"a feature bound {name!r}", v) for v in data[name])
+            for name in ("low", "high")
+        }
+        choices = None if choices is None else tuple(choices)
         return cls(shape=tuple(data["shape"]), dtype=data["dtype"], unit=data["unit"], **bounds, choices=choices)
+
+
+def _number(name: str, value: Any, expected: str = "a number") -> float:
+    """The value as a float, numpy's numbers included."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name} is {value!r}, expected {expected}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{name} is larger than any float") from error
 
 
 @dataclass(frozen=True)
@@ -111,12 +129,12 @@ class Spec:
     def from_dict(cls, data: Mapping[str, Any]) -> Spec:
         """Builds a specification from its JSON form, the `features` of an environment or a store."""
         expected = {"observation", "action", "control_dt_s"}
-        if set(data) != expected:
-            raise ValueError(f"specification has fields {sorted(data)}, expected {sorted(expected)}")
-        if isinstance(data["control_dt_s"], bool) or not isinstance(data["control_dt_s"], int | float):
-            raise ValueError(f"control_dt_s is {data['control_dt_s']!r}, expected a positive number of seconds")
-        observation = {name: Feature.from_dict(f) for name, f in data["observation"].items()}
-        return cls(observation, Feature.from_dict(data["action"]), float(data["control_dt_s"]))
+        if set(data) != expected or not isinstance(data["observation"], Mapping):
+            raise ValueError(f"specification has fields {sorted(map(str, data))}, expected {sorted(expected)}")
+        observation, name = {name: Feature.from_dict(f) for name, f in data["observation"].items()}, "control_dt_s"
+        return cls(
+            observation, Feature.from_dict(data["action"]), _number(name, data[name], "a positive number of seconds")
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; an action without choices says nothing about them."""

@@ -24,7 +24,10 @@ FORBIDDEN = {
     "envs": {"torch", "policies", "demos", "deploy"},
     "demos": {"torch", "policies", "deploy"},
 }
-EXCEPTIONS = {"envs/gpu_simulation.py": {"torch"}}  # files that may break one of the rules above, and which
+EXCEPTIONS = {  # files that may break one of the rules above, and which
+    "envs/gpu_simulation.py": {"torch"},
+    "demos/store.py": {"policies"},  # policies.spec alone: what training takes is defined once
+}
 CARRIED = {f"deploy/{name}.py" for name in ("client", "safety", "axis", "workspace")}  # to a robot, without the rest
 TORCH_FREE = CARRIED | {f"deploy/{name}.py" for name in ("artifact", "runner", "self_contained")}
 MAX_FILE_LINES = 400
@@ -153,6 +156,14 @@ def test_importing_the_brain_imports_no_world():
     assert {"policies", "torch"} <= loaded
     unwanted = FORBIDDEN["policies"] | HYDRA | WANDB | {"metaworld", "matplotlib", "beartype"}
     assert loaded & unwanted == set()
+
+
+def test_the_store_takes_only_the_definition_of_features_from_the_brain():
+    code = (
+        "import sys, demos; print(*(name for name in sys.modules if name.partition('.')[0] in ('policies', 'torch')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"policies", "policies.spec"}
 
 
 def test_the_controller_needs_no_torch():

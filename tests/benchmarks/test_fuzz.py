@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
         ("request", 600, ("taken", "refused")),
         ("answer", 400, ("taken", "refused")),
         ("journal", 400, ("read", "read in part", "refused")),
+        ("store", 400, ("taken", "refused")),
     ],
 )
 def test_nothing_is_found(name, cases, ends):

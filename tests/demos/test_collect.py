@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -99,7 +100,6 @@ def test_seeds_of_two_collections_and_of_evaluation_are_disjoint():
     ("field", "value"),
     [
         ("episodes", 0),
-        ("episodes", 10_001),
         ("seed", -1),
         ("noise", -0.1),
         ("noise", float("nan")),
@@ -189,6 +189,36 @@ def test_another_recipe_has_another_store(cache, change):
 def test_another_environment_has_another_store(cache):
     config = PointConfig(fail_every=0)
     assert gather(config, cache_dir=cache, episodes=1).path != gather(cache_dir=cache, episodes=1).path
+
+
+def test_a_store_may_have_more_episodes_than_a_collection(cache):
+    store = gather(cache_dir=cache, episodes=1)
+    folder = store.path / "episodes"
+    for index in range(1, 10_002):
+        os.link(folder / "000000.npz", folder / f"{index:06d}.npz")
+    used = gather(cache_dir=cache, episodes=10_001)
+    assert len(used) == 10_001
+    assert used[10_000].seed == store[0].seed
+    with pytest.raises(ValueError, match=r"fewer than the 10003 episodes .* a collection ends at 10000"):
+        gather(cache_dir=cache, episodes=10_003)
+
+
+def test_a_collection_is_not_begun_that_cannot_end(cache):
+    with pytest.raises(ValueError, match=r"fewer than the 10001 episodes .* a collection ends at 10000"):
+        gather(cache_dir=cache, episodes=10_001)
+    assert not Path(cache).exists()
+
+
+def test_no_noise_is_one_recipe(cache):
+    assert gather(cache_dir=cache, episodes=1, noise=-0.0).path == gather(cache_dir=cache, episodes=1, noise=0).path
+
+
+@pytest.mark.parametrize("recipe", [{"collector_version": 1}, {"collector_version": 1, "seed": "x"}])
+def test_a_foreign_recipe_is_no_collection(tmp_path, cache, recipe):
+    collected = gather(cache_dir=cache, episodes=1)
+    store = Store.create(tmp_path / "store", replace(collected.meta, recipe=recipe))
+    store.append(collected[0])
+    assert attempts(store) == 0
 
 
 def test_episodes_do_not_depend_on_the_number_of_workers(cache, tmp_path):

@@ -90,7 +90,7 @@ def test_a_damaged_episode_is_refused_with_the_place(damage, message):
     [
         (lambda f: f.pop("action"), r"features misses 'action'"),
         (lambda f: f.update(extra=1), r"features has unknown 'extra'"),
-        (lambda f: f.update(observation={}), r"observation is empty"),
+        (lambda f: f.update(observation={}), r"observation is \{\}: expected at least one"),
         (lambda f: f.update(control_dt_s=0), r"control_dt_s is 0"),
         (lambda f: f.update(action=None), r"action is None"),
         (lambda f: f["action"].pop("unit"), r"action misses 'unit'"),

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 import threading
 import time
@@ -164,7 +165,7 @@ def test_a_flipped_byte_never_changes_what_is_read(store):
         ({"observation/state": np.full((4, 2), np.nan, np.float32)}, r"'state' is nan at step 0, dimension 0"),
         ({"observation/state": np.zeros((3, 2), np.float32)}, r"'state' has 3 steps but action has 4"),
         ({"reward": np.zeros(4)}, r"reward has dtype float64"),
-        ({"success": np.array([None] * 4)}, r"Object arrays cannot be loaded"),
+        ({"success": np.array([None] * 4)}, r"'success.npy' has the header .*which numpy does not write"),
         ({"seed": np.array(-4)}, r"seed is -4"),
         ({"seed": np.array([1, 2])}, r"can only convert an array of size 1"),
         ({"action": None}, r"missing or unknown arrays \['action'\]"),
@@ -292,3 +293,104 @@ def test_a_store_can_be_moved(store, tmp_path):
     before = store.hash()
     shutil.move(store.path, tmp_path / "elsewhere")
     assert Store.open(tmp_path / "elsewhere").hash() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"control_dt_s": np.float32(0.05)}, r"control_dt_s is 0\.0500000007\d* s, but the features say 0\.05"),
+        ({"control_dt_s": "0.05"}, r"control_dt_s is '0\.05'"),
+        ({"control_dt_s": True}, r"control_dt_s is True"),
+        ({"seed": 1.7}, r"seed is 1\.7"),
+        ({"seed": 2**70}, r"seed is 1180591620717411303424"),
+        ({"task": "go\0"}, r"task is 'go\\x00': its last character would be lost"),
+        ({"task": "\ud800"}, r"task is '\\ud800'"),
+        ({"reward": np.ma.masked_array(np.zeros(4, np.float32), np.eye(4)[3] == 1)}, r"reward is a MaskedArray"),
+        ({"success": np.full(4, 3, np.uint8).view(bool)}, r"success holds bytes that are neither 0 nor 1"),
+    ],
+)
+def test_what_would_be_written_otherwise_is_not_appended(store, change, message):
+    with pytest.raises(ValueError, match=message):
+        store.append(replace(make_episode(3), **change))
+    assert len(Store.open(store.path)) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": np.int64(7)},
+        {"control_dt_s": np.float64(0.05)},
+        {"task": np.str_("go")},
+        {"success": np.zeros(8, bool)[::2]},
+        {"reward": np.asfortranarray(np.arange(4, dtype=np.float32))},
+    ],
+)
+def test_what_is_appended_is_what_is_read(store, change):
+    episode = replace(make_episode(3), **change)
+    store.append(episode)
+    read = Store.open(store.path)[3]
+    assert_bit_equal(read, episode)
+    assert [type(value) for value in (read.seed, read.control_dt_s, read.task)] == [int, float, str]
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("action", {"dtype": "float64"}, r"float64"),
+        ("action", {"shape": [1, 1]}, r"expected a float32 vector"),
+        ("action", {"choices": [1]}, r"choices \(1,\) must be 1 integers"),
+        ("action", {"unit": None}, r"unit None must be strings"),
+        ("image", {"low": [[[0] * 3] * 2] * 2, "high": None}, r"a feature bound 'low' is \[\["),
+        ("state", {"choices": [0, 2]}, r"'state' has choices"),
+        ("state", {"dtype": "int32"}, r"int32"),
+    ],
+)
+def test_a_store_takes_only_features_that_training_takes(tmp_path, part, change, message):
+    features = json.loads(json.dumps(FEATURES))
+    (features["action"] if part == "action" else features["observation"][part]).update(change)
+    with pytest.raises(ValueError, match=message):
+        Store.create(tmp_path / "store", replace(META, features=features))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["joint.pos", "forward", "_hidden", "action"])
+def test_a_store_takes_only_names_that_training_takes(tmp_path, name):
+    features = FEATURES | {"observation": {name: FEATURES["observation"]["state"]}}
+    with pytest.raises(ValueError, match=f"observation name '{name}' is reserved or no identifier"):
+        Store.create(tmp_path / "store", replace(META, features=features))
+
+
+def test_meta_data_is_checked_as_it_will_be_read(tmp_path):
+    """Keys that JSON makes strings, which sort otherwise: the file would not be what its hash says."""
+    with pytest.raises(ValueError, match="recipe_hash is not that of the recipe"):
+        Store.create(tmp_path / "store", replace(META, recipe={9: "a", 10: "b"}))
+    features = FEATURES | {"action": FEATURES["action"] | {"shape": (1,)}}
+    assert Store.create(tmp_path / "store", replace(META, features=features)).features == FEATURES
+
+
+def test_appending_does_not_read_the_folder(store, monkeypatch):
+    store.append(make_episode(3))
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, lambda *_: pytest.fail("the folder was read"))
+    store.append(make_episode(4))
+    monkeypatch.undo()
+    assert Store.open(store.path).seeds == [0, 1, 2, 3, 4]
+
+
+def test_an_episode_of_another_writer_is_never_overwritten(store):
+    """Even where the clock of the file system is too coarse to show that somebody wrote."""
+    other = Store.open(store.path)
+    store.append(make_episode(10))
+    folder = store.path / "episodes"
+    before = folder.stat()
+    other.append(make_episode(11))
+    os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+    store.append(make_episode(12))
+    assert Store.open(store.path).seeds == [0, 1, 2, 10, 11, 12]
+
+
+def test_a_failed_write_leaves_nothing(store, monkeypatch):
+    monkeypatch.setattr("demos.archive.MOST_BYTES", 1000)
+    with pytest.raises(ValueError, match="more than the"):
+        store.append(make_episode(3))
+    assert len(list((store.path / "episodes").iterdir())) == 3
