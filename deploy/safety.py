@@ -1,4 +1,4 @@
-"""Safety: between what a policy asks for and what a robot is told. With axis.py, numpy only, to carry to any robot.
+"""Safety: between what a policy asks for and what a robot is told. With axis.py and background.py, to carry anywhere.
 
 A command passes unchanged, to the last bit, where the robot can follow it within all limits and can still be braked to
 rest within them afterwards. So some command inside every limit always exists, and limits never contradict each other:
@@ -8,6 +8,9 @@ followed at all (not finite, too old, outside the workspace) is refused, and the
 
 A workspace has the last word: what it makes of the command is sent even where that breaks a limit of change, since no
 limit of a command's changes can know how far the robot will move.
+
+A dimension that is a choice has no values between its indices. Limits of place and change leave it alone, and what is
+no index is refused, whoever says it.
 """
 
 from __future__ import annotations
@@ -22,13 +25,20 @@ from typing import Any
 import numpy as np
 
 from .axis import Axis, Motion
+from .background import Logger, in_words
 
-logger = logging.getLogger(__name__)
+logger = Logger(__name__)
 
 CLAMPS = ("workspace", "chunk", "bounds", "velocity", "acceleration", "jerk", "braking")
-REFUSALS = ("shape", "not finite", "stale observation", "stale chunk", "workspace")
+REFUSALS = (
+    *("shape", "not finite", "choice", "stale observation", "stale chunk"),
+    *("impossible observation age", "impossible chunk age", "workspace"),
+)
 SAFE_ACTIONS = ("hold", "zero", "vector")
 LARGEST = float(np.finfo(np.float32).max)  # of a command: larger ones are infinite in float32
+SMALLEST = 1e-30  # of a limit per control step: the arithmetic of much smaller ones would overflow
+NEAR = 1e-6  # share of the bounds' size that a float32 may lie beyond them: some eight units in its last place
+AGES_S = (-0.01, 1e8)  # of an observation: clocks agree to 10 ms, and none has run for three years
 
 Observation = Mapping[str, np.ndarray]
 Vector = Sequence[float] | np.ndarray
@@ -96,9 +106,15 @@ class Safety:
             refuse it; a `workspace.Box`, or any other. Where the limits change the command it is asked about that too.
         safe_action: a function of the last observation and the last command (either may be None) that returns the
             command (A,) to take after a refusal; it replaces `config.safe_action`.
+        choices: how many choices each dimension has, 0 for a continuous one; None: all continuous. A limit that is one
+            number for all dimensions is meant for the continuous ones.
+
+    Attributes:
+        workspace: the function. A runtime replaces it by one that is not waited for without end.
+        safe_action: the same.
 
     Raises:
-        ValueError: limits of a wrong length, contradicting bounds, a safe vector outside the bounds.
+        ValueError: limits of a wrong length or for a choice, contradicting bounds, a safe vector outside the bounds.
     """
 
     def __init__(
@@ -110,26 +126,30 @@ class Safety:
         high: Vector | None = None,
         workspace: Workspace | None = None,
         safe_action: SafeAction | None = None,
+        choices: Sequence[int] | None = None,
     ):
         if not 0 < control_dt_s < math.inf:
             raise ValueError(f"control_dt_s is {control_dt_s}, expected a positive number of seconds")
-        self.size, self.config = size, (config := config or SafetyConfig())
-        self._low = np.fmax(_spread("low", low, size, -math.inf), _spread("low", config.low, size, -math.inf))
-        self._high = np.fmin(_spread("high", high, size, math.inf), _spread("high", config.high, size, math.inf))
-        if not (self._low <= self._high).all():
-            raise ValueError(f"no command lies between low {self._low} and high {self._high}")
-        limits = [_spread(name, getattr(config, name), size, math.inf) for name in ("velocity", "acceleration", "jerk")]
-        limits = [limit * control_dt_s**power for power, limit in enumerate(limits, 1)]  # per control step
+        self.size, self.config, self._dt = size, (config := config or SafetyConfig()), control_dt_s
+        self._choices = np.array([0] * size if choices is None else choices)
+        self._discrete = self._choices > 0
+        self._raised: dict[str, type[BaseException]] = {}  # by a user's function, last
+        self._low = np.fmax(_spread("low", low, size, -math.inf), self._limit("low", -math.inf))
+        self._high = np.fmin(_spread("high", high, size, math.inf), self._limit("high", math.inf))
+        self._low[self._discrete], self._high[self._discrete] = 0, (self._choices - 1)[self._discrete]
+        if not ((self._low <= self._high) & (self._low <= LARGEST) & (self._high >= -LARGEST)).all():
+            raise ValueError(f"no command lies between low {self._low.tolist()} and high {self._high.tolist()}")
+        limits = [self._per_step(*each) for each in (("velocity", 1), ("acceleration", 2), ("jerk", 3))]
         self._axes = [Axis(*row) for row in np.stack([self._low, self._high, *limits], 1).tolist()]
-        self._jump = _spread("chunk_jump", config.chunk_jump, size, math.inf)
-        self._rest = _spread("rest", [math.inf if x is None else x for x in config.rest or [None]], size, math.inf)
-        if not (np.isinf(self._rest) | (self._low <= self._rest) & (self._rest <= self._high)).all():
-            raise ValueError(f"rest {config.rest} lies outside the bounds {self._low} to {self._high}")
-        self._workspace = workspace
-        self._safe_action = safe_action
-        if safe_action is None and config.safe_action != "hold":
-            vector = self._inside("safe_vector", config.safe_vector)
-            self._safe_action = lambda observation, last: vector
+        self._jump = self._limit("chunk_jump", math.inf)
+        rest = _spread("rest", [math.inf if x is None else x for x in config.rest or [None]], size, math.inf)
+        rest[self._discrete & (len(config.rest or ()) == 1 < size)] = math.inf
+        self._rest = np.where(np.isinf(rest), rest, self._inside("rest", np.where(np.isinf(rest), self._place(), rest)))
+        self.workspace, self.safe_action = workspace, safe_action
+        if moved := set(np.flatnonzero(self._discrete).tolist()) & set(getattr(workspace, "actions", ())):
+            raise ValueError(f"workspace.actions has {sorted(moved)}, which are choices and displace nothing")
+        fixed = config.safe_action != "hold" and safe_action is None
+        self._fixed = self._inside("safe_vector", config.safe_vector) if fixed else None
         self.counts: Counter[str] = Counter()  # commands, by "clamp: reason" and "refusal: reason", over all episodes
         self.reset()
 
@@ -137,7 +157,8 @@ class Safety:
     def for_spec(cls, spec: Any, config: SafetyConfig | None = None, control_dt_s: float = 0.0, **more: Any) -> Safety:
         """Safety with the bounds of a checkpoint's specification (`policies.Spec`), and, unless given, its period."""
         action = spec.action
-        return cls(action.size, control_dt_s or spec.control_dt_s, config, action.low, action.high, **more)
+        bounds = {"low": action.low, "high": action.high, "choices": action.choices}
+        return cls(action.size, control_dt_s or spec.control_dt_s, config, **bounds, **more)
 
     @property
     def last(self) -> np.ndarray | None:
@@ -176,10 +197,15 @@ class Safety:
             chunk_age_s: seconds since the observation was made from which this chunk was decided.
             chunk_start: whether this is the first action of a chunk.
         """
-        asked = _vector(action)
-        if refusal := self._refusal(asked, observation_age_s, chunk_age_s):
-            return self.refuse(refusal, observation)
-        inside = self._answer(self._workspace, observation or {}, asked.copy()) if self._workspace else asked
+        asked = vector(action)
+        if fault := self._fault(asked):
+            return self.refuse(fault, observation)
+        ages = {"observation": observation_age_s, "chunk": chunk_age_s}
+        limits = {"observation": self.config.max_observation_age_s, "chunk": self.config.max_chunk_age_s}
+        for what, age_s in ages.items():
+            if fault := _old(what, age_s, limits[what]):
+                return self.refuse(fault, observation, "by the age of %g s, on the clock of time.monotonic()", age_s)
+        inside = self._answer("workspace", observation or {}, asked.copy()) if self.workspace else asked
         if inside is None:
             return self.refuse("workspace", observation)
         self._before = self._motions, self._excess
@@ -193,15 +219,15 @@ class Safety:
         flags |= {reason: [reason in each for each in reasons] for reason in CLAMPS[2:]}
         return Verdict(self.last, "", self._clamps(flags, asked))
 
-    def refuse(self, reason: str, observation: Observation | None = None) -> Verdict:
-        """The safe action, for a command that must not be followed or does not exist.
+    def refuse(self, reason: str, observation: Observation | None = None, detail: str = "", *values: Any) -> Verdict:
+        """The safe action, for a command that must not be followed or does not exist; the log gets the detail.
 
         The workspace cuts it as any command where there is an observation to judge it by.
         """
-        self._note(f"refusal: {reason}", "")
+        self._note(f"refusal: {reason}", detail, *values)
         self._before = self._motions, self._excess
         self._joins, self._excess = True, np.zeros(self.size)
-        safe = self._answer(self._safe_action, observation, self.last) if self._safe_action else None
+        safe = self._answer("safe_action", observation, self.last) if self.safe_action else self._fixed
         if safe is not None:
             self._move(safe)
         else:
@@ -214,12 +240,15 @@ class Safety:
         self._motions, self._excess = self._before
         self._joins = True
 
-    def _answer(self, function: Callable[..., Any], *arguments: Any) -> np.ndarray | None:
-        """What a user's function answers; None where it raises or answers no finite command (A,)."""
+    def _answer(self, name: str, *arguments: Any) -> np.ndarray | None:
+        """What a user's function answers; None where it raises or answers no command (A,)."""
         try:
-            answer = _vector(function(*arguments))
-        except Exception:  # of any kind: it must not end the control of the robot
-            logger.exception("%s raised", function)
+            answer = vector(getattr(self, name)(*arguments))
+        except BaseException as error:  # even SystemExit: it must not end the control of the robot
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            again, self._raised[name] = self._raised.get(name) is type(error), type(error)
+            logger.log(logging.DEBUG if again else logging.ERROR, "%s raised %s", name, in_words(error), error=error)
             return None
         return None if self._fault(answer) else answer
 
@@ -227,16 +256,12 @@ class Safety:
         """Why this is no command at all; empty if it is one."""
         if command.shape != (self.size,):
             return "shape"
-        return "" if (np.abs(command) <= LARGEST).all() else "not finite"
-
-    def _refusal(self, asked: np.ndarray, observation_age_s: float, chunk_age_s: float) -> str:
-        """Why the command is refused; empty if it is not."""
-        if fault := self._fault(asked):
-            return fault
-        ages = {"observation": observation_age_s, "chunk": chunk_age_s}
-        limits = {"observation": self.config.max_observation_age_s, "chunk": self.config.max_chunk_age_s}
-        old = [what for what, limit in limits.items() if limit is not None and not ages[what] <= limit]  # NaN is old
-        return f"stale {old[0]}" if old else ""
+        if not (np.abs(command) <= LARGEST).all():
+            return "not finite"
+        if not self._discrete.any():
+            return ""
+        fits = (command == np.floor(command)) & (command >= 0) & (command < self._choices)
+        return "choice" if (self._discrete > fits).any() else ""
 
     def _join(self, wanted: np.ndarray, chunk_start: bool) -> np.ndarray:
         """The command, held back where a chunk begins too far from the last command.
@@ -248,7 +273,7 @@ class Safety:
         excess = wanted - last if starts and last is not None else self._excess
         self._excess = np.sign(excess) * np.maximum(np.abs(excess) - self._jump, 0)
         self._joins = False
-        return np.where(self._excess == 0, wanted, wanted - self._excess)
+        return np.where(self._excess == 0, wanted, np.clip(wanted - self._excess, -LARGEST, LARGEST))
 
     def _move(self, wanted: np.ndarray) -> list[set[str]]:
         """Brings every axis as near to the wanted value as it may; why not to it, for each."""
@@ -267,9 +292,9 @@ class Safety:
         An axis that it changes goes on from there as if at rest: braking as from a leap would lead away from it.
         """
         command = self.last
-        if self._workspace is None or command is None:
+        if self.workspace is None or command is None:
             return np.zeros(self.size, bool)
-        inside = self._answer(self._workspace, observation, command.copy())
+        inside = self._answer("workspace", observation, command.copy())
         if inside is None:
             return None
         inside = np.clip(inside, self._low, self._high)
@@ -278,36 +303,83 @@ class Safety:
         self._motions = [Motion(p, wanted=p) if changed else now for now, p, changed in moved]
         return cut
 
+    def _limit(self, name: str, missing: float) -> np.ndarray:
+        """A limit of the configuration as (A,); `missing` for choices, which have none."""
+        values = getattr(self.config, name)
+        limit = _spread(name, values, self.size, missing)
+        if values is not None and len(values) > 1:
+            idle = {"low": limit <= 0, "high": limit >= self._choices - 1}.get(name, limit == missing)  # excludes none
+            for i in np.flatnonzero(self._discrete & ~idle):
+                raise ValueError(f"{name} is {values}, but dimension {i} is a choice, which has none; put {missing} there")
+        return np.where(self._discrete, missing, limit)
+
+    def _per_step(self, name: str, power: int) -> np.ndarray:
+        """A limit of change (A,) per control step; infinite where no command can exceed it."""
+        with np.errstate(over="ignore"):
+            limit = self._limit(name, math.inf) * self._dt**power
+        if not (limit >= SMALLEST).all():
+            raise ValueError(f"{name} {limit.tolist()} per control step must be {SMALLEST} or more")
+        return np.where(limit > 8 * LARGEST, math.inf, limit)
+
+    def _place(self) -> np.ndarray:
+        """Some command within the bounds (A,)."""
+        return np.clip(np.zeros(self.size), self._low, self._high)
+
     def _inside(self, name: str, values: Vector | None) -> np.ndarray:
-        vector = _spread(name, values, self.size, 0.0)
-        if not ((self._low <= vector) & (vector <= self._high)).all():
-            raise ValueError(f"{name} {vector} lies outside the bounds {self._low} to {self._high}")
-        return vector
+        """The command (A,), which may lie as far beyond the bounds as rounding to float32 brings it.
+
+        Raises:
+            ValueError: it lies further out, or is no index where it must be one.
+        """
+        given = _spread(name, values, self.size, 0.0)
+        command = np.clip(np.where(self._discrete, np.round(given), given), self._low, self._high)
+        bounds = np.abs([self._low, self._high])
+        near = NEAR * np.where(np.isfinite(bounds), bounds, 0).max(0)
+        if not (np.abs(command - given) <= near).all() or not (np.abs(command) <= LARGEST).all():
+            where = np.flatnonzero(~((np.abs(command - given) <= near) & (np.abs(command) <= LARGEST))).tolist()
+            raise ValueError(
+                f"{name} {given.tolist()} lies outside the bounds {self._low.tolist()} to {self._high.tolist()}, or "
+                f"is no choice, in dimensions {where}"
+            )
+        return command
 
     def _clamps(self, flags: Mapping[str, Any], asked: Any) -> dict[str, tuple[int, ...]]:
         """Counts the reasons for which dimensions were changed, each (A,) of truth values; those that there are."""
         clamps = {reason: tuple(np.flatnonzero(flag).tolist()) for reason, flag in flags.items() if np.any(flag)}
         for reason, dimensions in clamps.items():
-            self._note(f"clamp: {reason}", f"in dimensions {dimensions} of {asked}")
+            self._note(f"clamp: {reason}", "in dimensions %s of %s", dimensions, asked)
         return clamps
 
-    def _note(self, what: str, detail: str) -> None:
+    def _note(self, what: str, detail: str, *values: Any) -> None:
         """Counts, and logs: the first of its kind as a warning, the others for who wants to see them."""
         self.counts[what] += 1
-        logger.log(logging.WARNING if self.counts[what] == 1 else logging.DEBUG, "%s %s", what, detail)
+        level = logging.WARNING if self.counts[what] == 1 else logging.DEBUG
+        logger.log(level, f"%s {detail}", what, *values)
+
+
+def _old(what: str, age_s: float, limit_s: float | None) -> str:
+    """Why something of this age is not acted on; empty if it is. An age that cannot be is of a wrong clock."""
+    if limit_s is None:
+        return ""
+    if not AGES_S[0] <= age_s <= AGES_S[1]:  # NaN too
+        return f"impossible {what} age"
+    return "" if age_s <= limit_s else f"stale {what}"
 
 
 def _spread(name: str, values: Vector | None, size: int, missing: float) -> np.ndarray:
     """The values as (A,) float64, one for all or one each; `missing` where there are none."""
-    array = np.array([missing] if values is None else values, np.float64).reshape(-1)
+    array = vector([missing] if values is None else values).reshape(-1)
     if array.size not in (1, size) or np.isnan(array).any():
-        raise ValueError(f"{name} is {values}: expected one number for all dimensions, or one for each of {size}")
+        told = " ".join(str(values).split())
+        raise ValueError(f"{name} is {told}: expected one number for all dimensions, or one for each of {size}")
     return np.broadcast_to(array, (size,)).copy()
 
 
-def _vector(values: Any) -> np.ndarray:
-    """The values as float64, of whatever shape; empty where they are no numbers."""
+def vector(values: Any) -> np.ndarray:
+    """The values as float64, copied, of whatever shape; empty where they are no real numbers."""
     try:
-        return np.array(values, np.float64)
-    except (TypeError, ValueError):
+        array = np.asarray(values)
+        with np.errstate(all="ignore"):  # what becomes infinite is refused as that
+            return array.astype(np.float64) if array.dtype.kind in "biufO" else np.empty(0)
+    except Exception:  # of any kind: to become an array is a method of theirs
         return np.empty(0)

@@ -16,6 +16,7 @@ import pytest
 from scipy.optimize import linprog
 
 import deploy.safety
+from deploy.background import LINES
 from deploy.safety import SafetyConfig
 from deploy.workspace import Box
 from policies import Feature, Spec
@@ -305,6 +306,7 @@ def test_a_safe_action_that_fails_is_replaced_by_holding(answer, caplog):
     safety = Safety(2, DT, SafetyConfig(), safe_action=function)
     safety.step([1.0, 2.0])
     assert safety.refuse("test").action.tolist() == [1.0, 2.0]
+    assert LINES.drain(10)
     assert ("no idea" in caplog.text) == (answer == "raise")
 
 
@@ -327,12 +329,37 @@ def test_holding_brings_rates_to_rest_and_keeps_positions(kind):
 
 def test_old_observations_and_old_chunks_are_refused():
     safety = Safety(1, DT, SafetyConfig(max_observation_age_s=0.1, max_chunk_age_s=0.5))
-    ages = [(0.1, 0.5, ""), (0.11, 0.0, "stale observation"), (0.0, 0.6, "stale chunk"), (math.nan, 0, "stale obs.*")]
+    ages = [(0.1, 0.5, ""), (0.11, 0.0, "stale observation"), (0.0, 0.6, "stale chunk"), (math.nan, 0, "impossible obs.*")]
     for observation_age_s, chunk_age_s, refused in ages:
         verdict = safety.step([1.0], observation_age_s=observation_age_s, chunk_age_s=chunk_age_s)
         assert re.fullmatch(refused, verdict.refused)
     relaxed = Safety(1, DT, SafetyConfig(max_observation_age_s=None))
     assert not relaxed.step([1.0], observation_age_s=1e9, chunk_age_s=1e9).refused
+
+
+@pytest.mark.parametrize("age_s", [-1.8e9, -0.02, -math.inf, math.nan, math.inf, 1.8e9])
+def test_an_age_that_cannot_be_does_not_switch_the_limit_off(age_s, caplog):
+    safety = Safety(1, DT, SafetyConfig(max_observation_age_s=0.1, max_chunk_age_s=0.5))
+    safety.reset([0.5])
+    for name in ("observation", "chunk"):
+        verdict = safety.step([1.0], **{f"{name}_age_s": age_s})
+        assert (verdict.refused, verdict.action.tolist()) == (f"impossible {name} age", [0.5])
+    assert LINES.drain(10)
+    assert "on the clock of time.monotonic()" in caplog.text
+    assert not safety.step([1.0], observation_age_s=-0.005, chunk_age_s=-0.005).refused  # clocks agree so far
+
+
+@pytest.mark.parametrize("limit", [1e-30, 1e-12, 1.0, 1e12, 1e38, 1e300])
+@pytest.mark.parametrize("bound", [1e-40, 1.0, 3e38, math.inf])
+def test_whatever_the_limits_a_command_is_a_finite_number_within_the_bounds(bound, limit):
+    largest, random = float(np.finfo(np.float32).max), np.random.default_rng(0)
+    sizes = [0.0, 1e-45, 1e-10, 1.0, 1e20, 3e38]
+    for names in (("velocity",), ("acceleration", "chunk_jump"), ("jerk",), ("velocity", "acceleration", "jerk")):
+        safety = Safety(1, 1.0, SafetyConfig(**dict.fromkeys(names, [limit])), [-bound], [bound])
+        for step in range(40):
+            asked = random.choice([-1, 1]) * random.choice(sizes)
+            verdict = safety.step([asked if step % 9 else math.nan], chunk_start=step % 5 == 0)
+            assert verdict.action is None or abs(verdict.action[0]) <= min(bound, largest)
 
 
 def test_a_jump_between_chunks_is_spread_and_the_motion_of_the_chunk_stays():
@@ -450,8 +477,28 @@ def test_the_start_is_where_the_robot_rests():
     safety.reset([0.5])
     assert safety.last.tolist() == [0.5]
     assert safety.step([1.0]).action.tolist() == [0.52]
-    with pytest.raises(ValueError, match=re.escape("start [2.] lies outside the bounds [-1.] to [1.]")):
+    with pytest.raises(ValueError, match=re.escape("start [2.0] lies outside the bounds [-1.0] to [1.0]")):
         safety.reset([2.0])
+
+
+@pytest.mark.parametrize("bound", [1.0, 0.3, 700.0])
+def test_a_start_may_lie_beyond_a_bound_by_what_float32_cannot_tell(bound):
+    safety = Safety(2, DT, SafetyConfig(velocity=[1.0]), [-bound, -bound], [bound, bound])
+    beyond = bound * (1 + 1e-7)
+    safety.reset([beyond, -beyond])
+    assert safety.last.tolist() == [bound, -bound]
+    assert safety.step([0.0, 0.0]).action == pytest.approx([bound - DT, DT - bound])
+    with pytest.raises(ValueError, match=r"start .* lies outside the bounds .* in dimensions \[1\]"):
+        safety.reset([beyond, -bound * (1 + 1e-5)])
+
+
+def test_a_safe_command_may_be_written_as_a_number_that_float32_rounds_down():
+    high = float(np.float32(0.7))  # .699999988
+    safety = Safety(1, DT, SafetyConfig(safe_action="vector", safe_vector=[0.7]), [-high], [high])
+    assert safety.refuse("test").action.tolist() == [high]
+    rests = Safety(1, DT, SafetyConfig(rest=[0.7]), [-high], [high])
+    rests.reset([0.0])
+    assert rests.refuse("test").action.tolist() == [high]
 
 
 @pytest.mark.parametrize("kind", LIMITS)
@@ -471,6 +518,7 @@ def test_the_first_of_its_kind_is_a_warning(caplog):
         safety.step([action])
     safety.reset()
     safety.step([3.0])
+    assert LINES.drain(10)
     told = [(record.levelno, record.getMessage()) for record in caplog.records]
     assert told[0] == (logging.WARNING, "clamp: bounds in dimensions (0,) of [3.]")
     assert told[1] == (logging.DEBUG, "clamp: bounds in dimensions (0,) of [-4.]")
@@ -506,11 +554,13 @@ def test_bounds_and_period_come_from_the_specification():
             "velocity is [1.0, 2.0]: expected one number for all dimensions, or one for each",
         ),
         ({"low": [math.nan]}, "low is [nan]: expected one number"),
-        ({"low": [2.0]}, "no command lies between low [2. 2. 2.] and high [1."),
+        ({"low": [math.inf], "high": [math.inf]}, "no command lies between low [inf, inf, inf] and high"),
+        ({"jerk": [1e-30]}, "must be 1e-30 or more"),
+        ({"low": [2.0]}, "no command lies between low [2.0, 2.0, 2.0] and high [1."),
         ({"rest": [0.0], "safe_action": "zero"}, "safety.rest belongs to safety.safe_action=hold, and that is zero"),
-        ({"rest": [None, 9.0, 0.0]}, "rest [None, 9.0, 0.0] lies outside the bounds"),
+        ({"rest": [None, 9.0, 0.0]}, "rest [0.0, 9.0, 0.0] lies outside the bounds"),
         ({"rest": [0.0, 0.0]}, "rest is [0.0, 0.0]: expected one number"),
-        ({"safe_action": "zero", "low": [0.1]}, "safe_vector [0. 0. 0.] lies outside the bounds [0.1"),
+        ({"safe_action": "zero", "low": [0.1]}, "safe_vector [0.0, 0.0, 0.0] lies outside the bounds [0.1"),
     ],
 )
 def test_a_wrong_limit_is_an_error(config, message):
