@@ -15,6 +15,8 @@ import numpy as np
 FORMS = {"rtc_exact": "exact", "rtc_identity": "identity", "rtc_trained": "trained"}  # mode: form of its prefix
 SEEN = "seen"  # form of a prefix that a planner wants to look at where the mode has none
 MODES = ("receding_horizon", "temporal_ensembling", *FORMS)
+STEEPEST = 1000.0  # weights of an ensemble; the one at the end has all the weight long before
+LONGEST_MS = 1e9  # a latency; no chunk bridges as much
 REMEMBERED = 10  # last delays, the largest of which is expected of the next decision
 
 
@@ -55,8 +57,8 @@ class ExecutionConfig:
         for name in ("execution_horizon", "delay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
-        if not math.isfinite(self.ensemble_decay):
-            raise ValueError(f"ensemble_decay={self.ensemble_decay} must be finite")
+        if not -STEEPEST <= self.ensemble_decay <= STEEPEST:
+            raise ValueError(f"ensemble_decay={self.ensemble_decay} must lie in {-STEEPEST}..{STEEPEST}")
         given = [name for name in ("delay", "latencies_ms", "latencies_file") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are both given; choose one source of delay")
@@ -127,8 +129,8 @@ def _read_latencies(path: Path) -> list[float]:
 
 def _check_latencies(latencies: list[float], where: str) -> None:
     for latency in latencies:
-        if not 0 <= latency < math.inf:
-            raise ValueError(f"{where} has {latency}; expected milliseconds, 0 or more")
+        if not 0 <= latency <= LONGEST_MS:
+            raise ValueError(f"{where} has {latency}; expected milliseconds, 0 to {LONGEST_MS:g}")
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ class Timeline:
         self.waiting = False  # for its chunk
         self._chunks: list[tuple[int, np.ndarray]] = []  # first step and actions (T, A); the newest is last
         self._delays: deque[int] = deque(maxlen=REMEMBERED)
+        self._standing = True  # no chunk has arrived while another one was executed
 
     @property
     def started(self) -> bool:
@@ -178,8 +181,11 @@ class Timeline:
 
     def deliver(self, actions_TA: np.ndarray, delay: int | None = None) -> None:
         """Takes the chunk of the decision that began last; its delay is what has passed unless it is given."""
+        if len(self._delays) == 1 and self._standing:  # that of the first chunk was a guess
+            self._delays.clear()
         self._delays.append(self.step - self.begun if delay is None else delay)
-        if not self.started:  # the robot has stood still until now
+        self._standing = not self.started
+        if self._standing:  # the robot has stood still until now
             self.begun = self.step
         keep = self._chunks if self.config.mode == "temporal_ensembling" else []
         keep = [(first, actions) for first, actions in keep if self.step < first + len(actions)]
@@ -190,7 +196,8 @@ class Timeline:
         """What a decision that begins now continues: actions (T, A) from now on, expected delay, steps with values.
 
         The delay expected is the largest of the last ones (Black 2025, arXiv 2506.07339, Algorithm 1), but no longer
-        than there are actions left to execute, or than the policy can be told.
+        than there are actions left to execute, or than the policy can be told. That of the first chunk, for which the
+        robot stood still, is expected only until another one is known.
         """
         actions_TA = np.zeros(shape, np.float32)
         if not self.started:
@@ -208,7 +215,8 @@ class Timeline:
             return None
         if len(actions) == 1:
             return actions[0].copy()
-        weight = np.exp(-self.config.ensemble_decay * np.arange(len(actions)))
+        exponent = -self.config.ensemble_decay * np.arange(len(actions))
+        weight = np.exp(exponent - exponent.max())  # none of them overflows, and one of them is 1
         mean = np.average(actions, axis=0, weights=weight).astype(np.float32)
         for i in self.discrete:  # the choice with the most weight
             choices, which = np.unique([action[i] for action in actions], return_inverse=True)
