@@ -34,14 +34,14 @@ class Background:
 
     def __init__(self, name: str, most: int):
         self.dropped = 0
-        self._name, self._most = name, most
+        self._name, self.most = name, most
         self._tasks: queue.SimpleQueue[tuple[Callable[..., Any], tuple] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
     def do(self, task: Callable[..., Any], *arguments: Any) -> bool:
         """Hands a task over, and returns at once; whether there was room for it."""
-        if self._tasks.qsize() >= self._most:
+        if self._tasks.qsize() >= self.most:
             self.dropped += 1
             return False
         self._tasks.put((task, arguments))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import queue
 import threading
 import time
@@ -15,11 +14,12 @@ import numpy as np
 
 from policies.controller import Planner
 
+from .background import Logger
 from .metrics import Metrics
 from .server_config import ServerConfig
 from .session import noise
 
-LOG = logging.getLogger(__name__)
+LOG = Logger(__name__)
 
 
 class RequestError(Exception):
@@ -135,8 +135,8 @@ class Batcher:
             shape = (self._config.inference_batch, self._policy.chunk.prediction_horizon, self._policy.spec.action.size)
             if chunks.shape != shape:
                 raise ValueError(f"the policy gave actions of shape {chunks.shape}, expected {shape}")
-        except Exception:  # of a policy of any kind; the worker must go on
-            LOG.exception("inference failed")
+        except BaseException as error:  # even SystemExit, of a policy of any kind; the worker must go on
+            LOG.error("inference failed", error=error)
             return [_failed("inference failed; the server's log says why") for _ in requests]
         self._metrics.batch_rows.observe(len(requests))
         self._metrics.infer_seconds.observe(seconds)

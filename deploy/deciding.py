@@ -158,7 +158,7 @@ class _Answer(Future[Any]):
             return
         try:
             self.set_result(work(*arguments))
-        except Exception as error:  # as every Future does: it is raised where the result is asked for
+        except BaseException as error:  # as every Future does: it is raised where the result is asked for
             self.set_exception(error)
 
     def done(self) -> bool:

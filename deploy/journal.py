@@ -5,9 +5,9 @@
     header       JSON: what ran, and the layout of a record (names, formats, shapes)
     records      little-endian, each ending in the CRC-32 of what is before it
 
-A record is handed to the system in one write as soon as its step is over. So a killed process loses at most the record
-that it was writing; what the machine's own failure loses, the system decides. A reader stops before the first record
-that is cut short or damaged.
+A record is handed to the system in one write. So a killed process loses at most the record that it was writing, and
+what a runtime's thread had not yet been given; what the machine's own failure loses, the system decides. A reader stops
+before the first record that is cut short or damaged.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -27,6 +28,7 @@ MAGIC = b"FLOWHAND"
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 2**24
 MESSAGE_BYTES = 160
+MOST_BYTES = 2**28  # of a record
 FORMAT = re.compile(r"[<|]?[biufS][0-9]{1,6}")
 # Times are nanoseconds of the monotonic clock, 0 where it did not happen.
 FIELDS: tuple[tuple[str, str], ...] = (
@@ -72,6 +74,12 @@ class Journal:
         about: goes into the header: JSON values only.
         refusals: the reasons that `refused` counts through; the first one is "".
         clamps: the reasons that the bits of `clamps` stand for.
+
+    Attributes:
+        size: of a record, in bytes.
+
+    Raises:
+        ValueError: the file exists already, or cannot be written there.
     """
 
     def __init__(
@@ -89,10 +97,22 @@ class Journal:
         self._clamps = list(clamps)
         content = {"format_version": FORMAT_VERSION, "record": fields, "refusals": refusals, "clamps": self._clamps}
         header = json.dumps({**content, **about}).encode()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        self._write(MAGIC + len(header).to_bytes(4, "little") + header)
-        os.fsync(self._file)
+        self.size, self._file = self._blank.nbytes, -1
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            self._write(MAGIC + len(header).to_bytes(4, "little") + header)
+            os.fsync(self._file)
+        except FileExistsError as error:
+            raise ValueError(f"journal {self.path} exists already; give another name, or move it") from error
+        except OSError as error:
+            if self._file >= 0:
+                os.close(self._file)
+                self.path.unlink()
+            reason = error.strerror or str(error)
+            raise ValueError(
+                f"journal {self.path} cannot be written ({reason}); give the name of a file in a folder that can"
+            ) from error
 
     def append(self, values: Mapping[str, Any], clamps: Mapping[str, Sequence[int]], message: str) -> None:
         """Writes a record.
@@ -101,6 +121,9 @@ class Journal:
             values: of fields, by their names; missing ones are zero, and those that FLAGS names may be None.
             clamps: reason -> dimensions.
             message: errors and alarms in words; cut to what fits.
+
+        Raises:
+            OSError: the system does not take it. What it took is removed: the file ends in a whole record.
         """
         record = self._blank.copy()
         for name, value in values.items():
@@ -110,7 +133,8 @@ class Journal:
             record[flag] = values.get(name) is not None
         for reason, dimensions in clamps.items():
             record["clamps"][list(dimensions)] |= 1 << self._clamps.index(reason)
-        record["message"] = message.encode()[:MESSAGE_BYTES]
+        words = message.encode("utf-8", "backslashreplace")[:MESSAGE_BYTES]
+        record["message"] = words.decode("utf-8", "ignore").encode()  # whole characters
         record["crc"] = zlib.crc32(record.tobytes()[:-4])
         self._write(record.tobytes())
 
@@ -122,7 +146,9 @@ class Journal:
             self._file = -1
 
     def _write(self, data: bytes) -> None:
-        if os.write(self._file, data) != len(data):
+        taken = os.write(self._file, data)
+        if taken != len(data):
+            os.ftruncate(self._file, os.fstat(self._file).st_size - taken)
             raise OSError(f"{self.path}: the disk is full")
 
 
@@ -141,28 +167,41 @@ def read(path: str | Path) -> Recording:
     Raises:
         ValueError: the file is no journal, of an unknown version, or its header is damaged.
     """
-    data = Path(path).read_bytes()
-    length = int.from_bytes(data[8:12], "little")
-    if data[:8] != MAGIC or length > MAX_HEADER_BYTES or len(data) < 12 + length:
+    try:
+        size = os.stat(path)
+        if not stat.S_ISREG(size.st_mode):  # anything else could hang or have no end
+            raise ValueError(f"{path} is no file; give the journal of a run")
+        with open(path, "rb") as file:
+            return _read(file, size.st_size, path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); give the journal of a run") from error
+
+
+def _read(file: BinaryIO, size: int, path: str | Path) -> Recording:
+    """The journal in a file of this size; no more of it is kept than what is whole."""
+    start = file.read(12)
+    length = int.from_bytes(start[8:], "little")
+    if start[:8] != MAGIC or not 12 + length <= min(size, MAX_HEADER_BYTES):
         raise ValueError(f"{path} is no journal of a run, or is cut off in its header")
     try:
-        header = json.loads(data[12 : 12 + length])
+        header = json.loads(file.read(length))
         version, fields = header["format_version"], [_field(*field) for field in header["record"]]
         kind = np.dtype(fields)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path} has a damaged header ({error})") from error
+        names = [name for key in ("refusals", "clamps") for name in header[key]]
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path} has a damaged header ({' '.join(str(error).split())[:200]})") from error
     if version != FORMAT_VERSION:
-        raise ValueError(f"{path} has format version {version!r}, this flowhand reads {FORMAT_VERSION}")
-    if fields[-1:] != [("crc", "<u4", ())]:
-        raise ValueError(f"{path} has a damaged header (its records end in {fields[-1:]})")
-    body = memoryview(data)[12 + length :]
-    records = np.frombuffer(body[: len(body) // kind.itemsize * kind.itemsize], kind)
-    whole = 0
-    for record in records:
-        if zlib.crc32(record.tobytes()[:-4]) != record["crc"]:
+        raise ValueError(f"{path} has format version {repr(version)[:40]}, this flowhand reads {FORMAT_VERSION}")
+    if fields[-1:] != [("crc", "<u4", ())] or kind.itemsize > MOST_BYTES:
+        raise ValueError(f"{path} has a damaged header (records of {kind.itemsize} bytes that end in {fields[-1:]})")
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} has a damaged header (its refusals and clamps are no names)")
+    whole = bytearray()
+    while len(record := file.read(kind.itemsize)) == kind.itemsize:
+        if zlib.crc32(record[:-4]) != int.from_bytes(record[-4:], "little"):
             break
-        whole += 1
-    return Recording(header, records[:whole], len(body) - whole * kind.itemsize)
+        whole += record
+    return Recording(header, np.frombuffer(bytes(whole), kind), size - 12 - length - len(whole))
 
 
 def _field(name: str, form: str, shape: list[int]) -> tuple[str, str, tuple[int, ...]]:

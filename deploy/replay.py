@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .journal import Journal, Recording, observation_of
+from .journal import Journal, Recording, layout, observation_of
 from .runtime import REASONS
-from .safety import CLAMPS, REFUSALS, Safety, Verdict
+from .safety import CLAMPS, REFUSALS, Safety, Verdict, vector
 from .sensing import Policy, pass_by
 
 
@@ -51,6 +51,7 @@ def replay(recording: Recording, policy: Policy, safety: Safety) -> Replayed:
     Raises:
         ValueError: the first step at which something differs, and what.
     """
+    _require_layout(recording, safety.size)
     done = Replayed(0, 0, 0, recording.lost_bytes)
     refusals, clamps = recording.header["refusals"], recording.header["clamps"]
     episode, asked = -1, 0
@@ -75,6 +76,19 @@ def replay(recording: Recording, policy: Policy, safety: Safety) -> Replayed:
     return done
 
 
+def _require_layout(recording: Recording, size: int) -> None:
+    """Raises `ValueError` unless the records have all that a replay reads, as a `Journal` writes it."""
+    kind, header = recording.records.dtype, recording.header
+    for name, form, shape in layout({}, size):
+        if name != "message" and (name not in (kind.names or ()) or kind[name] != np.dtype((form, shape))):
+            found = kind[name] if name in (kind.names or ()) else "missing"
+            raise ValueError(f"the journal's field {name!r} is {found}, expected {form} of shape {shape}")
+    if unknown := [int(r["refused"]) for r in recording.records if r["refused"] >= len(header["refusals"])]:
+        raise ValueError(f"the journal has the refusal {unknown[0]}, and names only {len(header['refusals'])}")
+    if missing := sorted(set(CLAMPS) - set(header["clamps"])):
+        raise ValueError(f"the journal names no clamps {', '.join(missing)}")
+
+
 def _ask(record: np.ndarray, policy: Policy, asked: int) -> np.ndarray | None:
     """The policy's answer, if it gave one then; before, it was asked at the control step `asked`."""
     if record["restarted"]:
@@ -85,8 +99,9 @@ def _ask(record: np.ndarray, policy: Policy, asked: int) -> np.ndarray | None:
     policy.arrived = bool(record["arrived"])  # pyright: ignore[reportAttributeAccessIssue]
     action = policy.step(observation_of(record))
     recorded = record["action"] if record["acted"] else None
-    fits = action is not None and np.shape(action) == record["action"].shape
-    _compare(record, "action", recorded, np.asarray(action, np.float64) if fits else None)
+    action = None if action is None else vector(action)
+    fits = action is not None and action.shape == record["action"].shape
+    _compare(record, "action", recorded, action if fits else None)
     return action
 
 
@@ -111,6 +126,7 @@ def _compare(record: np.ndarray, what: str, recorded: Any, now: Any) -> None:
     arrays = isinstance(recorded, np.ndarray) and isinstance(now, np.ndarray)
     same = recorded.tobytes() == now.tobytes() if arrays else type(recorded) is type(now) and recorded == now
     if not same:
+        then, now = (" ".join(str(each).split()) for each in (recorded, now))
         raise ValueError(
-            f"episode {record['episode']}, step {record['step']}: the {what} was {recorded}, and now it is {now}"
+            f"episode {record['episode']}, step {record['step']}: the {what} was {then}, and now it is {now}"
         )

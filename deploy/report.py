@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+FIELDS = ("steps", "sent", "misses", "skipped", "unwritten", "unlogged", "ended")  # of a report, as they are
+
 
 def _times() -> array[float]:
     return array("d")
@@ -24,6 +26,8 @@ class Report:
     sent: int = 0  # commands that the robot took
     misses: int = 0  # control steps that were over when their command was sent, and those that were skipped
     skipped: int = 0  # control steps that were left out since their time had passed
+    unwritten: int = 0  # records that the journal lacks
+    unlogged: int = 0  # log lines that were dropped
     woke_s: array[float] = field(default_factory=_times)  # of each step, how much later than due it began
     sent_s: array[float] = field(default_factory=_times)  # of each step, from due to sent
     decide_s: array[float] = field(default_factory=_times)  # of each answer, from observation to action
@@ -45,7 +49,7 @@ class Report:
         """Everything as numbers, times as percentiles in milliseconds."""
         return {
             "rate_hz": 1 / self.control_dt_s,
-            **{name: getattr(self, name) for name in ("steps", "sent", "misses", "skipped", "ended")},
+            **{name: getattr(self, name) for name in FIELDS},
             **{f"{name}_ms": percentiles(getattr(self, f"{name}_s")) for name in ("woke", "sent", "decide", "jitter")},
             "counts": dict(self.counts),
             "alarms": dict(self.alarms),
@@ -56,9 +60,14 @@ class Report:
         counts = ", ".join(f"{what} {count}" for what, count in sorted(self.counts.items())) or "nothing clamped"
         p99 = percentiles(self.jitter_s).get("p99")
         jitter = "" if p99 is None else f", jitter p99 {p99:.2f} ms"
+        lost = "".join(
+            f"{count} {what} lost; "
+            for count, what in ((self.unwritten, "journal records"), (self.unlogged, "log lines"))
+            if count
+        )
         return (
             f"{self.steps} steps at {1 / self.control_dt_s:.4g} Hz, {self.misses} missed{jitter}; {counts}; "
-            f"{sum(self.alarms.values())} alarms; ended: {self.ended}"
+            f"{sum(self.alarms.values())} alarms; {lost}ended: {self.ended}"
         )
 
 

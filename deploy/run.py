@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import signal
 import sys
 import time
@@ -23,6 +22,7 @@ from policies.execution import ExecutionConfig
 from policies.monitor import load_monitor
 
 from .artifact import MANIFEST, Exported
+from .background import Logger, divert_logging
 from .deciding import Decider
 from .exported import require_own_sampler
 from .journal import read
@@ -34,7 +34,7 @@ from .safety import Safety, SafetyConfig
 from .simulated import SimulatedRobot
 from .workspace import Box
 
-logger = logging.getLogger(__name__)
+logger = Logger(__name__)
 
 CHECKPOINT_FILES = FILES[:2]  # on which actions depend
 
@@ -207,6 +207,7 @@ def main() -> None:
     def run(cfg: DictConfig) -> None:
         with cli.one_line_errors():
             config: Any = OmegaConf.to_object(cfg)
+            divert_logging()  # no line, of whichever library, may hold up the control
             if config.replay:
                 done = again(config.replay, config.checkpoint, config.artifact)
                 line, ended = f"{config.replay}: {done.line()}", ""

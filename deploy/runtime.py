@@ -4,6 +4,9 @@ Control step k begins at t0 + k * control_dt_s on the monotonic clock, so errors
 thread reads the robot and asks the policy (sensing.py). If its answer is not there when `budget` of the period has
 passed, or is an error, or is refused by safety, the robot is sent the safe action at that time. An answer that comes
 too late is noted and dropped, and control goes on from a fresh observation.
+
+Nothing that can wait for somebody stands in the control thread but `robot.write`: log lines and records are handed to
+other threads (background.py), and functions of a user are waited for no longer than half a period.
 """
 
 from __future__ import annotations
@@ -14,15 +17,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from .background import LINES, Background, Logger, TimeLimited, in_words, warnings_logged
 from .journal import Journal
 from .pace import real_time, wait_until
 from .report import Report
-from .safety import REFUSALS, Safety, Verdict
+from .safety import REFUSALS, Safety, Verdict, vector
 from .sensing import STAGES, Answer, Monitor, Policy, Robot, Senses
+from .workspace import Box
 
-logger = logging.getLogger(__name__)
+logger = Logger(__name__)
+
+WAITING_BYTES = 2**26  # of records that wait to be written
+WAITING = (16, 4096)  # such records, at least and at most
+ENDS = "the journal ends before control step %d, control goes on: %s"
+WRITTEN_S = 2.0  # longest wait for the journal, with the robot at rest
 
 FAULTS = (
     *(f"late {stage}" for stage in STAGES),
@@ -78,10 +86,12 @@ class Runtime:
         control_dt_s: period in seconds.
         config: timing, and reactions to failures.
         monitor: is shown every observation and action, and may raise alarms.
-        journal: gets a record of every control step; see `deploy.replay.open_journal`.
+        journal: gets a record of every control step; see `deploy.replay.open_journal`. Where it cannot be written, it
+            ends, and control goes on.
 
     Raises:
-        ValueError: a limit of safety for which the policy would have to say more of its chunks.
+        ValueError: a limit of safety for which the policy would have to say more of its chunks, or a period that is
+            none.
     """
 
     def __init__(
@@ -99,13 +109,19 @@ class Runtime:
             if getattr(safety.config, limit) is not None and not hasattr(policy, told):
                 kind = type(policy).__name__
                 raise ValueError(f"safety.{limit} needs a policy with {told}, such as a Decider; {kind} has none")
+        if not 1e-6 <= control_dt_s <= 3600:
+            raise ValueError(f"control_dt_s={control_dt_s} must lie in 1e-6..3600 seconds")
         self.robot = robot
-        self.safety = safety
+        self.safety = _bounded(safety, control_dt_s / 2)
         self.config = config or RuntimeConfig()
         self.journal = journal
         self.report = Report(control_dt_s)
         self._period_ns = round(control_dt_s * 1e9)
         self._senses = Senses(robot, policy, monitor, features)
+        most = WAITING_BYTES // journal.size if journal else 0
+        self._writer = Background("journal", min(max(most, WAITING[0]), WAITING[1]))
+        self._full = False  # a record found no room there, and so ended the journal
+        self._unhanded = self._failed = 0  # records lost: in this thread, in the writer's
         self._episode = -1
         self._stopped = ""  # from outside: why
         self._warned = ""  # of what
@@ -118,14 +134,17 @@ class Runtime:
             seed: of the policy's noise, in [0, 2^32).
 
         Returns:
-            Why it ended: time, over (the robot says so), overrun, alarm, fault (`give_up_s`), journal (it could not
-            be written), or what `stop` was given, such as the name of a signal.
+            Why it ended: time, over (the robot says so), overrun, alarm, fault (`give_up_s`), or what `stop` was given,
+            such as the name of a signal.
 
         Raises:
-            ValueError: a real-time option that the system does not permit.
+            ValueError: a real-time option that the system does not permit, a command of the robot that safety cannot
+                start from, or no number of seconds.
         """
+        if not seconds >= 0:
+            raise ValueError(f"seconds={seconds} must be 0 or more")
         self._begin(seed)
-        with real_time(self.config.priority, self.config.core):
+        with real_time(self.config.priority, self.config.core), warnings_logged():
             self._t0_ns = time.monotonic_ns() + self._period_ns
             ended = ""
             try:
@@ -135,6 +154,10 @@ class Runtime:
                 self.report.ended, self.report.counts = ended or "error", self.safety.counts
                 if ended != "over":
                     self._come_to_rest()
+        if not self._writer.drain(WRITTEN_S):
+            logger.warning("the journal is still being written after %g s; control does not wait for it", WRITTEN_S)
+        self.report.unlogged += LINES.dropped - self._dropped
+        self.report.unwritten = self._unhanded + self._failed
         return ended
 
     def stop(self, reason: str) -> None:
@@ -142,14 +165,21 @@ class Runtime:
         self._stopped = self._stopped or reason
 
     def close(self) -> None:
-        """Ends the thread and closes the journal."""
+        """Ends the threads and closes the journal."""
         self._senses.close()
+        for function in (self.safety.workspace, self.safety.safe_action):
+            if isinstance(function, TimeLimited):
+                function.close()
         if self.journal:
-            self.journal.close()
+            self._writer.do(self._close_journal)
+            self._writer.drain(WRITTEN_S)
+        self._writer.close()
 
     def _begin(self, seed: int) -> None:
-        self._start = getattr(self.robot, "command", None)
-        self.safety.reset(self._start)
+        start = getattr(self.robot, "command", None)
+        self.safety.reset(start)
+        self._start = None if start is None else vector(start)
+        self._dropped = LINES.dropped
         self._episode += 1
         self._senses.begin(seed)
         self._ending = ""  # why this episode cannot go on
@@ -163,11 +193,21 @@ class Runtime:
     def _ended(self, seconds: float) -> str:
         """Why the episode is to end now; empty if it is not."""
         dt = self.report.control_dt_s
-        if ended := self._stopped or self._ending or ("over" if getattr(self.robot, "over", False) else ""):
+        if ended := self._stopped or self._ending or ("over" if self._over() else ""):
             return ended
         if self.config.give_up_s and (self._step - self._acted) * dt > self.config.give_up_s:
             return "fault"
         return "time" if self._step * dt >= seconds else ""
+
+    def _over(self) -> bool:
+        """Whether the robot says that the episode has ended by itself."""
+        try:
+            return bool(getattr(self.robot, "over", False))
+        except BaseException as error:  # even SystemExit: a robot's properties are not ours
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            self._warn(f"whether the episode is over cannot be told: {in_words(error)}")
+            return False
 
     def _tick(self, stopping: bool = False) -> None:
         """One control step: wait, get an answer or do without, send, note, and choose the next step."""
@@ -206,7 +246,7 @@ class Runtime:
         fault = self._fault(answer, stopping)
         if fault or answer is None or answer.action is None:
             return self.safety.refuse(fault, answer.observation if answer else None)
-        answer.observation_age_s = time.monotonic() - answer.observed_s
+        answer.observation_age_s = time.monotonic() - answer.observed_s  # negative where the robot has another clock
         ages = {"observation_age_s": answer.observation_age_s, "chunk_age_s": answer.chunk_age_s}
         verdict = self.safety.step(answer.action, answer.observation, **ages, chunk_start=answer.chunk_start)
         self._acted = self._acted if verdict.refused else self._step
@@ -239,11 +279,14 @@ class Runtime:
             return ""
         try:
             self.robot.write(verdict.action.copy())
-        except Exception as error:  # of any kind: drivers are not ours
-            self._warn(f"the command was not taken: {error}")
+        except BaseException as error:  # even SystemExit: drivers are not ours
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            words = in_words(error)
+            self._warn(f"the command was not taken: {words}")
             self.safety.rollback()
             self._unsent = True
-            return f"{type(error).__name__}: {error}"
+            return words
         self.report.sent += 1
         return ""
 
@@ -267,26 +310,51 @@ class Runtime:
 
     def _warn(self, text: str) -> None:
         """Warns of a failure once, however often it comes in a row."""
-        logger.log(logging.DEBUG if text == self._warned else logging.WARNING, text)
+        logger.log(logging.DEBUG if text == self._warned else logging.WARNING, "%s", text)
         self._warned = text
 
     def _note(
         self, answer: Answer, times: Mapping[str, int], verdict: Verdict | None = None, problem: str = ""
     ) -> None:
-        """Writes a record into the journal: of this control step or, without a verdict, of a late answer."""
+        """Hands over a record for the journal: of this control step or, without a verdict, of a late answer."""
         if self.journal is None:
             return
         action = answer.action
-        if action is not None and np.shape(action) != (self.safety.size,):
+        if action is not None and action.shape != (self.safety.size,):
             action = None
         values = {"episode": self._episode, "late": verdict is None, "start": self._start, "action": action}
         values |= {**times, **answer.values()}
         if verdict is not None:
             values |= {"refused": REASONS.index(verdict.refused), "safe": verdict.action, "sent": not self._unsent}
-        words = [answer.error, problem, *answer.alarms]
+        words = "; ".join(filter(None, [answer.error, problem, *answer.alarms]))
+        if not self._full and not self._writer.do(self._write, values, verdict.clamps if verdict else {}, words):
+            self._full = True
+            logger.error(ENDS, self._step, f"{self._writer.most} records wait for the disk")
+        self._unhanded += self._full
+
+    def _write(self, values: Mapping[str, Any], clamps: Mapping[str, Any], words: str) -> None:
+        """In the writer's thread: a record. After one that is lost there are no more, or a replay would differ."""
+        if self.journal and not self._failed:
+            try:
+                self.journal.append(values, clamps, words)
+                return
+            except Exception as error:  # of any kind: a journal must not end the control of a robot
+                logger.error(ENDS, values["step"], in_words(error))
+        self._failed += 1
+
+    def _close_journal(self) -> None:
+        """In the writer's thread."""
         try:
-            self.journal.append(values, verdict.clamps if verdict else {}, "; ".join(filter(None, words)))
+            if self.journal:
+                self.journal.close()
         except OSError as error:
-            logger.error("the journal ends here: %s", error)
-            self.journal = None
-            self._ending = "journal"
+            logger.error("the end of the journal may be missing: %s", in_words(error))
+
+
+def _bounded(safety: Safety, limit_s: float) -> Safety:
+    """The same, with the functions of a user waited for no longer than the limit; a box computes and returns."""
+    for name in ("workspace", "safe_action"):
+        function = getattr(safety, name)
+        if function is not None and not isinstance(function, Box | TimeLimited):
+            setattr(safety, name, TimeLimited(function, limit_s))
+    return safety

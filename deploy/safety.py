@@ -308,9 +308,9 @@ class Safety:
         values = getattr(self.config, name)
         limit = _spread(name, values, self.size, missing)
         if values is not None and len(values) > 1:
-            idle = {"low": limit <= 0, "high": limit >= self._choices - 1}.get(name, limit == missing)  # excludes none
-            for i in np.flatnonzero(self._discrete & ~idle):
-                raise ValueError(f"{name} is {values}, but dimension {i} is a choice, which has none; put {missing} there")
+            excludes = limit > 0 if name == "low" else limit < (self._choices - 1 if name == "high" else missing)
+            if (where := np.flatnonzero(self._discrete & excludes).tolist()) != []:
+                raise ValueError(f"{name} is {values}, but dimensions {where} are choices and have none; put {missing}")
         return np.where(self._discrete, missing, limit)
 
     def _per_step(self, name: str, power: int) -> np.ndarray:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 
+from .background import MOST_CHARACTERS, in_words
+from .safety import vector
+
+MOST_ALARMS = 100  # of one control step
 STAGES = ("observation", "inference", "monitor")  # of an answer
 JOURNALED = (
     "step",
@@ -32,7 +37,8 @@ class Robot(Protocol):
 
     Further attributes are used where they exist:
 
-        observed_at   when the last observation was made, in seconds of time.monotonic(); else when `read` returned
+        observed_at   when the last observation was made, in seconds of time.monotonic(), and of no other clock: what
+                      was made in the future or years ago is not acted on; else when `read` returned
         command       (A,): what the robot holds before the first command, where that is known
         over          true once the episode has ended by itself, as it does in a simulation
     """
@@ -95,7 +101,7 @@ class Answer:
     observation_age_s: float = 0.0  # when safety judged the action
     decided_ns: int = 0  # when the policy had answered
     asked: bool = False  # the policy answered
-    action: np.ndarray | None = None  # None also where it had none
+    action: np.ndarray | None = None  # float64, of any shape; None where it had none
     chunk_start: bool = False
     chunk_age_s: float = 0.0
     arrived: bool = False
@@ -173,8 +179,8 @@ class Senses:
         while (request := self._requests.get()) is not None:
             try:
                 self._answer(request)
-            except Exception as error:  # of any kind: drivers, policies and monitors are not ours
-                request.failed, request.error = self.stage, f"{type(error).__name__}: {error}"
+            except BaseException as error:  # even SystemExit: drivers, policies and monitors are not ours
+                request.failed, request.error = self.stage, in_words(error)
             self.stage = STAGES[0]
             self._answers.put(request)
 
@@ -192,29 +198,37 @@ class Senses:
                 self._monitor.reset(request.seed, request.again)
         pass_by(policy, 0 if request.restart else request.step - self._asked - 1)
         self._asked = request.step
-        request.action = policy.step(request.observation)
+        action = policy.step(request.observation)
+        request.action = None if action is None else vector(action)  # a copy: what the policy does with its own is its
         request.decided_ns, request.asked = time.monotonic_ns(), True
         request.chunk_start = bool(getattr(policy, "chunk_start", False))
         request.chunk_age_s = float(getattr(policy, "chunk_age_s", 0.0))
         request.arrived = bool(getattr(policy, "arrived", False))
         self.stage = "monitor"
         if self._monitor and request.action is not None:
-            request.alarms = list(self._monitor.observe(request.observation, request.action))
+            request.alarms = _words(self._monitor.observe(request.observation, request.action))
 
     def _checked(self, observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A copy of the arrays that the policy sees, in the dtypes in which they are recorded."""
         arrays = {}
         for name, feature in self._features.items():
             if name not in observation:
-                raise ValueError(f"the observation lacks {name!r}; it has {sorted(observation)}")
+                raise ValueError(f"the observation lacks {name!r}; it has {sorted(map(repr, observation))}")
             value = np.asarray(observation[name])
             if value.shape != feature.shape or not np.can_cast(value.dtype, feature.dtype, "same_kind"):
                 raise ValueError(
                     f"observation {name!r} is {value.dtype} of shape {value.shape}, the policy expects "
                     f"{feature.dtype} of shape {feature.shape}"
                 )
-            arrays[name] = value.astype(feature.dtype)
+            with np.errstate(over="ignore"):  # what becomes infinite is for the policy to refuse
+                arrays[name] = value.astype(feature.dtype)
         return arrays
+
+
+def _words(alarms: str | Iterable[Any]) -> list[str]:
+    """A monitor's alarms, each one line of text."""
+    listed = [alarms] if isinstance(alarms, str) else islice(alarms, MOST_ALARMS)
+    return [" ".join(str(alarm).split())[:MOST_CHARACTERS] for alarm in listed]
 
 
 def pass_by(policy: Policy, steps: int) -> None:

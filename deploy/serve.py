@@ -14,6 +14,7 @@ from policies.checkpoint import load
 from policies.controller import Planner
 from policies.device import select_device
 
+from .background import divert_logging
 from .exported import is_export, require_own_sampler
 from .runner import load as load_export
 from .server import PolicyServer
@@ -122,6 +123,7 @@ def main() -> None:
                 host = f"[{root.host}]" if ":" in root.host else root.host
                 print(f"{root.checkpoint} is served on {scheme}://{host}:{port} {access}", flush=True)  # noqa: T201
 
+            divert_logging()  # no line, of whichever library, may hold up the event loop
             asyncio.run(server.run(announce))
 
     cli.run(run)

@@ -29,6 +29,7 @@ from websockets.http11 import Request, Response
 
 from policies.controller import Planner, steady_rows
 
+from .background import Logger
 from .batching import Batcher, RequestError
 from .client import pack, unpack
 from .guard import Admission, GuardedConnection
@@ -36,7 +37,7 @@ from .metrics import Metrics
 from .server_config import ServerConfig
 from .session import DECISION, RESET, Session, noise
 
-LOG = logging.getLogger(__name__)
+LOG = Logger(__name__)
 WIRE_LOG = logging.getLogger(f"{__name__}.wire")
 WIRE_LOG.setLevel(logging.CRITICAL)  # what websockets says of broken peers; anyone could fill the disk with it
 STUCK_S = 10.0  # an inference call that takes longer makes the server unhealthy
@@ -184,8 +185,8 @@ class PolicyServer:
             await connection.close(CloseCode.SERVICE_RESTART, "the server stops")
         except ConnectionClosed:
             pass
-        except Exception:
-            LOG.exception("a connection failed")
+        except Exception as error:
+            LOG.error("a connection failed", error=error)
             raise
         finally:
             self._answering.discard(connection)
@@ -220,8 +221,8 @@ class PolicyServer:
             failure = error
         except ValueError as error:
             failure = RequestError("invalid", str(error), goes_on=False)
-        except Exception:  # whatever happened, the client gets a line of text and the log the traceback
-            LOG.exception("a request failed")
+        except Exception as error:  # whatever happened, the client gets a line of text and the log the traceback
+            LOG.error("a request failed", error=error)
             failure = RequestError("internal", "the server failed; its log says why", goes_on=False)
         self._metrics.errors.labels(failure.reason).inc()
         return str(failure), failure.goes_on

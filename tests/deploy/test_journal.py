@@ -125,11 +125,11 @@ def with_header(header: bytes) -> bytes:
         (lambda data: data.replace(b'["crc", "<u4", []]', b'["crc", "<u4", 22]'), "has a damaged header"),
         (
             lambda data: data.replace(b'["crc", "<u4", []]', b'["crc", "<u4",[2]]'),
-            "records end in [('crc', '<u4', (2,))])",
+            "that end in [('crc', '<u4', (2,))])",
         ),
         (
             lambda data: with_header(b'{"format_version": 1, "record": []}'),
-            "has a damaged header (its records end in [])",
+            "has a damaged header ('refusals')",
         ),
         (lambda data: with_header(b"[" * 100_000), "has a damaged header"),
     ],
@@ -143,7 +143,7 @@ def test_what_is_no_journal_is_an_error(tmp_path, change, message):
 
 def test_a_journal_is_never_overwritten(tmp_path):
     write(tmp_path / "journal").close()
-    with pytest.raises(FileExistsError):
+    with pytest.raises(ValueError, match="exists already; give another name, or move it"):
         write(tmp_path / "journal")
 
 

@@ -19,6 +19,7 @@ import envs
 import policies
 from conf import schema
 from deploy import run
+from deploy.background import LINES
 from deploy.journal import read
 from deploy.replay import open_journal
 from deploy.runtime import Runtime, RuntimeConfig
@@ -71,7 +72,7 @@ def test_a_checkpoint_controls_a_world_and_the_journal_is_replayed(checkpoint, t
     timing = r"detour: (\d+) steps at 50 Hz, \d+ missed, jitter p99 [\d.]+ ms; .*; 0 alarms; ended: (?:time|over) "
     pattern = timing + r"\(2.5 times the checkpoint's rate\); 0 of \d+ episodes solved; journal: .*"
     found = re.fullmatch(pattern, line)
-    assert found
+    assert found, line
     recording = read(tmp_path / "journal")
     records = recording.records[recording.records["late"] == 0]
     assert len(records) == int(found[1])
@@ -162,6 +163,7 @@ def test_what_a_world_does_not_say_of_standing_still_is_told(caplog):
     assert not caplog.records
     env.rest = None
     assert run._resting(SafetyConfig(), env).rest is None
+    assert LINES.drain(10)
     assert "detour does not say how its robot stands still" in caplog.text
 
 

@@ -13,6 +13,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from deploy.background import LINES
 from deploy.journal import read
 from deploy.pace import on_signals, real_time, wait_until
 from deploy.replay import open_journal, replay
@@ -263,8 +264,9 @@ def test_a_command_that_the_robot_did_not_take_is_followed_by_the_safe_action(tm
     assert reasons(tmp_path)[:10] == ["", "", "", "", "write error", "write error", "", "", "", "write error"]
     assert records(tmp_path)["sent"][:9].tolist() == [1, 1, 1, 0, 0, 1, 1, 1, 0]
     assert b"the cable is out" in records(tmp_path)["message"][3]
+    assert LINES.drain(10)
     told = [r.getMessage() for r in caplog.records if r.name == "deploy.runtime" and r.levelno >= logging.WARNING]
-    assert told == ["the command was not taken: the cable is out"]  # however often
+    assert told == ["the command was not taken: ConnectionError: the cable is out"]  # however often
     replay(read(tmp_path / "journal"), Policy(), Safety.for_spec(SPEC, config, 0.002))
 
 
@@ -477,7 +479,7 @@ def test_a_signal_ends_with_the_safe_action_and_a_whole_journal(number, tmp_path
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_journal_that_cannot_be_written_ends_the_run_safely(tmp_path, monkeypatch):
+def test_a_journal_that_cannot_be_written_ends_and_control_goes_on(tmp_path, monkeypatch, caplog):
     robot = Robot()
     runtime = make(robot, Policy(), tmp_path, safety=SafetyConfig(safe_action="zero", max_observation_age_s=None))
     append, count = runtime.journal.append, Counter()  # pyright: ignore[reportOptionalMemberAccess]
@@ -489,8 +491,16 @@ def test_a_journal_that_cannot_be_written_ends_the_run_safely(tmp_path, monkeypa
         append(*arguments)
 
     monkeypatch.setattr(runtime.journal, "append", full)
-    assert runtime.run(1.0, seed=0) == "journal"
-    assert robot.told == [[1, 1], [2, 2], [3, 3], [4, 4], [5, 5], [0, 0], [0, 0]]
+    assert runtime.run(12 * 0.002, seed=0) == "time"
+    assert len(robot.told) == 14
+    runtime.close()
+    assert runtime.report.unwritten == 10  # of 14 records: none after the first that was lost
+    assert "10 journal records lost" in runtime.report.line()
+    assert records(tmp_path)["step"].tolist() == [0, 1, 2, 3]
+    assert LINES.drain(10)
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == [
+        "the journal ends before control step 4, control goes on: OSError: the disk is full"
+    ]
 
 
 def test_waiting_is_until_a_moment_and_not_for_a_while():

@@ -329,7 +329,12 @@ def test_holding_brings_rates_to_rest_and_keeps_positions(kind):
 
 def test_old_observations_and_old_chunks_are_refused():
     safety = Safety(1, DT, SafetyConfig(max_observation_age_s=0.1, max_chunk_age_s=0.5))
-    ages = [(0.1, 0.5, ""), (0.11, 0.0, "stale observation"), (0.0, 0.6, "stale chunk"), (math.nan, 0, "impossible obs.*")]
+    ages = [
+        (0.1, 0.5, ""),
+        (0.11, 0.0, "stale observation"),
+        (0.0, 0.6, "stale chunk"),
+        (math.nan, 0, "impossible obs.*"),
+    ]
     for observation_age_s, chunk_age_s, refused in ages:
         verdict = safety.step([1.0], observation_age_s=observation_age_s, chunk_age_s=chunk_age_s)
         assert re.fullmatch(refused, verdict.refused)
@@ -355,7 +360,8 @@ def test_whatever_the_limits_a_command_is_a_finite_number_within_the_bounds(boun
     largest, random = float(np.finfo(np.float32).max), np.random.default_rng(0)
     sizes = [0.0, 1e-45, 1e-10, 1.0, 1e20, 3e38]
     for names in (("velocity",), ("acceleration", "chunk_jump"), ("jerk",), ("velocity", "acceleration", "jerk")):
-        safety = Safety(1, 1.0, SafetyConfig(**dict.fromkeys(names, [limit])), [-bound], [bound])
+        limits: Any = {name: [limit] for name in names}
+        safety = Safety(1, 1.0, SafetyConfig(**limits), [-bound], [bound])
         for step in range(40):
             asked = random.choice([-1, 1]) * random.choice(sizes)
             verdict = safety.step([asked if step % 9 else math.nan], chunk_start=step % 5 == 0)

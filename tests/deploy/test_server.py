@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from benchmarks.toy_server import ToyPolicy
+from deploy.background import LINES
 from deploy.client import Client, pack, unpack
 from deploy.server import PolicyServer
 from deploy.server_config import ServerConfig
@@ -161,6 +162,7 @@ def test_a_policy_that_fails_fails_for_that_robot_only_and_without_a_traceback(s
                 bad.infer(varied(value))
             assert "secret" not in str(caught.value)
             good.infer(varied(0))
+    assert LINES.drain(10)
     assert "secret of the policy" in caplog.text  # the log has it
 
 
