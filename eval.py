@@ -85,7 +85,7 @@ def _lanes(config: schema.EvaluationConfig) -> dict[str, Any]:
 def compare_chunks(policy: Decides, env_config: envs.EnvConfig, seeds: Sequence[int]) -> list[ChunkComparison]:
     """Chunks that the policy samples along the expert's own path on held-out seeds, beside what the expert did."""
     chunk, comparisons = policy.chunk, []
-    with closing(envs.make(env_config)) as env:
+    with closing(envs.make(env_config)) as env, cpu_threads(1):
         names = [f"action {i}" for i in range(policy.spec.action.size)]
         for seed in seeds:
             episode = attempt(env, CollectConfig(noise=0.0, after_success=chunk.prediction_horizon), seed)

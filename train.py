@@ -26,7 +26,8 @@ from demos.collect import collect
 from demos.episode import Episode
 from demos.store import Store
 from policies.compiled import require_compiler
-from policies.device import has_bf16_units, select_device
+from policies.device import has_bf16_units, select_device, usable_threads
+from policies.threads import ThreadChooser, ladder
 
 schema.register()
 
@@ -48,6 +49,7 @@ class Trainer:
             self.policy.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
         )
         self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.spare = torch.Generator(device).manual_seed(config.seed)  # of trials, on which nothing depends
         if self.config.compile and device.type == "cpu":
             require_compiler()
         loss = torch.compile(self.policy.loss) if self.config.compile else self.policy.loss
@@ -57,6 +59,8 @@ class Trainer:
         self.step = 0  # optimizer steps done
         self.seconds = 0.0  # spent training, evaluations not counted
         self.history: list[dict[str, Any]] = []  # log entries
+        self.threads = [[0, torch.get_num_threads()]]  # from which step on how many of the CPU computed
+        self.gradient_s = 0.0  # the last step's time up to its gradient; on a GPU, until all is launched
         self.bad_step = torch.full((), math.inf, device=device)  # the first step whose loss or gradient was not finite
 
     def learning_rate(self) -> float:
@@ -68,10 +72,9 @@ class Trainer:
         """One optimizer step; returns the loss without waiting for the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        batch = self.windows.draw(self.config.batch_size, self.generator)
-        with self.autocast:
-            loss = self.loss(batch, self.generator)
-        loss.backward()
+        started = time.perf_counter()
+        loss = self._differentiate(self.generator)
+        self.gradient_s = time.perf_counter() - started
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip_norm)
         self._guard(loss, norm)
         self.optimizer.step()
@@ -79,6 +82,30 @@ class Trainer:
         self.ema.update()
         self.step += 1
         return loss.detach()
+
+    def _differentiate(self, generator: torch.Generator) -> torch.Tensor:
+        """The loss of a batch, whose gradient is then with the parameters."""
+        batch = self.windows.draw(self.config.batch_size, generator)
+        with self.autocast:
+            loss = self.loss(batch, generator)
+        loss.backward()
+        return loss
+
+    def trial(self) -> None:
+        """The work of a step up to its gradient, for whoever times it: changes neither weights nor random numbers."""
+        self._differentiate(self.spare)
+        self.optimizer.zero_grad()
+
+    def use_threads(self, count: int) -> None:
+        """So many CPU threads from here on. Another number sums in another order, so it is noted with the step."""
+        torch.set_num_threads(count)
+        if count != self.threads[-1][1]:
+            self.threads.append([self.step, count])
+
+    def thread_chooser(self) -> ThreadChooser:
+        """What chooses the number of CPU threads, unless the configuration does or a GPU computes."""
+        count, free = self.threads[-1][1], self.config.threads == 0 and self.bad_step.device.type == "cpu"
+        return ThreadChooser(count, ladder(usable_threads()) if free else [count], self.trial)
 
     def _guard(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
         """From the first non-finite loss or gradient on, the optimizer's step does nothing.
@@ -110,6 +137,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
+            "threads": self.threads,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -120,6 +148,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        self.threads = state.get("threads", self.threads)  # an earlier version did not note them
+        self.use_threads(self.config.threads or self.threads[-1][1])
 
 
 class StopRequest:
@@ -144,7 +174,7 @@ def fit(
 ) -> int:
     """Trains to the last step, or until a signal arrives; returns the signal's number, 0 when finished."""
     config = trainer.config
-    logged, started = trainer.step, time.perf_counter()
+    logged, started, chooser = trainer.step, time.perf_counter(), trainer.thread_chooser()
     bar = tqdm(total=config.steps, initial=trainer.step, desc="train", unit="step", mininterval=1)
     with bar, StopRequest() as stop:
         while trainer.step < config.steps and not stop.signal:
@@ -156,7 +186,8 @@ def fit(
                 trainer.require_finite()
                 seconds = time.perf_counter() - started
                 rate = (step - logged) * config.batch_size / seconds
-                entry = {"step": step, "loss": loss.item(), "lr": trainer.learning_rate(), "samples_per_s": rate}
+                entry: dict[str, Any] = {"step": step, "loss": loss.item(), "lr": trainer.learning_rate()}
+                entry |= {"samples_per_s": rate, "threads": trainer.threads[-1][1]}
                 bar.set_postfix_str(f"loss {entry['loss']:.4f}, {rate:,.0f} samples/s")
                 if evaluate:
                     entry["success"] = score()
@@ -164,7 +195,10 @@ def fit(
                 trainer.history.append(entry)
                 log(entry, step=step)
                 logged, started = step, time.perf_counter()
-            if step % config.save_every == 0 and step < config.steps:
+            switched = step < config.steps and chooser.after_step(trainer.gradient_s)
+            if switched:
+                trainer.use_threads(chooser.count)
+            if switched or (step % config.save_every == 0 and step < config.steps):
                 save()
         save()
     return stop.signal

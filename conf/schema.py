@@ -47,7 +47,7 @@ class TrainingConfig:
     device: str = "auto"  # auto (cuda if there is one) | cpu | cuda | cuda:N
     precision: str = "auto"  # fp32 | bf16 (autocast) | auto: bf16 where the device has matrix units for it
     compile: bool = False  # compile the loss and its gradient, not the optimizer's step (on a CPU needs a C++ compiler)
-    threads: int = 0  # CPU threads of torch; 0: as many as this process may use
+    threads: int = 0  # CPU threads of torch; 0: measured while training, at most as many as this process may use
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "save_every", "log_every"):

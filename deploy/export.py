@@ -22,6 +22,7 @@ from torch import Tensor
 
 from policies import checkpoint
 from policies.controller import Planner
+from policies.device import cpu_threads
 from policies.execution import ExecutionConfig
 from policies.monitor import CalibratedMonitor, WatchedPolicy, load_monitor
 from policies.policy import Policy
@@ -294,7 +295,8 @@ def main() -> None:
 
     @hydra.main(version_base="1.3", config_path="../conf", config_name="export")
     def run(config: DictConfig) -> None:
-        with cli.one_line_errors():
+        # One thread, so that the stored answers do not depend on how many cores a machine has.
+        with cli.one_line_errors(), cpu_threads(1):
             root: Any = OmegaConf.to_object(config)
             policy, golden, source = of_checkpoint(root.checkpoint, root.head.changes)
             if root.monitor and root.head.changes:

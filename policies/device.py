@@ -15,13 +15,12 @@ def select_device(name: str, threads: int = 0) -> torch.device:
 
     Args:
         name: the device.
-        threads: CPU threads of torch; 0 takes as many as this process may use, which is less than the machine has
-            when its affinity is limited (two busy threads on one core are several times slower than one).
+        threads: CPU threads of torch; 0 takes as many as this process may use (`usable_threads`).
 
     Raises:
         ValueError: the device is unknown or not there.
     """
-    torch.set_num_threads(threads or usable_cores())
+    torch.set_num_threads(threads or usable_threads())
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -41,6 +40,15 @@ def usable_cores() -> int:
     quota = Path("/sys/fs/cgroup/cpu.max")  # "<microseconds> <period>" or "max <period>"
     allowed, _, period = quota.read_text().partition(" ") if quota.is_file() else ("max", "", "")
     return cores if allowed == "max" else max(1, min(cores, int(allowed) // int(period)))
+
+
+def usable_threads() -> int:
+    """CPU threads that this process may use: one per usable core, and no more than OMP_NUM_THREADS says.
+
+    Two busy threads on one core are several times slower than one.
+    """
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4", or "4,2" with nested ones
+    return min(usable_cores(), int(said)) if said.isdecimal() and int(said) > 0 else usable_cores()
 
 
 def has_bf16_units(device: torch.device) -> bool:

@@ -8,6 +8,10 @@ import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
 
+# One thread for this process and for every program that a test starts: as many tests run at once as there are cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "passive"  # where a test takes two, they do not keep a core busy while they wait
+
 import numpy as np
 import pytest
 import torch

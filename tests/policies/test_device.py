@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from policies.device import select_device, usable_cores
+from policies.device import select_device, usable_cores, usable_threads
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,8 @@ def test_threads_are_those_asked_for():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux limits a process to some cores")
-def test_threads_are_by_default_as_many_as_the_process_may_use():
+def test_threads_are_by_default_as_many_as_the_process_may_use(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
     allowed = os.sched_getaffinity(0)
     assert usable_cores() == len(allowed)
     try:
@@ -57,3 +58,15 @@ def test_threads_are_by_default_as_many_as_the_process_may_use():
         assert torch.get_num_threads() == 1
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+@pytest.mark.parametrize(
+    ("said", "threads"), [("1", 1), (" 2,1", 2), ("64", 4), ("", 4), ("0", 4), ("many", 4), ("-1", 4), (None, 4)]
+)
+def test_openmp_is_told_how_many_threads_there_may_be(monkeypatch, said, threads):
+    """Where OpenMP takes no notice of a value, neither does this."""
+    monkeypatch.setattr("policies.device.usable_cores", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", said) if said is not None else monkeypatch.delenv("OMP_NUM_THREADS")
+    assert usable_threads() == threads
+    select_device("cpu")
+    assert torch.get_num_threads() == threads
