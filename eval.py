@@ -318,7 +318,7 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
     """Evaluates what the command line asks for; returns the closing line."""
     if OmegaConf.is_missing(cfg, "checkpoint"):
         raise ValueError("which checkpoint? Give checkpoint=PATH, the folder that train.py wrote")
-    config: schema.EvalRoot = OmegaConf.to_object(cfg)  # pyright: ignore[reportAssignmentType]
+    config: schema.EvalRoot = cli.typed(cfg)
     if not config.eval.episodes:
         raise ValueError("eval.episodes=0 leaves nothing to evaluate; give 1 or more")
     device = select_device(config.device, config.threads)

@@ -16,7 +16,7 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 import eval as evaluation
@@ -25,8 +25,10 @@ from conf import cli, schema
 from demos.collect import collect
 from demos.episode import Episode
 from demos.store import Store
+from policies.argument import argument
 from policies.compiled import require_compiler
 from policies.device import has_bf16_units, select_device, usable_threads
+from policies.folder import exists
 from policies.threads import ThreadChooser, ladder
 
 schema.register()
@@ -209,9 +211,9 @@ def train(config: schema.TrainRoot, overrides: list[str], state: dict[str, Any] 
     started = time.perf_counter()
     out = Path(config.out)
     device = select_device(config.train.device, config.train.threads)
-    if state is None and (out / "checkpoint").exists():
+    if state is None and exists(out / "checkpoint"):
         raise ValueError(
-            f"{out} already holds a run; go on with it by resume={out}, or choose another folder with out="
+            f"{out} already holds a run; go on with it by {argument('resume', out)}, or choose another folder with out="
         )
 
     store = demonstrations(config)
@@ -239,7 +241,7 @@ def train(config: schema.TrainRoot, overrides: list[str], state: dict[str, Any] 
     with evaluation.wandb_run(config.wandb, out, asdict(config)) as log:
         stopped = fit(trainer, save, score, log.log if log else lambda entry, step: None)
         if stopped:
-            print(f"stopped at step {trainer.step}; go on with: python train.py resume={out}")
+            print(f"stopped at step {trainer.step}; go on with: python train.py {argument('resume', out)}")
             return stopped
         if config.eval.episodes:
             seconds = {"collect": collect_seconds, "train": trainer.seconds}
@@ -312,7 +314,7 @@ def compose(cfg: DictConfig) -> tuple[schema.TrainRoot, list[str], dict[str, Any
         state = policies.load_train_state(folder)
         overrides = [o for o in state["overrides"] if not o.startswith(("resume=", "out="))] + overrides
         cfg = hydra.compose("train", overrides)
-    config: schema.TrainRoot = OmegaConf.to_object(cfg)  # pyright: ignore[reportAssignmentType]
+    config: schema.TrainRoot = cli.typed(cfg)
     if config.resume:
         config.out = str(folder.parent)
     config.out = (

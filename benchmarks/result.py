@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -14,11 +13,6 @@ import torch
 import eval as evaluation
 
 FOLDER = Path(__file__).parent / "results"
-
-
-def processor(hardware: str) -> str:
-    """What computed, as a reader calls it, of a result file's `hardware`: `Intel Xeon`, `AMD EPYC`."""
-    return " ".join(re.sub(r"\(\w+\)|Processor", "", hardware.partition(",")[0]).split())
 
 
 def write(

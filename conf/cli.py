@@ -8,10 +8,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from . import schema
@@ -28,7 +30,35 @@ def compose(overrides: list[str]) -> schema.TrainRoot:
     """The configuration that `python train.py OVERRIDES` would have."""
     schema.register()
     with hydra.initialize(version_base="1.3", config_path="."):
-        return OmegaConf.to_object(hydra.compose("train", overrides))  # pyright: ignore[reportReturnType]
+        return typed(hydra.compose("train", overrides))
+
+
+def typed(config: DictConfig) -> Any:
+    """The configuration as an object of its root class.
+
+    Raises:
+        ValueError: a field that its class does not have, or one that was taken away: `+key=value` and `~key` get past
+            the classes, and Hydra would drop the one and put the default in place of the other.
+    """
+    _require_own_fields(config, "")
+    return OmegaConf.to_object(config)
+
+
+def _require_own_fields(node: Any, where: str) -> None:
+    if not isinstance(node, DictConfig | ListConfig) or node._is_missing() or node._is_none():
+        return
+    kind = OmegaConf.get_type(node)
+    if isinstance(node, DictConfig) and is_dataclass(kind):
+        names = [field.name for field in fields(kind)]
+        for key in node:
+            if key not in names:
+                raise ValueError(unknown(f"{where}{key}", str(key), names))
+        for name in names:
+            if name not in node:
+                raise ValueError(f"{where}{name} was taken away; leave out ~{where}{name}, or give it another value")
+    keys = range(len(node)) if isinstance(node, ListConfig) else list(node)
+    for key in keys:
+        _require_own_fields(node._get_node(key), f"{where}{key}.")
 
 
 @contextmanager
@@ -63,6 +93,11 @@ def one_line(error: BaseException) -> str:
     if key in names:
         return text
     where = getattr(cause, "full_key", None) or key
+    return unknown(where, key, names)
+
+
+def unknown(where: str, key: str, names: list[str]) -> str:
+    """What is said of a key that does not exist, with the nearest one that does."""
     near = difflib.get_close_matches(key, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"choices: {', '.join(names)}"
     return f"unknown configuration key {where!r}; {hint}"

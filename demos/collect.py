@@ -307,7 +307,7 @@ def _episode(env: Env, seed: int, steps: list[Step]) -> Episode:
 def main() -> None:
     """Collect demonstrations as the Hydra config says and print one line about them."""
     import hydra
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig
 
     from conf import cli, schema
 
@@ -317,7 +317,7 @@ def main() -> None:
     def run(config: DictConfig) -> None:
         start = time.perf_counter()
         with cli.one_line_errors():
-            root: Any = OmegaConf.to_object(config)
+            root: Any = cli.typed(config)
             store = collect(root.env, root.demos)
         tried = attempts(store)
         rate = f"{len(store)} of {tried} attempts succeeded ({len(store) / tried:.0%})" if tried else "recorded"

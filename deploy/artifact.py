@@ -16,12 +16,14 @@ import json
 import math
 import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from policies.folder import Snapshot, opened
 from policies.spec import ChunkConfig, Spec
 
 from .watched import ExportedMonitor
@@ -298,16 +300,23 @@ def read(path: Path | str) -> tuple[Manifest, bytes, dict[str, np.ndarray]]:
     Raises:
         ValueError: naming what is missing, unknown, too large, damaged, of the wrong shape or not finite.
     """
-    path = Path(path)
-    if not path.exists():  # killed between the two renames of a replacement
-        path = next(filter(Path.is_dir, [path.with_name(path.name + ".previous")]), path)
+    with ExitStack() as stack:
+        try:
+            files = stack.enter_context(opened(path, MOST_BYTES, links=False))
+        except FileNotFoundError as error:
+            raise ValueError(f"there is no exported policy at {path}") from error
+        return _read(files)
+
+
+def _read(files: Snapshot) -> tuple[Manifest, bytes, dict[str, np.ndarray]]:
+    path = files.path
     try:
-        manifest = Manifest.from_dict(json.loads(_bytes(path / MANIFEST)))
+        manifest = Manifest.from_dict(json.loads(_bytes(files, MANIFEST)))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path / MANIFEST}: {error}") from error
     content = {}
     for name, stated in manifest.files.items():
-        content[name] = _bytes(path / name)
+        content[name] = _bytes(files, name)
         found = fingerprint(content[name])
         if found != stated:
             raise ValueError(
@@ -326,12 +335,10 @@ def fingerprint(content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _bytes(file: Path) -> bytes:
-    if not file.is_file() or file.is_symlink():
-        raise ValueError(f"there is no file {file}")
-    if file.stat().st_size > MOST_BYTES[file.name]:
-        raise ValueError(f"{file} has {file.stat().st_size} bytes, more than the {MOST_BYTES[file.name]} allowed")
-    return file.read_bytes()
+def _bytes(files: Snapshot, name: str) -> bytes:
+    if name not in files:
+        raise ValueError(f"there is no file {files.path / name}")
+    return files.read(name, MOST_BYTES[name])
 
 
 def _golden(content: bytes, manifest: Manifest) -> dict[str, np.ndarray]:

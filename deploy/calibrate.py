@@ -22,6 +22,7 @@ from demos.collect import CollectConfig, collect
 from demos.store import Store
 from envs.records import EpisodeRecord
 from envs.rollout import rollout
+from policies.checkpoint import TRAIN_STATE
 from policies.chunks import Windows
 from policies.config import build
 from policies.conformal import fit
@@ -52,7 +53,8 @@ def demonstrations(checkpoint: Path, config: CollectConfig | None) -> Store:
         ValueError: how they were collected is not known, or they are not those of the training.
     """
     if config is None:
-        state = policies.load_train_state(checkpoint) if (checkpoint / "train_state.pt").is_file() else {}
+        with policies.snapshot(checkpoint) as files:
+            state = policies.load_train_state(files) if TRAIN_STATE in files else {}
         if "config" not in state:
             raise ValueError(f"{checkpoint} does not say how its demonstrations were collected; give demos.path=...")
         config = build(CollectConfig, state["config"]["demos"], "demos")
@@ -92,7 +94,8 @@ def watched_episodes(
 def calibrate(config: Any) -> str:
     """Calibrates and stores the monitor as the configuration (`conf.schema.CalibrateRoot`) says; the closing line."""
     checkpoint = Path(config.checkpoint)
-    policy, source = policies.load(checkpoint), policies.read_config(checkpoint)[2]
+    with policies.snapshot(checkpoint) as files:
+        policy, source = policies.load(files), policies.read_config(files)[2]
     env = config.env or env_of(source.env)
     execution, seeds = config.execution, range(config.seed, config.seed + config.episodes)
     chosen = MonitorConfig(**{f.name: getattr(config, f.name) for f in fields(MonitorConfig)})
@@ -137,7 +140,7 @@ def main() -> None:
         with cli.one_line_errors():
             if OmegaConf.is_missing(config, "checkpoint"):
                 raise ValueError("which checkpoint? Give checkpoint=PATH, the folder that train.py wrote")
-            print(calibrate(OmegaConf.to_object(config)))  # noqa: T201
+            print(calibrate(cli.typed(config)))  # noqa: T201
 
     cli.run(run)
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from policies import checkpoint
 from policies.controller import Planner
 from policies.device import cpu_threads
 from policies.execution import ExecutionConfig
+from policies.folder import replacing
 from policies.monitor import CalibratedMonitor, WatchedPolicy, load_monitor
 from policies.policy import Policy
 
@@ -130,7 +130,7 @@ def export(
     manifest = measured(manifest, exported, policy, rows)
     if monitor:
         manifest = scored(manifest, exported, scores(policy, monitor, rows, SCORED), rows)
-    with checkpoint.replacing(path, (MANIFEST, GOLDEN), "export") as new:
+    with replacing(path, (MANIFEST, GOLDEN), "export") as new:
         (new / MODELS[config.format]).write_bytes(model)
         (new / GOLDEN).write_bytes(stored)
         (new / MANIFEST).write_text(json.dumps(manifest.to_dict(), indent=1, allow_nan=False))
@@ -271,15 +271,16 @@ def of_checkpoint(
         path: the directory.
         head: fields of the head to sample with in place of the checkpoint's own (`Policy.with_head`).
     """
-    path = Path(path)
-    loaded, provenance = checkpoint.load(path, "cpu"), checkpoint.read_config(path)[2]
+    with checkpoint.snapshot(path) as files:  # a training may go on writing
+        loaded, provenance = checkpoint.load(files, "cpu"), checkpoint.read_config(files)[2]
+        golden = checkpoint.read_golden(files, loaded)
+        contents = {name: files.read(name, checkpoint.MOST_TENSOR_BYTES) for name in checkpoint.FILES}
+        hashes = {name: artifact.fingerprint(content)["sha256"] for name, content in contents.items()}
     policy = loaded.with_head(**head) if head else loaded
-    golden = safetensors.torch.load_file(path / "golden.safetensors")
     del golden["action"]
     if policy.noise_shape != loaded.noise_shape:  # a sampler that draws again on the way, or no longer does
         shape = (len(golden["noise"]), *policy.noise_shape)
         golden["noise"] = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    hashes = {name: artifact.fingerprint((path / name).read_bytes())["sha256"] for name in checkpoint.FILES}
     changed = policy.config.head.changed_from(loaded.config.head)
     return policy, golden, {"sha256": hashes, "provenance": asdict(provenance), "head": changed}
 
@@ -287,7 +288,7 @@ def of_checkpoint(
 def main() -> None:
     """Exports as the Hydra config says."""
     import hydra
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig
 
     from conf import cli, schema
 
@@ -297,7 +298,7 @@ def main() -> None:
     def run(config: DictConfig) -> None:
         # One thread, so that the stored answers do not depend on how many cores a machine has.
         with cli.one_line_errors(), cpu_threads(1):
-            root: Any = OmegaConf.to_object(config)
+            root: Any = cli.typed(config)
             policy, golden, source = of_checkpoint(root.checkpoint, root.head.changes)
             if root.monitor and root.head.changes:
                 raise ValueError("monitor=true was calibrated for the checkpoint's own sampler; leave head.* as it is")

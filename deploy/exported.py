@@ -8,6 +8,7 @@ from typing import Any
 
 from policies.checkpoint import Provenance
 from policies.config import build, mapping
+from policies.folder import opened
 
 from . import runner, runner_torch
 from .artifact import MANIFEST, MODELS, Manifest, read
@@ -19,7 +20,11 @@ TRUSTED = {"pt2": "a program of torch", "aoti": "native code"}  # what a format 
 
 def is_export(path: Path | str) -> bool:
     """Whether the directory is an export and no checkpoint."""
-    return (Path(path) / MANIFEST).is_file()
+    try:
+        with opened(path, (MANIFEST,)) as files:
+            return MANIFEST in files
+    except FileNotFoundError:
+        return False
 
 
 def load(path: Path | str, trust: bool = False, threads: int = 1) -> Runner | TorchRunner:

@@ -14,11 +14,12 @@ from typing import Any
 
 import envs
 import policies
-from policies.checkpoint import FILES
+from policies.checkpoint import FILES, MOST_TENSOR_BYTES
 from policies.config import build
 from policies.controller import Planner
 from policies.device import cpu_threads, select_device
 from policies.execution import ExecutionConfig
+from policies.folder import opened
 from policies.monitor import load_monitor
 
 from .artifact import MANIFEST, Exported
@@ -145,9 +146,10 @@ def again(path: str | Path, checkpoint: str | Path = "", artifact: str | Path = 
 
 def digest(checkpoint: str | Path, artifact: str | Path = "") -> str:
     """SHA-256 of what the actions depend on; an export's manifest has the hashes of its other files."""
-    content = hashlib.sha256()
-    for file in [Path(artifact) / MANIFEST] if artifact else [Path(checkpoint) / name for name in CHECKPOINT_FILES]:
-        content.update(file.read_bytes())
+    content, names = hashlib.sha256(), (MANIFEST,) if artifact else CHECKPOINT_FILES
+    with opened(artifact or checkpoint, names) as files:
+        for name in names:
+            content.update(files.read(name, MOST_TENSOR_BYTES))
     return content.hexdigest()
 
 
@@ -197,7 +199,7 @@ def _about(config: Any, control_dt_s: float) -> dict[str, Any]:
 def main() -> None:
     """Controls or replays as the Hydra config says, and prints one line about it."""
     import hydra
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig
 
     from conf import cli, schema
 
@@ -206,7 +208,7 @@ def main() -> None:
     @hydra.main(version_base="1.3", config_path="../conf", config_name="deploy")
     def run(cfg: DictConfig) -> None:
         with cli.one_line_errors():
-            config: Any = OmegaConf.to_object(cfg)
+            config: Any = cli.typed(cfg)
             divert_logging()  # no line, of whichever library, may hold up the control
             if config.replay:
                 done = again(config.replay, config.checkpoint, config.artifact)

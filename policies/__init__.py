@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .asynchronous import AsyncController
     from .batch import Batch
-    from .checkpoint import Provenance, load, load_train_state, read_config, save
+    from .checkpoint import Provenance, load, load_train_state, read_config, save, snapshot
     from .chunks import Windows
     from .controller import Controller
     from .ema import EMA
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "asynchronous": ("AsyncController",),
     "batch": ("Batch",),
-    "checkpoint": ("Provenance", "load", "load_train_state", "read_config", "save"),
+    "checkpoint": ("Provenance", "load", "load_train_state", "read_config", "save", "snapshot"),
     "chunks": ("Windows",),
     "controller": ("Controller",),
     "ema": ("EMA",),
@@ -48,6 +48,7 @@ __all__ = [
     "load_train_state",
     "read_config",
     "save",
+    "snapshot",
 ]
 
 

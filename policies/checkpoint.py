@@ -7,12 +7,10 @@ There is no pickle that could run code, and nothing in a checkpoint names code t
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +22,21 @@ from torch import Tensor
 
 from .batch import DTYPES
 from .config import build, mapping, policy_config
+from .folder import Snapshot, opened, replacing
 from .policy import Policy, PolicyConfig
 from .spec import Spec
 
 FORMAT_VERSION = 1
 FILES = ("config.json", "model.safetensors", "golden.safetensors")  # what every checkpoint must have
+TRAIN_STATE = "train_state.pt"
 # The golden action may differ by this share of an action's spread: other CPUs sum in another order.
 GOLDEN_TOLERANCE = 1e-3
-MAX_CONFIG_BYTES = 16 * 2**20
+GOLDEN_ROWS = 64  # at most; each is a decision at every load
+MOST_CONFIG_BYTES = 2**24
+MOST_HEADER_BYTES = 2**24  # of a file of tensors, beside the tensors themselves
+MOST_TENSOR_BYTES = 2**33  # of all tensors of a file: a configuration can ask for any number
+
+Source = Path | str | Snapshot  # of what is read: a directory, or the files of one that is held open
 
 
 @dataclass
@@ -64,9 +69,11 @@ def save(
         golden_observation: observation histories (B, O, *shape) to store with the action they give.
         train_state: tensors, numbers, strings, lists and dicts of them; what `load_train_state` gives back.
     """
-    path = Path(path)
+    rows = len(next(iter(golden_observation.values())))
+    if not 1 <= rows <= GOLDEN_ROWS:
+        raise ValueError(f"golden_observation has {rows} rows, expected 1 to {GOLDEN_ROWS}")
     policy.check()
-    with replacing(path) as new:
+    with replacing(path, FILES, "checkpoint") as new:
         config = {
             "format_version": FORMAT_VERSION,
             "policy": asdict(policy.config),
@@ -77,36 +84,59 @@ def save(
         weights = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
         (new / "model.safetensors").write_bytes(safetensors.torch.save(weights))
         (new / "golden.safetensors").write_bytes(safetensors.torch.save(_golden(policy, golden_observation)))
-        torch.save(dict(train_state), new / "train_state.pt")
+        torch.save(dict(train_state), new / TRAIN_STATE)
 
 
-def load(path: Path | str, device: torch.device | str = "cpu") -> Policy:
+@contextmanager
+def snapshot(path: Source) -> Iterator[Snapshot]:
+    """The checkpoint's files as they are now.
+
+    Every reader takes it in place of a path: what several readers give belongs together, though a training goes on
+    writing.
+
+    Raises:
+        ValueError: there is no checkpoint, or a file of it is missing.
+    """
+    with ExitStack() as stack:
+        files = path
+        if not isinstance(files, Snapshot):
+            try:
+                files = stack.enter_context(opened(files, (*FILES, TRAIN_STATE)))
+            except FileNotFoundError as error:
+                raise ValueError(f"there is no checkpoint directory at {path}") from error
+        for name in FILES:
+            if name not in files:
+                raise ValueError(f"{files.path} is no complete checkpoint: {name} is missing")
+        yield files
+
+
+def load(path: Source, device: torch.device | str = "cpu") -> Policy:
     """The policy of a checkpoint directory, ready to sample.
 
     Raises:
         ValueError: naming what is missing, unknown, of the wrong shape, not finite, or no longer gives the stored
             action.
     """
-    path = _complete(Path(path))
-    config, spec, _ = read_config(path)
-    tensors = read_tensors(path / "model.safetensors")
-    _require_same_tensors(tensors, _expected_tensors(config, spec), path / "model.safetensors")
-    policy = Policy(config, spec)
-    policy.load_state_dict(tensors)
-    policy.eval().requires_grad_(False)
-    policy.check()
-    _check_golden(policy, path / "golden.safetensors")
+    with snapshot(path) as files:
+        config, spec, _ = read_config(files)
+        expected = _expected_tensors(config, spec)
+        tensors = read_tensors(files, "model.safetensors", expected)
+        _require_same_tensors(tensors, expected, files.path / "model.safetensors")
+        policy = Policy(config, spec)
+        policy.load_state_dict(tensors)
+        policy.eval().requires_grad_(False)
+        policy.check()
+        _check_golden(policy, read_golden(files, policy), files.path / "golden.safetensors")
     return policy.to(device)
 
 
-def read_config(path: Path | str) -> tuple[PolicyConfig, Spec, Provenance]:
+def read_config(path: Source) -> tuple[PolicyConfig, Spec, Provenance]:
     """Configuration, specification and provenance of a checkpoint directory, without its weights."""
-    path = _complete(Path(path))
-    file = path / "config.json"
-    if file.stat().st_size > MAX_CONFIG_BYTES:
-        raise ValueError(f"{file} has {file.stat().st_size} bytes, more than any checkpoint's configuration")
+    with snapshot(path) as files:
+        file = files.path / "config.json"
+        content = files.read("config.json", MOST_CONFIG_BYTES)
     try:
-        data = mapping(json.loads(file.read_text()), "the checkpoint")
+        data = mapping(json.loads(content.decode()), "the checkpoint")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON ({error}); the checkpoint is damaged") from error
     version = data.get("format_version")
@@ -125,13 +155,15 @@ def read_config(path: Path | str) -> tuple[PolicyConfig, Spec, Provenance]:
         raise ValueError(f"{file}: {error}") from error
 
 
-def load_train_state(path: Path | str) -> dict[str, Any]:
+def load_train_state(path: Source) -> dict[str, Any]:
     """What `save` was given as `train_state`; tensors on the CPU. Runs no code from the file."""
-    file = _complete(Path(path)) / "train_state.pt"
-    if not file.is_file():
-        raise ValueError(f"{file} is missing, so no run can go on from this checkpoint")
+    with snapshot(path) as files:
+        file = files.path / TRAIN_STATE
+        if TRAIN_STATE not in files:
+            raise ValueError(f"{file} is missing, so no run can go on from this checkpoint")
+        content = files.read(TRAIN_STATE, MOST_TENSOR_BYTES)
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler meets damaged bytes with errors of any kind
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{file} cannot be read ({reason}); resume from another checkpoint") from error
@@ -151,10 +183,22 @@ def _golden(policy: Policy, observation: Mapping[str, Tensor]) -> dict[str, Tens
     return {name: v.detach().cpu().contiguous() for name, v in {**named, "noise": noise, "action": action}.items()}
 
 
-def _check_golden(policy: Policy, file: Path) -> None:
-    """Raises `ValueError` when the policy no longer gives the stored action."""
-    stored = read_tensors(file)
-    rows = max(1, len(stored["noise"])) if "noise" in stored and stored["noise"].ndim else 1
+def read_golden(path: Source, policy: Policy) -> dict[str, Tensor]:
+    """The observations ("observation.<name>"), "noise" and "action" that are stored with this policy.
+
+    Raises:
+        ValueError: they are not what this policy takes and gives.
+    """
+    with snapshot(path) as files:
+        file = files.path / "golden.safetensors"
+        stored = read_tensors(files, "golden.safetensors", _golden_tensors(policy, GOLDEN_ROWS))
+    rows = len(stored["noise"]) if "noise" in stored and stored["noise"].ndim else 1
+    _require_same_tensors(stored, _golden_tensors(policy, min(max(1, rows), GOLDEN_ROWS)), file)
+    return stored
+
+
+def _golden_tensors(policy: Policy, rows: int) -> dict[str, Tensor]:
+    """Shapes and dtypes of the golden tensors, without memory for them."""
     with torch.device("meta"):
         expected = {
             f"observation.{name}": torch.empty(
@@ -164,7 +208,11 @@ def _check_golden(policy: Policy, file: Path) -> None:
         }
         expected["noise"] = torch.empty(rows, *policy.noise_shape)
         expected["action"] = torch.empty(rows, policy.chunk.prediction_horizon, policy.spec.action.size)
-    _require_same_tensors(stored, expected, file)
+    return expected
+
+
+def _check_golden(policy: Policy, stored: Mapping[str, Tensor], file: Path) -> None:
+    """Raises `ValueError` when the policy no longer gives the stored action."""
     observation = {name: stored[f"observation.{name}"] for name in policy.spec.observation}
     with torch.no_grad():
         action = policy.sample(observation, stored["noise"])
@@ -202,61 +250,21 @@ def _require_same_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, 
             )
 
 
-def read_tensors(file: Path, otherwise: str = "the checkpoint is truncated or damaged") -> dict[str, Tensor]:
-    """The tensors of a file; `ValueError` in one line if it has none, whatever the file made safetensors say."""
-    try:
-        return safetensors.torch.load_file(file)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{file} cannot be read ({' '.join(str(error).split())}); {otherwise}") from error
-
-
-def _complete(path: Path) -> Path:
-    """The directory with all its files; finishes a replacement that a kill interrupted between its two renames."""
-    previous = path.with_name(path.name + ".previous")
-    if not path.exists() and previous.is_dir():
-        os.rename(previous, path)
-    if not path.is_dir():
-        raise ValueError(f"there is no checkpoint directory at {path}")
-    for name in FILES:
-        if not (path / name).is_file():
-            raise ValueError(f"{path} is no complete checkpoint: {name} is missing")
-    return path
-
-
-@contextmanager
-def replacing(path: Path, files: Collection[str] = FILES, what: str = "checkpoint") -> Iterator[Path]:
-    """Gives a new directory beside `path` and puts it in its place when the block ends without an error.
+def read_tensors(
+    files: Snapshot,
+    name: str,
+    expected: Mapping[str, Tensor],
+    otherwise: str = "the checkpoint is truncated or damaged",
+) -> dict[str, Tensor]:
+    """The tensors of a file that has no more bytes than the expected ones need, whatever else it holds.
 
     Raises:
-        ValueError: something is at `path` that lacks these files, so it is not what would be replaced.
+        ValueError: it is larger, or no file of tensors; one line, whatever the file made safetensors say.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not all((path / name).is_file() for name in files):
-        raise ValueError(f"{path} exists and is no {what}; it is not overwritten, choose another path")
-    for left_by_a_killed_writer in path.parent.glob(f"{path.name}.tmp-*"):
-        shutil.rmtree(left_by_a_killed_writer, ignore_errors=True)
-    new = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
-    new.mkdir()
-    previous = path.with_name(path.name + ".previous")
+    size = sum(value.numel() * value.element_size() for value in expected.values())
+    content = files.read(name, MOST_HEADER_BYTES + min(size, MOST_TENSOR_BYTES))
     try:
-        yield new
-        for file in (*new.iterdir(), new):
-            _sync(file)
-        if path.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-            os.rename(path, previous)
-        os.rename(new, path)
-        _sync(path.parent)
-        shutil.rmtree(previous, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-
-
-def _sync(path: Path) -> None:
-    """Forces a file's content, or a directory's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{files.path / name} cannot be read ({reason}); {otherwise}") from error

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .checkpoint import read_tensors
+from .argument import argument
+from .checkpoint import MOST_TENSOR_BYTES, Source, read_tensors, snapshot
 from .config import build, mapping
 from .conformal import Band
 from .density import Density, DensityConfig
 from .execution import SEEN, ExecutionConfig, PrefixArrays
+from .folder import Snapshot, opened, replacing
 from .heads.flow import FlowHead
 from .policy import Policy
 from .scores import SCORES, Decision, Probe, Score
@@ -36,7 +36,8 @@ FORMAT_VERSION = 1
 FOLDER = "monitor"  # in the checkpoint
 FILES = ("config.json", "monitor.safetensors")
 HASHED = ("config.json", "model.safetensors")  # of the checkpoint: what its scores depend on
-MAX_CONFIG_BYTES = 2**20
+MOST_CONFIG_BYTES = 2**20
+MOST_BAND_VALUES = 2**22  # decisions times scores
 
 
 @dataclass
@@ -208,37 +209,27 @@ class CalibratedMonitor:
         return watched
 
 
-def digest(checkpoint: Path | str) -> str:
+def digest(checkpoint: Source) -> str:
     """SHA-256 of the checkpoint's files on which scores depend."""
     content = hashlib.sha256()
-    for name in HASHED:
-        content.update((Path(checkpoint) / name).read_bytes())
+    with snapshot(checkpoint) as files:
+        for name in HASHED:
+            content.update(files.read(name, MOST_TENSOR_BYTES))
     return content.hexdigest()
 
 
 def save_monitor(checkpoint: Path | str, calibrated: CalibratedMonitor) -> Path:
     """Writes the monitor into the checkpoint, atomically; an earlier one is replaced. Returns its folder."""
     folder, band = Path(checkpoint) / FOLDER, calibrated.band
-    new = folder.with_name(f"{FOLDER}.tmp-{secrets.token_hex(4)}")
     tensors = {"band.center": torch.from_numpy(band.center_ND), "band.spread": torch.from_numpy(band.spread_ND)}
     if calibrated.density is not None:
         tensors |= {f"density.{name}": value for name, value in calibrated.density.state_dict().items()}
     numbers = {"limit": band.limit, "calibrated": band.calibrated}
     config = {"format_version": FORMAT_VERSION, "checkpoint": digest(checkpoint), "band": numbers}
     config["about"] = asdict(calibrated.about)
-    new.mkdir()
-    try:
+    with replacing(folder, FILES, "monitor") as new:
         (new / FILES[0]).write_text(json.dumps(config, indent=1) + "\n")
         (new / FILES[1]).write_bytes(safetensors.torch.save(tensors))
-        for path in (new / FILES[0], new / FILES[1], new):
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        shutil.rmtree(folder, ignore_errors=True)  # a monitor that is lost is missed at the next load, never half there
-        os.rename(new, folder)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
     return folder
 
 
@@ -248,14 +239,25 @@ def load_monitor(checkpoint: Path | str, policy: Policy) -> CalibratedMonitor:
     Raises:
         ValueError: there is none, it is damaged, or it was calibrated for another policy.
     """
-    folder = Path(checkpoint) / FOLDER
-    if not all((folder / name).is_file() for name in FILES):
-        raise ValueError(
-            f"{checkpoint} has no monitor; python -m deploy.calibrate checkpoint={checkpoint} calibrates one"
-        )
-    data = _read_config(folder / FILES[0])
-    if data["checkpoint"] != digest(checkpoint):
-        raise ValueError(f"{folder} was calibrated for another policy than {checkpoint} holds; calibrate again")
+    with ExitStack() as stack:
+        held = stack.enter_context(snapshot(checkpoint))
+        try:
+            files = stack.enter_context(opened(held.path / FOLDER, FILES))
+        except FileNotFoundError:
+            files = None
+        if files is None or not all(name in files for name in FILES):
+            raise ValueError(
+                f"{held.path} has no monitor; python -m deploy.calibrate {argument('checkpoint', held.path)} "
+                "calibrates one"
+            )
+        return _load_monitor(files, digest(held), policy)
+
+
+def _load_monitor(files: Snapshot, policy_digest: str, policy: Policy) -> CalibratedMonitor:
+    folder = files.path
+    data = _read_config(files)
+    if data["checkpoint"] != policy_digest:
+        raise ValueError(f"{folder} was calibrated for another policy than {folder.parent} holds; calibrate again")
     where = f"{folder / FILES[0]}: about"
     values = dict(mapping(data["about"], where))
     monitor = dict(mapping(values.get("monitor"), f"{where}.monitor"))
@@ -263,7 +265,10 @@ def load_monitor(checkpoint: Path | str, policy: Policy) -> CalibratedMonitor:
     values["monitor"] = build(MonitorConfig, monitor, f"{where}.monitor")
     about = build(Calibration, values, where)
     numbers = build(_Numbers, data["band"], f"{folder / FILES[0]}: band")
-    tensors = read_tensors(folder / FILES[1], "calibrate again")
+    expected = _density_tensors(about, policy) | {
+        "band": torch.empty(2 * MOST_BAND_VALUES, dtype=torch.float64, device="meta")
+    }
+    tensors = read_tensors(files, FILES[1], expected, "calibrate again")
     density = _density(tensors, about, policy, folder)
     band = _band(tensors, about, numbers, folder)
     return CalibratedMonitor(about, band, density)
@@ -277,11 +282,10 @@ class _Numbers:
     calibrated: int
 
 
-def _read_config(file: Path) -> Mapping[str, Any]:
-    if file.stat().st_size > MAX_CONFIG_BYTES:
-        raise ValueError(f"{file} has {file.stat().st_size} bytes, more than any monitor's configuration")
+def _read_config(files: Snapshot) -> Mapping[str, Any]:
+    file, content = files.path / FILES[0], files.read(FILES[0], MOST_CONFIG_BYTES)
     try:
-        data = mapping(json.loads(file.read_text()), str(file))
+        data = mapping(json.loads(content.decode()), str(file))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON ({error}); calibrate again") from error
     expected = {"format_version", "checkpoint", "band", "about"}
@@ -293,18 +297,24 @@ def _read_config(file: Path) -> Mapping[str, Any]:
     return data
 
 
+def _density_tensors(about: Calibration, policy: Policy) -> dict[str, Tensor]:
+    """Shapes and dtypes of the density, if a score needs one, without memory for it."""
+    if not any("density" in SCORES[name].needs for name in about.monitor.scores):
+        return {}
+    with torch.device("meta"):
+        return Density(about.monitor.density, policy.encoder.size).state_dict()
+
+
 def _density(tensors: dict[str, Tensor], about: Calibration, policy: Policy, folder: Path) -> Density | None:
     """The density that the tensors hold, of exactly the shape that the policy's embedding asks for."""
     found = {name: tensors.pop(name) for name in sorted(tensors) if name.startswith("density.")}
-    needed = any("density" in SCORES[name].needs for name in about.monitor.scores)
-    with torch.device("meta"):
-        expected = Density(about.monitor.density, policy.encoder.size).state_dict() if needed else {}
+    expected = _density_tensors(about, policy)
     shapes = {f"density.{name}": (value.shape, value.dtype) for name, value in expected.items()}
     if {name: (value.shape, value.dtype) for name, value in found.items()} != shapes:
         raise ValueError(f"{folder / FILES[1]} does not hold the density that its configuration describes")
     if not all(torch.isfinite(value).all() for value in found.values()):
         raise ValueError(f"{folder / FILES[1]}: the density has NaN or infinity; calibrate again")
-    if not needed:
+    if not expected:
         return None
     density = Density(about.monitor.density, policy.encoder.size)
     density.load_state_dict({name.removeprefix("density."): value for name, value in found.items()})

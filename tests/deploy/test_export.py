@@ -17,6 +17,7 @@ import torch
 from jaxtyping import config as annotations
 
 from deploy import artifact, export, runner, runner_torch, tracing
+from deploy.self_contained import require_self_contained
 from policies import ChunkConfig, Controller, Feature, Policy, PolicyConfig, Provenance, Spec, save
 from policies.controller import ContinuingPlanner, Planner
 from policies.encoders.state import StateEncoderConfig
@@ -265,7 +266,7 @@ def test_damaged_and_missing_files(copy, monkeypatch):
         runner.load(copy)
     (copy / "policy.onnx").unlink()
     (copy / "policy.onnx").symlink_to("/etc/hostname")
-    with pytest.raises(ValueError, match="there is no file"):
+    with pytest.raises(ValueError, match=r"policy\.onnx is no regular file"):
         runner.load(copy)
     (copy / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"manifest\.json: "):
@@ -356,6 +357,12 @@ def test_a_hostile_model(copy, what, message):
     swap(copy, "policy.onnx", hostile(model, what).SerializeToString())
     with pytest.raises(ValueError, match=message):
         runner.load(copy)
+
+
+@pytest.mark.parametrize("content", [b"\x0b", b"\x3a\x7f", b"\xff" * 20, b"\x08"])
+def test_what_is_no_model(content):
+    with pytest.raises(ValueError, match="no ONNX file"):
+        require_self_contained(content)
 
 
 def test_wrong_inputs(exported):

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,7 @@ import safetensors.torch
 import torch
 
 import policies
-from policies import ChunkConfig, Feature, Policy, PolicyConfig, Provenance, Spec, checkpoint
+from policies import ChunkConfig, Feature, Policy, PolicyConfig, Provenance, Spec, checkpoint, folder
 from policies.encoders import ENCODERS
 from policies.encoders.state import StateEncoderConfig
 from policies.heads import HEADS
@@ -166,7 +167,8 @@ def kill_at(monkeypatch, number: int) -> list[str]:
 
         return wrapped
 
-    for owner, name in ((os, "rename"), (os, "fsync"), (torch, "save"), (Path, "write_bytes")):
+    calls = ((os, "rename"), (os, "fsync"), (torch, "save"), (Path, "write_bytes"), (folder, "_exchange"))
+    for owner, name in calls:
         monkeypatch.setattr(owner, name, mortal(name, getattr(owner, name)))
     monkeypatch.setattr(shutil, "rmtree", mortal("rmtree", shutil.rmtree))
     return done
@@ -192,7 +194,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_checkpoint_whole(tmp_pat
         save(path, new)  # and the next save goes on from there
         assert torch.equal(act(policies.load(path)), act(new))
         if finished:
-            assert done.count("rename") == 2
+            assert done.count("_exchange") == 1
             assert done.count("fsync") == 6  # four files, and the folders that name them
             break
     assert finished
@@ -200,16 +202,16 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_checkpoint_whole(tmp_pat
 
 
 @pytest.mark.parametrize("read", [policies.load, policies.read_config, policies.load_train_state])
-def test_a_kill_between_the_two_renames_is_mended_by_every_reader(path, read):
+def test_after_a_kill_between_the_two_renames_every_reader_finds_the_earlier_one_and_leaves_it(path, read):
     os.rename(path, path.with_name("checkpoint.previous"))
     read(path)
-    assert os.listdir(path.parent) == ["checkpoint"]
+    assert os.listdir(path.parent) == ["checkpoint.previous"]
 
 
-@pytest.mark.parametrize("step", ["write_bytes", "save", "rename"])
+@pytest.mark.parametrize("step", ["write_bytes", "save", "_exchange"])
 def test_a_save_that_fails_leaves_the_old_checkpoint_and_nothing_else(monkeypatch, path, make_policy, save, step):
     before = act(policies.load(path))
-    owner = {"write_bytes": Path, "save": torch, "rename": os}[step]
+    owner = {"write_bytes": Path, "save": torch, "_exchange": folder}[step]
 
     def fail(*args, **kwargs):
         raise OSError("No space left on device")
@@ -339,7 +341,7 @@ def test_a_damaged_configuration_is_an_error(path, content, message):
 
 def test_a_huge_configuration_is_not_read(path):
     os.truncate(path / "config.json", 2**40)  # takes no room on the disk
-    with pytest.raises(ValueError, match=r"config.json has 1099511627776 bytes, more than any checkpoint's configur"):
+    with pytest.raises(ValueError, match=r"config.json has 1099511627776 bytes, more than the 16777216 allowed"):
         policies.load(path)
 
 
@@ -508,7 +510,7 @@ def test_a_missing_file_is_an_error_naming_it(path, name, read):
     with pytest.raises(ValueError, match=f"checkpoint is no complete checkpoint: {name} is missing"):
         read(path)
     (path / name).mkdir()
-    with pytest.raises(ValueError, match=f"checkpoint is no complete checkpoint: {name} is missing"):
+    with pytest.raises(ValueError, match=f"{name} is no regular file"):
         read(path)
 
 
@@ -519,3 +521,73 @@ def test_a_missing_directory_is_an_error(tmp_path):
 
 def test_provenance_is_stored_as_it_was_given(path, provenance):
     assert json.loads((path / "config.json").read_text())["provenance"] == asdict(provenance)
+
+
+# --- readers beside a writer, and sizes that nobody asked for
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_readers_beside_a_training_that_saves_get_one_checkpoint_or_the_other(
+    tmp_path, make_policy, save, monkeypatch, exchange
+):
+    if not exchange:
+        monkeypatch.setattr(folder, "_exchange", lambda one, other: False)
+    path, pair = tmp_path / "checkpoint", (make_policy(), make_policy())
+    save(path, pair[0])
+    done, failures, loads = threading.Event(), [], []
+
+    def reads():
+        try:
+            while not done.is_set():
+                with policies.snapshot(path) as files:
+                    loads.append(policies.load(files))  # whose stored action proves that nothing is mixed
+                    assert policies.load_train_state(files)["step"] == 7
+        except Exception as error:
+            failures.append(repr(error))
+
+    reader = threading.Thread(target=reads)
+    reader.start()
+    try:
+        for number in range(9):
+            save(path, pair[number % 2])
+    finally:
+        done.set()
+        reader.join()
+    assert failures == []
+    assert loads
+    assert torch.equal(act(policies.load(path)), act(pair[0]))
+    assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "golden.safetensors"])
+def test_a_file_of_tensors_is_as_large_as_the_configuration_says_or_not_read(path, name, monkeypatch):
+    os.truncate(path / name, 2**33)  # takes no room on the disk
+    monkeypatch.setattr(safetensors.torch, "load", lambda content: pytest.fail("it was read"))
+    if name == "golden.safetensors":
+        monkeypatch.undo()
+    with pytest.raises(ValueError, match=rf"{name} has 8589934592 bytes, more than the \d+ allowed"):
+        policies.load(path)
+
+
+def test_golden_rows_are_bounded_when_written_and_when_read(path, make_policy, provenance, monkeypatch):
+    policy = make_policy()
+    many = golden_observation(policy, checkpoint.GOLDEN_ROWS + 1)
+    with pytest.raises(ValueError, match="golden_observation has 65 rows, expected 1 to 64"):
+        policies.save(path, policy, provenance, many, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "GOLDEN_ROWS", 65)
+        policies.save(path, policy, provenance, many, {})
+        policies.load(path)
+    with pytest.raises(ValueError, match=r"golden.safetensors: .* \(65, .*the configuration needs .* \(64, "):
+        policies.load(path)
+
+
+def test_a_checkpoint_behind_a_symbolic_link_is_saved_again_and_again(tmp_path, make_policy, save):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "checkpoint").symlink_to(tmp_path / "disk" / "checkpoint")
+    for _ in range(3):
+        policy = make_policy()
+        save(tmp_path / "checkpoint", policy)
+        assert torch.equal(act(policies.load(tmp_path / "checkpoint")), act(policy))
+    assert (tmp_path / "checkpoint").is_symlink()
+    assert os.listdir(tmp_path / "disk") == ["checkpoint"]
