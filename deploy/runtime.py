@@ -66,8 +66,8 @@ class RuntimeConfig:
         if not 0 <= self.send_at <= self.budget:
             raise ValueError(f"runtime.send_at={self.send_at} must lie in [0, budget], and budget is {self.budget}")
         for name in ("patience_s", "give_up_s", "stop_s", "spin_s"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"runtime.{name}={getattr(self, name)} must be seconds, 0 or more")
+            if not 0 <= getattr(self, name) <= 1e6:
+                raise ValueError(f"runtime.{name}={getattr(self, name)} must be seconds, 0 to 1000000")
         if not 0 <= self.priority <= 99:
             raise ValueError(f"runtime.priority={self.priority} must lie in 0..99")
         for name, choices in (("on_overrun", ON_OVERRUN), ("on_alarm", ON_ALARM)):

@@ -71,12 +71,14 @@ class SafetyConfig:
             if any(not value > 0 for value in getattr(self, name) or ()):
                 raise ValueError(f"safety.{name}={getattr(self, name)} must be positive numbers (.inf: not limited)")
         for name in ("max_observation_age_s", "max_chunk_age_s"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"safety.{name}={getattr(self, name)} must be positive seconds, or null for any age")
         if self.safe_action not in SAFE_ACTIONS:
             raise ValueError(f"safety.safe_action={self.safe_action!r} is unknown; choices: {', '.join(SAFE_ACTIONS)}")
         if (self.safe_action == "vector") != (self.safe_vector is not None):
             raise ValueError("safety.safe_vector belongs to safety.safe_action=vector; give both or neither")
+        if not all(value is None or math.isfinite(value) for value in self.rest or ()):
+            raise ValueError(f"safety.rest={self.rest} must be finite numbers (null: keep what there is)")
         if self.rest is not None and self.safe_action != "hold":
             raise ValueError(f"safety.rest belongs to safety.safe_action=hold, and that is {self.safe_action}")
 

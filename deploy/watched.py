@@ -63,8 +63,10 @@ class ExportedMonitor:
             raise ValueError(f"monitor.center and monitor.spread must have as many decisions, 1..{MOST_DECISIONS}")
         if any(len(row) != size for row in (*self.center, *self.spread)):
             raise ValueError(f"monitor.center and monitor.spread must have {size} numbers a decision, one for a score")
-        if not all(value > 0 for row in self.spread for value in row):
+        if not all(0 < value < math.inf for row in self.spread for value in row):
             raise ValueError("monitor.spread must be positive")
+        if not all(math.isfinite(value) for row in (*self.center, [self.limit]) for value in row):
+            raise ValueError("monitor.center and monitor.limit must be finite: others would alarm always, or never")
         if not 0 < self.alpha < 1 or not 0 <= self.confidence < 1 or not 0 <= self.max_error <= 1:
             raise ValueError(
                 f"monitor.alpha={self.alpha} must lie in (0, 1), monitor.confidence={self.confidence} in [0, 1) and "

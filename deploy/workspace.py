@@ -29,7 +29,8 @@ class Box:
         lengths = {name: len(getattr(self, name)) for name in ("dimensions", "actions", "gain", "low", "high")}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"a box needs lists of one length, got {lengths}")
-        if not all(self.gain) or any(not low < high for low, high in zip(self.low, self.high, strict=True)):
+        ordered = all(low < high for low, high in zip(self.low, self.high, strict=True))
+        if not ordered or not all(0 < abs(gain) < math.inf for gain in self.gain):
             raise ValueError(f"a box needs gains that are not zero and low < high, got {self}")
 
     def __call__(self, observation: Mapping[str, np.ndarray], action: np.ndarray) -> np.ndarray | None:

@@ -13,6 +13,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+def require_within(config: Any, part: str, limits: Mapping[str, tuple[float, float]]) -> None:
+    """Raises `ValueError` unless these fields lie between their limits; NaN does not."""
+    for name, (low, high) in limits.items():
+        if not low <= getattr(config, name) <= high:
+            raise ValueError(f"{part}.{name}={getattr(config, name)} must lie in {low:g}..{high:g}")
+
+
 def build(cls: type[T], data: Any, where: str) -> T:
     """A dataclass from a mapping with exactly its fields, each value of its field's type; `ValueError` otherwise.
 

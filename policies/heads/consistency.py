@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..fields import require_within
 from ..nets import Net
 from .base import Head, HeadConfig, masked_mean
 from .mean_flow import TIME_SCALE
@@ -35,9 +36,8 @@ class ConsistencyConfig(HeadConfig):
     def __post_init__(self) -> None:
         if not 2 <= self.intervals <= 10_000:
             raise ValueError(f"head.intervals={self.intervals} must lie in 2..10000")
-        for name in ("huber", "spread", "log_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"head.{name}={getattr(self, name)} must be positive")
+        limits = {"huber": (1e-3, 1e3), "spread": (1e-6, 1e3), "log_mean": (-10.0, 10.0), "log_std": (1e-3, 5.0)}
+        require_within(self, "head", limits)
 
 
 class ConsistencyHead(Head):

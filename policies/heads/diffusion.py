@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..fields import require_within
 from ..nets import Net
 from ..paths import PREDICTIONS, along_angle, squared_cosine, to_data, to_noise
 from .base import Head, HeadConfig, masked_mean
@@ -42,8 +43,7 @@ class DiffusionConfig(HeadConfig):
             raise ValueError(f"head.train_steps={self.train_steps} must lie in 1..1000")
         if not 1 <= self.steps <= self.train_steps:
             raise ValueError(f"head.steps={self.steps} must lie in 1..{self.train_steps} (head.train_steps)")
-        if not self.clip >= 0:
-            raise ValueError(f"head.clip={self.clip} must not be negative")
+        require_within(self, "head", {"clip": (0.0, 1000.0)})
         if self.prediction == "noise" and not self.clip:
             raise ValueError(
                 "head.prediction='noise' needs head.clip: its first step divides by almost nothing. Give the largest "

@@ -41,8 +41,8 @@ class DriftConfig(HeadConfig):
     def __post_init__(self) -> None:
         if not 2 <= self.samples <= 1000:
             raise ValueError(f"head.samples={self.samples} must lie in 2..1000: a sample alone has nothing to repel it")
-        if not all(0 < value < math.inf for value in self.temperatures):
-            raise ValueError(f"head.temperatures={self.temperatures} must all be positive numbers")
+        if not all(1e-4 <= value <= 1e4 for value in self.temperatures):
+            raise ValueError(f"head.temperatures={self.temperatures} must all lie in 0.0001..10000")
         if not 0 <= self.noise <= 1:
             raise ValueError(f"head.noise={self.noise} must lie in 0..1")
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..fields import require_within
 from ..nets import Net
 from .base import Head, HeadConfig, masked_mean
 
@@ -36,9 +37,8 @@ class EDMConfig(HeadConfig):
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
             raise ValueError(f"head.steps={self.steps} must lie in 1..1000")
-        for name in ("sigma_data", "sigma_min", "sigma_max", "rho", "log_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"head.{name}={getattr(self, name)} must be positive")
+        limits = {"sigma_data": (1e-3, 1e3), "sigma_min": (1e-6, 1e6), "sigma_max": (1e-6, 1e6), "rho": (0.1, 100.0)}
+        require_within(self, "head", {**limits, "log_mean": (-10.0, 10.0), "log_std": (1e-3, 5.0)})
         if self.sigma_max <= self.sigma_min:
             raise ValueError(f"head.sigma_max={self.sigma_max} must be larger than head.sigma_min={self.sigma_min}")
 

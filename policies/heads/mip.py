@@ -19,7 +19,7 @@ class MIPConfig(HeadConfig):
     time: float = 0.9  # t*, the generation time of the second evaluation, in (0, 1)
 
     def __post_init__(self) -> None:
-        if not 0 < self.time < 1:
+        if not 1e-6 <= self.time <= 1 - 1e-6:
             raise ValueError(f"head.time={self.time} must lie between 0 and 1, without the ends")
 
 

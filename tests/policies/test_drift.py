@@ -222,9 +222,9 @@ def test_half_precision_reaches_the_net_only(tiny, randomize, temperatures):
         ({"samples": 1001}, r"head.samples=1001 must lie in 2\.\.1000"),
         ({"noise": 1.5}, r"head.noise=1.5 must lie in 0\.\.1"),
         ({"noise": -0.1}, r"head.noise=-0.1 must lie in 0\.\.1"),
-        ({"temperatures": [0.1, 0.0]}, r"head.temperatures=\[0.1, 0.0\] must all be positive numbers"),
-        ({"temperatures": [math.nan]}, r"head.temperatures=\[nan\] must all be positive numbers"),
-        ({"temperatures": [math.inf]}, r"head.temperatures=\[inf\] must all be positive numbers"),
+        ({"temperatures": [0.1, 0.0]}, r"head.temperatures=\[0.1, 0.0\] must all lie in 0.0001..10000"),
+        ({"temperatures": [math.nan]}, r"head.temperatures=\[nan\] must all lie in 0.0001..10000"),
+        ({"temperatures": [math.inf]}, r"head.temperatures=\[inf\] must all lie in 0.0001..10000"),
     ],
 )
 def test_a_wrong_option_is_an_error(options, message):

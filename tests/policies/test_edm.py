@@ -160,10 +160,10 @@ def test_input_and_target_have_unit_variance_at_every_level():
     ("options", "message"),
     [
         ({"steps": 0}, "head.steps=0 must lie in 1..1000"),
-        ({"sigma_data": 0.0}, "head.sigma_data=0.0 must be positive"),
-        ({"sigma_min": -1.0}, "head.sigma_min=-1.0 must be positive"),
-        ({"rho": math.nan}, "head.rho=nan must be positive"),
-        ({"log_std": 0.0}, "head.log_std=0.0 must be positive"),
+        ({"sigma_data": 0.0}, "head.sigma_data=0.0 must lie in 0.001..1000"),
+        ({"sigma_min": -1.0}, "head.sigma_min=-1.0 must lie in 1e-06"),
+        ({"rho": math.nan}, "head.rho=nan must lie in"),
+        ({"log_std": 0.0}, "head.log_std=0.0 must lie in"),
         ({"sigma_min": 2.0, "sigma_max": 1.0}, "head.sigma_max=1.0 must be larger than head.sigma_min=2.0"),
     ],
 )
