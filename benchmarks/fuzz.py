@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import random
 import resource
 import sys
@@ -19,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,10 @@ from deploy.client import Client, unpack
 from deploy.export import ExportConfig, export
 from deploy.journal import observation_of
 from deploy.journal import read as read_journal
-from deploy.replay import open_journal
+from deploy.replay import open_journal, replay
 from deploy.runner import load
+from deploy.runtime import REASONS
+from deploy.safety import Safety, SafetyConfig
 from deploy.session import Session
 from policies.conformal import Band
 from policies.density import Density, DensityConfig
@@ -231,15 +234,44 @@ def monitor(folder: Path) -> Case:
     return case
 
 
+class Halving:
+    """The policy of the journal below: half of what it sees, and as it sees it from its second step on."""
+
+    steps = 0
+
+    def reset(self, *, seed: int) -> None:
+        """Starts an episode."""
+        self.steps = seed % 2
+
+    def skip(self, steps: int) -> None:
+        """Lets control steps pass."""
+        self.steps += steps
+
+    def step(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The action of a control step."""
+        self.steps += 1
+        return observation["state"] * (0.5 if self.steps < 2 else 1.0)
+
+
 def journal(folder: Path) -> Case:
-    """Reading the journal of a run, of which what is before the damage must be there and nothing else."""
+    """Reading the journal of a run, of which what is before the damage must be there and nothing else; its replay."""
+    logging.getLogger("deploy.safety").setLevel(logging.CRITICAL)  # it says what it refuses
     path, spec = folder / "journal", small_policy().spec
-    writer = open_journal(path, spec, {"note": ["any"]})
+    writer, policy = open_journal(path, spec, {"note": ["any"]}), Halving()
+    limits = SafetyConfig(velocity=[5.0], acceleration=[90.0], max_chunk_age_s=1.0, chunk_jump=[0.1])
+    safety = Safety.for_spec(spec, limits)
+    policy.reset(seed=3)
     for step in range(6):
-        writer.append({"step": step, "observation.state": np.full(2, step), "action": np.ones(2)}, {}, f"step {step}")
+        observation = {"state": np.full(2, 0.3 * step, np.float32)}
+        action = policy.step(observation)
+        said = safety.refuse("alarm", observation) if step == 3 else safety.step(action, observation)
+        values = {"step": step, "asked": 1, "observed_ns": 1, "sent": 1, "restarted": step == 0, "seed": 3}
+        values |= {"observation.state": observation["state"], "action": action, "safe": said.action}
+        writer.append({**values, "refused": REASONS.index(said.refused)}, said.clamps, f"step {step}")
     writer.close()
     good, size = path.read_bytes(), read_journal(path).records.dtype.itemsize
     start = len(good) - 6 * size
+    assert replay(read_journal(path), Halving(), Safety.for_spec(spec, limits)).commands == 6
 
     def case(rng: random.Random) -> str:
         data = other_journal(rng, good)
@@ -252,10 +284,13 @@ def journal(folder: Path) -> Case:
         found = recording.records.tobytes()
         assert 12 + int.from_bytes(data[8:12], "little") + len(found) + recording.lost_bytes == len(data)
         assert all(len(observation_of(record)) <= len(recording.header["record"]) for record in recording.records)
-        if data[:start] == good[:start]:
+        if data[:start] == good[:start] and recording.lost_bytes:
             ends = range(start + size, len(good) + 1, size)
-            assert found == good[start : start + size * sum(data[:end] == good[:end] for end in ends)]
-        return "read in part" if recording.lost_bytes else "read"
+            whole = sum(data[:end] == good[:end] for end in ends)
+            assert found[: size * whole] == good[start : start + size * whole]
+        again = verdict(lambda: replay(recording, Halving(), Safety.for_spec(spec, limits)))
+        part = " in part" if recording.lost_bytes else ""
+        return f"read{part}, {'replayed' if again == 'taken' else 'another decision'}"
 
     return case
 
@@ -297,7 +332,7 @@ TARGETS: dict[str, tuple[Callable[[Path], Case], int]] = {  # how to make its ca
     "manifest": (manifest, 4_000),
     "model": (model, 2_000),
     "monitor": (monitor, 4_000),
-    "journal": (journal, 8_000),
+    "journal": (journal, 100_000),
     "overrides": (overrides, 1_000),
     "store": (fuzz_store.target, 10_000),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import zlib
 from typing import Any
 
 import msgpack
@@ -168,8 +169,10 @@ def other_tensors(rng: random.Random, good: bytes) -> bytes:
 
 
 def other_journal(rng: random.Random, good: bytes) -> bytes:
-    """The journal of a run cut off, with other bytes in its beginning or anywhere, or with another header."""
-    end, kind = 12 + int.from_bytes(good[8:12], "little"), rng.randrange(5)
+    """The journal of a run cut off, with other bytes in its beginning or anywhere, another header or other records."""
+    end, kind = 12 + int.from_bytes(good[8:12], "little"), rng.randrange(9)
+    if kind > 4:
+        return other_records(rng, good[:end], good[end:])
     if kind == 0:
         return good[: rng.randrange(len(good))]
     if kind < 3:
@@ -180,6 +183,42 @@ def other_journal(rng: random.Random, good: bytes) -> bytes:
         told["record"] = json.loads(weird_json(rng, told["record"]))
     header = json.dumps(told).encode() if kind == 3 else other_json(rng, good[12:end])
     return good[:8] + len(header).to_bytes(4, "little") + header + good[end:]
+
+
+def other_records(rng: random.Random, start: bytes, body: bytes) -> bytes:
+    """The journal with other values in its records, or other records, by someone who mends their checksums."""
+    told = json.loads(start[12:])
+    kind = np.dtype([(name, form, tuple(shape)) for name, form, shape in told["record"]])
+    records = np.frombuffer(body, kind).copy()
+    for _ in range(rng.randint(1, 4)):
+        record, name = records[rng.randrange(len(records))], rng.choice(kind.names or ())
+        values = record[name].reshape(-1) if kind[name].shape else records[name][rng.randrange(len(records))].reshape(1)
+        if kind[name].shape:
+            values[rng.randrange(len(values))] = other_value(rng, values.dtype)
+        else:
+            record[name] = other_value(rng, values.dtype)
+    order = list(range(len(records)))
+    if rng.random() < 0.3:
+        order = [rng.randrange(len(records)) for _ in range(rng.randint(0, 2 * len(records)))]
+    if rng.random() < 0.1:  # names of fewer reasons than the records have
+        told[rng.choice(("refusals", "clamps"))] = rng.choice(([], [""], ["x"] * 300, [None], "no list"))
+    records = records[order]
+    for record in records if rng.random() < 0.9 else ():
+        record["crc"] = zlib.crc32(record.tobytes()[:-4])
+    header = json.dumps(told).encode()
+    length = len(header) + (rng.choice((-1, 1, 2**31)) if rng.random() < 0.05 else 0)
+    return start[:8] + length.to_bytes(4, "little") + header + records.tobytes() + rng.randbytes(rng.choice((0, 0, 7)))
+
+
+def other_value(rng: random.Random, dtype: np.dtype) -> Any:
+    """A number that is none, one at an end of its type, a time of another clock, or text of any bytes."""
+    if dtype.kind == "f":
+        value = rng.choice((*FLOATS, -1.8e9, -0.02, 1.8e9, 1e308, -1e308, 1e39, 1e-320, -0.0, 0.5, 1.0))
+        return value if dtype.itemsize == 8 or abs(value) < 1e38 else rng.choice(FLOATS)
+    if dtype.kind == "S":
+        return rng.randbytes(rng.randrange(dtype.itemsize + 1))
+    ends = np.iinfo(dtype)
+    return rng.choice((ends.min, ends.max, ends.max - 1, 0, 1, 2, rng.randint(int(ends.min), int(ends.max))))
 
 
 def mutated_text(rng: random.Random, text: str) -> str:

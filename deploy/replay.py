@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .background import in_words
 from .journal import Journal, Recording, layout, observation_of
 from .runtime import REASONS
 from .safety import CLAMPS, REFUSALS, Safety, Verdict, vector
@@ -97,7 +98,11 @@ def _ask(record: np.ndarray, policy: Policy, asked: int) -> np.ndarray | None:
         return None
     pass_by(policy, 0 if record["restarted"] else int(record["step"]) - asked - 1)
     policy.arrived = bool(record["arrived"])  # pyright: ignore[reportAttributeAccessIssue]
-    action = policy.step(observation_of(record))
+    try:
+        action = policy.step(observation_of(record))
+    except Exception as error:  # of any kind: then it answered
+        where = f"episode {record['episode']}, step {record['step']}"
+        raise ValueError(f"{where}: the policy answered, and now it raises {in_words(error)}") from error
     recorded = record["action"] if record["acted"] else None
     action = None if action is None else vector(action)
     fits = action is not None and action.shape == record["action"].shape

@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
     [
         ("request", 600, ("taken", "refused")),
         ("answer", 400, ("taken", "refused")),
-        ("journal", 400, ("read", "read in part", "refused")),
         ("store", 400, ("taken", "refused")),
+        ("journal", 600, ("read, replayed", "read, another decision", "read in part, another decision", "refused")),
     ],
 )
 def test_nothing_is_found(name, cases, ends):
