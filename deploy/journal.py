@@ -148,7 +148,7 @@ class Journal:
     def _write(self, data: bytes) -> None:
         taken = os.write(self._file, data)
         if taken != len(data):
-            os.ftruncate(self._file, os.fstat(self._file).st_size - taken)
+            os.ftruncate(self._file, max(0, os.fstat(self._file).st_size - taken))
             raise OSError(f"{self.path}: the disk is full")
 
 

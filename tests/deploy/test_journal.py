@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -152,6 +153,88 @@ def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "write", lambda file, data: len(data) - 1)
     with pytest.raises(OSError, match="the disk is full"):
         journal.append(values(4), {}, "")
+
+
+@pytest.mark.parametrize("place", ["file/journal", "folder", "/proc/flowhand/journal", "x" * 300])
+def test_a_place_where_nothing_can_be_written_is_told_in_one_line(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=r"^journal \S+ (cannot be written \(.+\)|exists already); give") as told:
+        write(tmp_path / place)
+    assert "\n" not in str(told.value)
+
+
+def test_a_journal_that_finds_no_room_for_its_header_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "write", lambda file, data: len(data) - 1)
+    with pytest.raises(ValueError, match=r"cannot be written \(.*the disk is full\); give the name of a file"):
+        write(tmp_path / "journal")
+    assert not (tmp_path / "journal").exists()
+
+
+def test_a_record_for_which_there_is_no_room_leaves_whole_ones(tmp_path):
+    """A real limit of the system on the file's size, a third of a record short."""
+    journal = write(tmp_path / "journal")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    room = os.path.getsize(tmp_path / "journal") + journal.size - journal.size // 3
+    caught = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        with pytest.raises(OSError, match=r"the disk is full|too large"):
+            journal.append(values(4), {}, "")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, caught)
+    assert read(tmp_path / "journal").lost_bytes == 0
+    journal.append(values(4), {}, "")
+    journal.close()
+    assert read(tmp_path / "journal").records["step"].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "device", "below a file"])
+def test_what_is_no_file_is_told_in_one_line(tmp_path, kind):
+    path = {"device": Path("/dev/zero"), "below a file": tmp_path / "file" / "journal"}.get(kind, tmp_path / "journal")
+    (tmp_path / "file").write_text("")
+    if kind == "folder":
+        path.mkdir()
+    if kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"(is no file|cannot be read \(.+\)); give the journal of a run$"):
+        read(path)
+
+
+def test_a_file_without_end_is_read_as_far_as_it_is_a_journal(tmp_path):
+    """Ten GiB of nothing behind four records, and none of it in memory."""
+    write(tmp_path / "journal").close()
+    size = os.path.getsize(tmp_path / "journal")
+    os.truncate(tmp_path / "journal", size + 10 * 2**30)
+    recording = read(tmp_path / "journal")
+    assert (len(recording.records), recording.lost_bytes) == (4, 10 * 2**30)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.replace(b'"late", "u1"', b'"latf", "u1"'), "the journal's field 'late' is missing"),
+        (
+            lambda data: data.replace(b'["action", "<f8", [2]]', b'["action", "<f4", [4]]'),
+            "'action' is .* <f8",
+        ),
+        (lambda data: data.replace(b'"clamps": [', b'"clamps": [], "c": ['), "the journal names no clamps"),
+        (
+            lambda data: data.replace(b'"refusals": [', b'"refusals": [], "r": ['),
+            r"has the refusal \d+, and names only 0",
+        ),
+    ],
+)
+def test_a_journal_of_another_layout_is_not_replayed(tmp_path, change, message):
+    record_run(tmp_path / "journal", CONFIG)
+    data = (tmp_path / "journal").read_bytes()
+    length = int.from_bytes(data[8:12], "little")
+    header = change(data[12 : 12 + length])
+    assert header != data[12 : 12 + length]
+    (tmp_path / "journal").write_bytes(with_header(header) + data[12 + length :])
+    with pytest.raises(ValueError, match=message):
+        replay(read(tmp_path / "journal"), Double(), Safety.for_spec(SPEC, CONFIG))
 
 
 def test_a_message_is_cut_to_what_fits(tmp_path):
