@@ -39,7 +39,7 @@ PATIENCE_S = 20.0  # after which an unfinished case is a finding
 GROWTH_MIB = 32.0  # of the server's memory, beyond which it is a finding
 KEY_EFFECT, KEY_P = 0.05, 0.001  # of key_timing: so far from an even chance, and so surely, is a finding
 KEY = "correct-horse-battery-staple-0123456789"
-STATUSES = {101, 200, 400, 401, 403, 404, 405, 414, 426, 431, 501, 503, 505}
+STATUSES = {101, 200, 400, 401, 403, 404, 405, 414, 426, 429, 431, 501, 503, 505}
 CLOSE_CODES = {1000, 1001, 1002, 1003, 1007, 1009, 1011, 1012, 1013}
 HEAD = (
     "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -13,6 +14,11 @@ import torch
 import eval as evaluation
 
 FOLDER = Path(__file__).parent / "results"
+
+
+def processor(hardware: str) -> str:
+    """What computed, as a reader calls it, of a result file's `hardware`: `Intel Xeon`, `AMD EPYC`."""
+    return " ".join(re.sub(r"\(\w+\)|Processor", "", hardware.partition(",")[0]).split())
 
 
 def write(

@@ -117,7 +117,7 @@ def main() -> None:
         path = checkpoint(Path(folder))
         for name, rows in (("fleet", arguments.batch), ("single", 1)):
             words = [f"checkpoint={path}", "device=cpu", "threads=1", "port=0", f"inference_batch={rows}"]
-            words.append("max_connections=1000")
+            words += ["max_connections=1000", "max_connections_each=1000", "max_request_hz=100000"]
             command = [sys.executable, "-m", "deploy.serve", *words]
             environment = {variable: value for variable, value in os.environ.items() if variable != "FLOWHAND_API_KEY"}
             server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

@@ -21,7 +21,7 @@ import numpy as np
 
 import eval as evaluation
 from benchmarks import cells
-from benchmarks.result import write
+from benchmarks.result import processor, write
 from conf.cli import compose
 from envs.metaworld import TASKS
 from envs.records import wilson
@@ -104,12 +104,13 @@ def page(result: dict[str, Any], source: Path) -> str:
     by_task: dict[str, dict[str, dict[str, Any]]] = {}
     for cell in result["cells"]:
         by_task.setdefault(cell["task"], {})[cell["head"]] = cell
+    where = processor(json.loads(source.read_text())["hardware"])
     lines = [
         "# Success on every Meta-World task",
         "",
         "Successes of held-out episodes with 95 % Wilson intervals in percent. `python -m benchmarks.success` wrote",
-        f"this page from `benchmarks/results/{source.name}`. Goal visible; success at any time within 500 steps.",
-        f"The recipe was chosen on {', '.join(CHOSEN_ON)}, with other seeds.",
+        f"this page from `benchmarks/results/{source.name}` ({where}). Goal visible; success at any time",
+        f"within 500 steps. The recipe was chosen on {', '.join(CHOSEN_ON)}, with other seeds.",
         "",
         "| task | expert | flow | regression |",
         "|---|---|---|---|",

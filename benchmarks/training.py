@@ -2,6 +2,7 @@
 
     python -m benchmarks.training [--threads N ...] [--rounds R] [--batch ROWS]
     python -m benchmarks.training --device cuda --compile --batch 4096
+    python -m benchmarks.training --busy [--minutes M]      beside other programs, see benchmarks/neighbours.py
 
 Each round times a stretch of training steps and, right after it, the very matrix products that one step runs (their
 shapes are recorded from a real step, forward and backward), so that a busy machine slows both. The fraction is the
@@ -27,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import policies
 import train
+from benchmarks import neighbours
 from benchmarks.latency_floor import Machine, wait
 from benchmarks.result import write
 from conf import schema
@@ -145,8 +147,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="windows of a step (default: the recipe's)")
     parser.add_argument("--threads", type=int, nargs="+", help="of the CPU (default: 1 and 2; with a GPU 1)")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--busy", action="store_true", help="what the chosen threads reach beside busy programs")
+    parser.add_argument("--minutes", type=int, default=3, help="that count, of each stretch of --busy")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.busy:
+        found = neighbours.measure(FEATURES, episodes(), arguments.minutes)
+        print(write("neighbours", found, arguments.out, device="cpu", threads="chosen, 1 and all"))
+        return
     counts = arguments.threads or ([1, 2] if arguments.device == "cpu" else [1])
     shared = ["train.compile=true"] if arguments.compile else []
     shared += [f"train.batch_size={arguments.batch}"] if arguments.batch else []

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import queue
+import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from policies.controller import Planner
 
 from .background import Logger
+from .fairness import FairQueue
 from .metrics import Metrics
 from .server_config import ServerConfig
 from .session import noise
@@ -31,8 +33,20 @@ class RequestError(Exception):
         self.goes_on = goes_on
 
 
-@dataclass
+class Caller(Protocol):
+    """Who waits for an answer."""
+
+    principal: Hashable  # with whom it shares its turns
+    on_left: Callable[[], None] | None  # what to call when it stops waiting
+
+    def has_left(self) -> bool:
+        """Whether nobody waits there any more; asked by any thread."""
+        ...
+
+
+@dataclass(eq=False)
 class _Request:
+    caller: Caller
     observation: dict[str, np.ndarray]  # histories, each (O, *shape)
     seed: int
     decision: int
@@ -43,8 +57,9 @@ class _Request:
 class Batcher:
     """Inference in one worker thread, in calls of exactly `inference_batch` rows.
 
-    While a call runs, further requests gather and share the next one. Rows without a request are zero. Every call has
-    the same number of rows, so a request's actions do not depend on who shares its call.
+    While a call runs, further requests gather and share the next one; the principals take turns. What nobody waits for
+    any more is not computed. Rows without a request are zero. Every call has the same number of rows, so a request's
+    actions do not depend on who shares its call.
 
     Args:
         policy: decides; only the worker thread calls it.
@@ -56,36 +71,40 @@ class Batcher:
         self._policy = policy
         self._config = config
         self._metrics = metrics
-        self._waiting: queue.Queue[_Request | None] = queue.Queue(config.max_waiting)
+        self._waiting: FairQueue[_Request] = FairQueue(config.max_waiting)
         self._busy_since: float | None = None  # start of the call that is running
-        self._stopped = False
         self._loop = asyncio.get_running_loop()
         threading.Thread(target=self._work, name="inference", daemon=True).start()
 
-    async def plan(self, observation: dict[str, np.ndarray], seed: int, decision: int) -> tuple[np.ndarray, float]:
+    async def plan(
+        self, observation: dict[str, np.ndarray], seed: int, decision: int, caller: Caller
+    ) -> tuple[np.ndarray, float]:
         """A chunk (T, A) for one robot, and the duration of its inference call in seconds.
 
         Raises:
-            RequestError: "busy", as many requests wait as may; "late", the deadline has passed; "failed", the policy
-                raised an error or gave NaN.
+            RequestError: "busy", as many requests wait as may, and none has more of them than this principal; "late",
+                the deadline has passed; "gone", the caller has left; "failed", the policy raised an error or gave NaN.
         """
         limit_s = self._config.deadline_s
-        request = _Request(observation, seed, decision, time.monotonic() + limit_s)
-        try:
-            self._waiting.put_nowait(request)
-        except queue.Full:
-            text = f"{self._config.max_waiting} requests wait already; ask again later"
-            raise RequestError("busy", text, goes_on=True) from None
+        request = _Request(caller, observation, seed, decision, time.monotonic() + limit_s)
         late = RequestError("late", f"no inference within {limit_s} s", goes_on=True)
         timer = self._loop.call_later(limit_s, self._deliver, [request], [late])
+        caller.on_left = lambda: self._deliver([request], [_gone()])
         try:
+            if caller.has_left():
+                raise _gone()
+            if (excess := self._waiting.put(caller.principal, request)) is not None:
+                text = f"{self._config.max_waiting} requests wait already; ask again later"
+                self._deliver([excess], [RequestError("busy", text, goes_on=True)])
             return await request.answer
         finally:
             timer.cancel()
+            caller.on_left = None
+            self._waiting.drop(caller.principal, request)
 
     def depth(self) -> int:
         """Requests that wait."""
-        return self._waiting.qsize()
+        return len(self._waiting)
 
     def stuck_s(self) -> float:
         """Seconds since the start of the call that is running, 0 if none is."""
@@ -94,36 +113,38 @@ class Batcher:
 
     def stop(self) -> None:
         """Lets the worker end after the call that is running."""
-        self._stopped = True
-        with suppress(queue.Full):  # then it is awake
-            self._waiting.put_nowait(None)
+        self._waiting.close()
 
     def _work(self) -> None:
         """The worker thread."""
-        while (first := self._waiting.get()) is not None and not self._stopped:
-            requests = self._gather(first)
-            now = time.monotonic()
-            timely = [request for request in requests if request.deadline > now]
-            if timely:
-                self._busy_since = now
-                answers = self._infer(timely)
-                self._busy_since = None
-                with suppress(RuntimeError):  # the event loop may have ended meanwhile
-                    self._loop.call_soon_threadsafe(self._deliver, timely, answers)
+        while requests := self._gather():
+            self._busy_since = time.monotonic()
+            answers = self._infer(requests)
+            self._busy_since = None
+            self._hand_over(requests, answers)
 
-    def _gather(self, first: _Request) -> list[_Request]:
-        """The requests of the next call: those that wait, and those that come within the time to wait."""
-        requests, until = [first], time.monotonic() + self._config.max_wait_ms / 1e3
+    def _gather(self) -> list[_Request]:
+        """The requests of the next call: those that wait, and those that come within the time to wait; none at the end.
+
+        Those whose time is up or whose caller has left take no place in it.
+        """
+        requests: list[_Request] = []
+        until = math.inf  # the first one is waited for as long as it takes
         while len(requests) < self._config.inference_batch:
-            try:
-                left = until - time.monotonic()
-                request = self._waiting.get(timeout=left) if left > 0 else self._waiting.get_nowait()
-            except queue.Empty:
+            left_s = max(0.0, until - time.monotonic()) if requests else None
+            if (request := self._waiting.get(left_s)) is None:
                 break
-            if request is None:
-                break
-            requests.append(request)
+            if request.caller.has_left():
+                self._hand_over([request], [_gone()])
+            elif request.deadline > time.monotonic():
+                requests.append(request)
+                until = min(until, time.monotonic() + self._config.max_wait_ms / 1e3)
         return requests
+
+    def _hand_over(self, requests: list[_Request], answers: Sequence[tuple[np.ndarray, float] | RequestError]) -> None:
+        """From the worker thread: has the event loop deliver the answers."""
+        with suppress(RuntimeError):  # the event loop may have ended meanwhile
+            self._loop.call_soon_threadsafe(self._deliver, requests, answers)
 
     def _infer(self, requests: list[_Request]) -> list[tuple[np.ndarray, float] | RequestError]:
         """Chunk and duration for every request, or what went wrong with it."""
@@ -172,3 +193,7 @@ class Batcher:
 
 def _failed(text: str) -> RequestError:
     return RequestError("failed", text, goes_on=False)
+
+
+def _gone() -> RequestError:
+    return RequestError("gone", "nobody waits for the answer", goes_on=False)

@@ -5,6 +5,7 @@ No torch is imported here or by anything that is imported here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,8 +89,10 @@ def _session(model: bytes, threads: int) -> Any:
         raise ImportError("an exported policy needs onnxruntime: pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3  # errors only
+    options.log_severity_level = 4  # fatal errors only: the others are raised
     options.add_session_config_entry("session.load_model_format", "ONNX")  # nothing else has been looked through
+    # Where weights outside the model would lie: in no folder.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     with _explained("the model cannot be run"):  # the fallback it could take is the same again, told on stdout
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 

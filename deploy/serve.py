@@ -22,33 +22,34 @@ from .server_config import ServerConfig
 
 KEY_VARIABLE = "FLOWHAND_API_KEY"
 MIN_KEY_LENGTH = 16
+MAX_FILE_BYTES = 2**20  # of a key or certificate
 MAKE_KEY = "python -c 'import secrets; print(secrets.token_urlsafe(32))' makes one"
 
 
 def read_key(environment: Mapping[str, str], key_file: str) -> str | None:
     """The key from the environment or from a file that only its owner can read; None where there is neither.
 
+    Either may hold several keys with white space between them, one for each client that is to have its own share.
+
     Raises:
-        ValueError: both are given, the file is missing or readable by others, or the key is too short to be one.
+        ValueError: both are given, the file is missing or readable by others, or a key is too short to be one.
     """
     if KEY_VARIABLE in environment and key_file:
         raise ValueError(f"{KEY_VARIABLE} and key_file={key_file!r} are both given; choose one")
     if KEY_VARIABLE in environment:
-        key, source = environment[KEY_VARIABLE], KEY_VARIABLE
+        text, source = environment[KEY_VARIABLE], KEY_VARIABLE
     elif key_file:
-        path = Path(key_file)
-        if not path.is_file():
-            raise ValueError(f"key_file={key_file!r} is not there; {MAKE_KEY}")
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        text, source = _content("key_file", key_file, MAKE_KEY), f"key_file={key_file!r}"
+        if stat.S_IMODE(Path(key_file).stat().st_mode) & 0o077:
             raise ValueError(f"key_file={key_file!r} can be read by others; chmod 600 it")
-        key, source = path.read_text().strip(), f"key_file={key_file!r}"
     else:
         return None
-    if len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable() or " " in key:
+    keys = text.split()
+    if not keys or not all(len(key) >= MIN_KEY_LENGTH and key.isascii() and key.isprintable() for key in keys):
         raise ValueError(
             f"{source} does not hold a key of at least {MIN_KEY_LENGTH} printable characters without spaces; {MAKE_KEY}"
         )
-    return key
+    return " ".join(keys)
 
 
 def tls_context(config: ServerConfig) -> ssl.SSLContext | None:
@@ -59,13 +60,40 @@ def tls_context(config: ServerConfig) -> ssl.SSLContext | None:
     """
     if not config.tls_certificate:
         return None
+    make = "docs/deploy.md shows how to make one"
+    _content("tls_certificate", config.tls_certificate, make)
+    _content("tls_key", config.tls_key, make)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+
+    def ask_nobody() -> str:  # openssl itself would ask the terminal, and wait
+        clear = f"openssl pkey -in {config.tls_key} -out {config.tls_key}.clear"
+        raise ValueError(f"tls_key={config.tls_key!r} has a pass phrase; write it without one: {clear}")
+
     try:
-        context.load_cert_chain(config.tls_certificate, config.tls_key)
+        context.load_cert_chain(config.tls_certificate, config.tls_key, ask_nobody)
     except OSError as error:  # ssl.SSLError is one
-        raise ValueError(f"{config.tls_certificate!r} and {config.tls_key!r} cannot be used: {error}") from error
+        names = f"tls_certificate={config.tls_certificate!r} and tls_key={config.tls_key!r}"
+        raise ValueError(f"{names} cannot be used ({error}); give PEM files that belong together") from error
     return context
+
+
+def _content(name: str, path: str, make: str) -> str:
+    """The text of a small file that an option names; `ValueError` saying what to do where it cannot be read."""
+    try:
+        if not Path(path).exists():
+            raise ValueError(f"{name}={path!r} is not there; {make}")
+        if not Path(path).is_file():
+            raise ValueError(f"{name}={path!r} is no file; give the file itself")
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ValueError(
+            f"{name}={path!r} cannot be read ({error.strerror}); let the user who serves read it"
+        ) from error
+    if len(data) > MAX_FILE_BYTES or not data.isascii():
+        raise ValueError(f"{name}={path!r} is no small text file; give another; {make}")
+    return data.decode()
 
 
 def open_policy(

@@ -8,6 +8,7 @@ error is one line of text. After "busy" and "late" the connection goes on; after
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import hmac
 import logging
@@ -32,6 +33,7 @@ from policies.controller import Planner, steady_rows
 from .background import Logger
 from .batching import Batcher, RequestError
 from .client import pack, unpack
+from .fairness import RateLimit
 from .guard import Admission, GuardedConnection
 from .metrics import Metrics
 from .server_config import ServerConfig
@@ -42,7 +44,6 @@ WIRE_LOG = logging.getLogger(f"{__name__}.wire")
 WIRE_LOG.setLevel(logging.CRITICAL)  # what websockets says of broken peers; anyone could fill the disk with it
 STUCK_S = 10.0  # an inference call that takes longer makes the server unhealthy
 CLOSE_S = 2.0  # time for the closing handshake
-BURST_S = 1.0  # a client may be ahead of its rate by what it may send in this time
 
 
 class PolicyServer:
@@ -51,7 +52,8 @@ class PolicyServer:
     Args:
         policy: decides; anything with `plan`, `spec`, `chunk` and `noise_shape`.
         config: where to listen, and the limits.
-        key: what clients must send as `Authorization: Api-Key KEY`; None lets everyone in.
+        key: what clients must send as `Authorization: Api-Key KEY`, or several such keys with white space between
+            them; None lets everyone in. Clients share the server's limits with those of the same key and address.
         tls: certificate and its private key; None does not encrypt.
 
     Raises:
@@ -70,17 +72,22 @@ class PolicyServer:
             raise ValueError(f"the observation {sorted(taken)} has the name of a key of the protocol; rename it")
         self._policy = policy
         self._config = config
-        self._key = None if key is None else _digest(f"Api-Key {key}")
+        self._keys = None if key is None else [_digest(f"Api-Key {each}") for each in key.split()]
         self._tls = tls
         self._metrics = Metrics()
         self._admission = Admission(config.max_opening, lambda reason: self._metrics.refused.labels(reason).inc())
+        self._rate = RateLimit(config.max_request_hz)
         self._answering: set[ServerConnection] = set()
         self._draining = False
         self._batcher: Batcher
         self._server: Server
 
     async def start(self) -> int:
-        """Warms the policy up and listens; returns the port."""
+        """Warms the policy up and listens; returns the port.
+
+        Raises:
+            ValueError: the address cannot be listened on.
+        """
         config = self._config = replace(self._config, inference_batch=await asyncio.to_thread(self._warm_up))
         self._metadata = pack(metadata(self._policy, config))
         self._batcher = Batcher(self._policy, config, self._metrics)
@@ -90,13 +97,22 @@ class PolicyServer:
         class Connection(GuardedConnection):
             admission = self._admission
 
-        self._server = await serve(
+        try:
+            self._server = await self._listen(Connection)
+        except OSError as error:
+            self._batcher.stop()
+            raise ValueError(_cannot_listen(config, error)) from error
+        return next(iter(self._server.sockets)).getsockname()[1]
+
+    async def _listen(self, connection: type[GuardedConnection]) -> Server:
+        config = self._config
+        return await serve(
             self._serve,
             config.host,
             config.port,
             ssl=self._tls,
             process_request=self._admit,
-            create_connection=Connection,
+            create_connection=connection,
             origins=[None],  # no browser: a web page could otherwise reach a server on loopback
             compression=None,
             max_size=message_bytes(self._policy, config),
@@ -108,7 +124,6 @@ class PolicyServer:
             server_header=None,
             logger=WIRE_LOG,
         )
-        return next(iter(self._server.sockets)).getsockname()[1]
 
     async def run(self, announce: Callable[[int], None]) -> None:
         """Serves until SIGTERM or SIGINT, then drains; `announce` is told the port."""
@@ -155,21 +170,30 @@ class PolicyServer:
             if healthy:
                 return connection.respond(HTTPStatus.OK, "OK\n")
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "not healthy\n")
-        if not self._knows_key(request):
+        if (number := self._key_number(request)) is None:
             return self._refuse(connection, HTTPStatus.UNAUTHORIZED, "expected the header Authorization: Api-Key KEY\n")
+        connection.principal = number, connection.place
+        if self._rate.wait_s(connection.principal) is None:
+            return self._refuse(connection, HTTPStatus.TOO_MANY_REQUESTS, "too fast; ask again later\n")
         if path == "/metrics":
             return connection.respond(HTTPStatus.OK, self._metrics.text())
         if path != "/":
             return self._refuse(connection, HTTPStatus.NOT_FOUND, "there is /, /healthz and /metrics\n")
         if self._draining or len(self._admission.open) >= self._config.max_connections:
             return self._refuse(connection, HTTPStatus.SERVICE_UNAVAILABLE, "no room for another connection\n")
+        if self._admission.held(connection.principal) >= self._config.max_connections_each:
+            text = f"{self._config.max_connections_each} connections of this key and address are open already\n"
+            return self._refuse(connection, HTTPStatus.TOO_MANY_REQUESTS, text)
         self._admission.open.add(connection)
         return None
 
-    def _knows_key(self, request: Request) -> bool:
-        """Compares digests in constant time, so that neither content nor length of the key shows in the duration."""
-        given = "".join(request.headers.get_all("Authorization"))
-        return self._key is None or hmac.compare_digest(_digest(given), self._key)
+    def _key_number(self, request: Request) -> int | None:
+        """Which key was given; None if none. In constant time: neither content nor length of a key shows in it."""
+        if self._keys is None:
+            return 0
+        given = _digest("".join(request.headers.get_all("Authorization")))
+        same = [hmac.compare_digest(given, key) for key in self._keys]
+        return same.index(True) if any(same) else None
 
     def _refuse(self, connection: ServerConnection, status: HTTPStatus, text: str) -> Response:
         self._metrics.refused.labels(status.phrase.lower()).inc()
@@ -194,15 +218,11 @@ class PolicyServer:
     async def _converse(self, connection: GuardedConnection) -> None:
         """Answers requests, until the connection is closed or the server drains."""
         session, previous_ms = Session(self._policy), None
-        due = time.monotonic() - BURST_S
         while not self._draining:
-            due = max(due + 1 / self._config.max_request_hz, time.monotonic() - BURST_S)
-            if (early := due - time.monotonic()) > 0:
-                await asyncio.sleep(early)
             message = await connection.recv()
             start = time.perf_counter()
             self._answering.add(connection)
-            frame, goes_on = await self._reply(session, message, previous_ms)
+            frame, goes_on = await self._reply(connection, session, message, previous_ms)
             await self._send(connection, frame)
             self._answering.discard(connection)
             if not goes_on:
@@ -211,12 +231,12 @@ class PolicyServer:
             self._metrics.request_seconds.observe(previous_ms / 1e3)
 
     async def _reply(
-        self, session: Session, message: str | bytes, previous_ms: float | None
+        self, connection: GuardedConnection, session: Session, message: str | bytes, previous_ms: float | None
     ) -> tuple[bytes | str, bool]:
         """The frame to send for a request, and whether the connection goes on after it."""
         self._metrics.requests.inc()
         try:
-            return pack(await self._answer(session, message, previous_ms)), True
+            return pack(await self._answer(connection, session, message, previous_ms)), True
         except RequestError as error:
             failure = error
         except ValueError as error:
@@ -227,12 +247,19 @@ class PolicyServer:
         self._metrics.errors.labels(failure.reason).inc()
         return str(failure), failure.goes_on
 
-    async def _answer(self, session: Session, message: str | bytes, previous_ms: float | None) -> dict[str, Any]:
+    async def _answer(
+        self, connection: GuardedConnection, session: Session, message: str | bytes, previous_ms: float | None
+    ) -> dict[str, Any]:
         start = time.perf_counter()
+        if (early_s := self._rate.wait_s(connection.principal)) is None:
+            text = f"more than {self._config.max_request_hz:g} requests per second of this key and address"
+            raise RequestError("busy", f"{text}; ask again later", goes_on=True)
+        if early_s:
+            await asyncio.sleep(early_s)
         if isinstance(message, str):
             raise ValueError("the request is text, expected a binary frame")
         observation = session.read(unpack(message))
-        actions, infer_s = await self._batcher.plan(observation, session.seed, session.decision)
+        actions, infer_s = await self._batcher.plan(observation, session.seed, session.decision, connection)
         session.decision += 1
         timing = {"infer_ms": 1e3 * (time.perf_counter() - start)}
         if previous_ms is not None:
@@ -279,6 +306,17 @@ def is_loopback(host: str) -> bool:
     except OSError as error:
         raise ValueError(f"host={host!r} has no address: {error}") from error
     return all(ip_address(str(address).partition("%")[0]).is_loopback for address in addresses)
+
+
+def _cannot_listen(config: ServerConfig, error: OSError) -> str:
+    """Why the server cannot listen, and what to do."""
+    where = f"host={config.host!r} port={config.port}"
+    advice = {
+        errno.EADDRINUSE: "something listens there; stop it, or choose another port (0: any free one)",
+        errno.EACCES: "this user may not; choose a port of 1024 or above",
+        errno.EADDRNOTAVAIL: "this machine has no such address; choose one of its own",
+    }.get(error.errno or 0, "choose another host or port")
+    return f"{where} cannot be listened on ({error.strerror or error}): {advice}"
 
 
 def _digest(text: str) -> bytes:

@@ -19,12 +19,13 @@ class ServerConfig:
     noise_seed: int = 0  # another value gives another draw of all noise; in [0, 2^32)
     max_wait_ms: float = 0.0  # ms that a free worker waits for more requests to share its call
     deadline_s: float = 1.0  # s after which a request that has no answer is given up
-    max_waiting: int = 128  # requests that wait for inference; further ones are answered "busy"
+    max_waiting: int = 128  # requests that wait for inference; who has the most of them is answered "busy" first
     max_connections: int = 128  # open connections; further ones are refused with HTTP status 503
-    max_opening: int = 256  # connections that have not asked for anything yet; a further one ends the oldest of them
-    max_request_hz: float = 1000.0  # requests per second and connection; a faster one is made to wait
+    max_connections_each: int = 96  # of them with one key from one address; further ones are refused with status 429
+    max_opening: int = 256  # connections that have asked for nothing yet; a further one ends one of the fullest address
+    max_request_hz: float = 1000.0  # requests and connections per second, of one key and address; a faster one waits
     max_message_bytes: int = 0  # of one request; 0: what the policy's observation history needs, and 64 KiB
-    open_timeout_s: float = 5.0  # s for the HTTP request
+    open_timeout_s: float = 5.0  # s for the TLS handshake, and for the HTTP request
     write_timeout_s: float = 5.0  # s that a client may take to read an answer
     ping_s: float = 20.0  # s between pings of an idle connection, and for the pong
     drain_s: float = 10.0  # s that requests may take to finish after SIGTERM
@@ -38,6 +39,7 @@ class ServerConfig:
             "deadline_s": (0.001, 3600),
             "max_waiting": (1, 2**20),
             "max_connections": (1, 2**16),
+            "max_connections_each": (1, 2**16),
             "max_opening": (1, 2**16),
             "max_request_hz": (0.001, 1e6),
             "max_message_bytes": (0, 2**30),

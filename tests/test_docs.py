@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import pkgutil
 import re
@@ -22,6 +23,7 @@ from omegaconf import OmegaConf
 
 import envs
 import policies
+from benchmarks.result import processor
 from conf import schema
 from envs.records import write_records
 from envs.rollout import rollout
@@ -225,6 +227,24 @@ def test_links_lead_somewhere(page):
         headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
         anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
         assert not anchor or anchor in anchors, f"{page} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_figures_name_their_processor(page):
+    """A paragraph that names a result file names what computed it: times elsewhere are others."""
+    for paragraph in re.split(r"\n\s*\n", text_of(page)):
+        for file in re.findall(r"benchmarks/results/[\w.-]+\.json", paragraph):
+            name = processor(json.loads((ROOT / file).read_text())["hardware"])
+            assert name in " ".join(paragraph.split()), f"{page}: {file} was measured on an {name}"
+
+
+def test_every_figure_of_time_stands_near_its_processor():
+    """Whatever is measured in samples or milliseconds stands in a section that names a processor."""
+    figure = re.compile(r"\d samples/s|\d ms\b|\d times slower")
+    for page in ("README.md", *DOCS):
+        for section in re.split(r"^#+ |^(?=\*\*)", text_of(page), flags=re.MULTILINE):
+            if figure.search(FENCE.sub("", section)):
+                assert re.search(r"Intel Xeon|AMD EPYC|NVIDIA", section), f"{page}: {section[:60]}"
 
 
 def test_no_number_is_left_open():

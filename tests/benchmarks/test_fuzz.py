@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import fuzz, fuzz_wire
+from benchmarks import fuzz, fuzz_onnx, fuzz_wire
 from deploy.server import PolicyServer
 from deploy.session import Session
 
@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
         ("answer", 400, ("taken", "refused")),
         ("store", 400, ("taken", "refused")),
         ("journal", 600, ("read, replayed", "read, another decision", "read in part, another decision", "refused")),
+        ("onnx", 400, ("taken, and run", "taken, and refused by the runtime", "refused")),
     ],
 )
 def test_nothing_is_found(name, cases, ends):
@@ -62,6 +63,18 @@ def test_a_crash_and_a_chatty_error_are_found(monkeypatch):
         monkeypatch.setattr(Session, "read", read)
         result = fuzz.fuzz("request", range(200), seed=11)
         assert 0 < result["findings"] < 200
+
+
+def test_an_inspection_that_looks_away_and_a_runtime_that_opens_files_are_found(monkeypatch, tmp_path):
+    monkeypatch.setattr(fuzz_onnx, "require_self_contained", lambda data: None)
+    examples = fuzz.fuzz("onnx", range(200), seed=11)["examples"]
+    assert any("the official parser writes other bytes" in example for example in examples)
+    (tmp_path / "file").write_bytes(b"1")
+    touched = fuzz_onnx.watch(tmp_path / "file")
+    assert not touched()
+    (tmp_path / "file").read_bytes()
+    assert touched()
+    assert not touched()
 
 
 @pytest.mark.parametrize("leaves", [True, False])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 import eval as evaluation
-from benchmarks import result
+from benchmarks import result, success
 
 BENCHMARKS = Path(result.__file__).parent
 
@@ -37,3 +38,21 @@ def test_hardware_has_the_threads_of_this_process_unless_others_are_told():
     now = f"{torch.get_num_threads()} torch threads"
     assert evaluation.hardware(torch.device("cpu")).endswith(now)
     assert evaluation.hardware(torch.device("cpu"), 7).endswith(" 7 torch threads")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "name"),
+    [
+        ("Intel(R) Xeon(R) Processor, 2 cores, 1 torch threads", "Intel Xeon"),
+        ("AMD EPYC, 2 cores, 1 torch threads", "AMD EPYC"),
+        ("NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3"),
+    ],
+)
+def test_a_processor_as_a_reader_calls_it(hardware, name):
+    assert result.processor(hardware) == name
+
+
+def test_the_page_of_all_tasks_is_what_its_result_file_gives():
+    source = result.FOLDER / "success_cpu_2026-11-22.json"
+    page = result.FOLDER.parents[1] / "docs" / "results.md"
+    assert success.page(json.loads(source.read_text()), source) == page.read_text()

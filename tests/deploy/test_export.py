@@ -17,7 +17,6 @@ import torch
 from jaxtyping import config as annotations
 
 from deploy import artifact, export, runner, runner_torch, tracing
-from deploy.self_contained import require_self_contained
 from policies import ChunkConfig, Controller, Feature, Policy, PolicyConfig, Provenance, Spec, save
 from policies.controller import ContinuingPlanner, Planner
 from policies.encoders.state import StateEncoderConfig
@@ -357,12 +356,6 @@ def test_a_hostile_model(copy, what, message):
     swap(copy, "policy.onnx", hostile(model, what).SerializeToString())
     with pytest.raises(ValueError, match=message):
         runner.load(copy)
-
-
-@pytest.mark.parametrize("content", [b"\x0b", b"\x3a\x7f", b"\xff" * 20, b"\x08"])
-def test_what_is_no_model(content):
-    with pytest.raises(ValueError, match="no ONNX file"):
-        require_self_contained(content)
 
 
 def test_wrong_inputs(exported):

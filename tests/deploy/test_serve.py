@@ -8,7 +8,10 @@ import ssl
 import subprocess
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -36,6 +39,7 @@ def test_the_key_comes_from_the_environment_or_a_private_file(tmp_path):
     assert read_key({}, "") is None
     assert read_key({KEY_VARIABLE: KEY}, "") == KEY
     assert read_key({}, key_file(tmp_path, f"{KEY}\n")) == KEY
+    assert read_key({}, key_file(tmp_path, f"{KEY}\n{KEY[::-1]}\n")) == f"{KEY} {KEY[::-1]}"
 
 
 def test_a_key_that_protects_nothing_is_refused(tmp_path):
@@ -50,22 +54,81 @@ def test_a_key_that_protects_nothing_is_refused(tmp_path):
             read_key({KEY_VARIABLE: weak}, "")
 
 
+def unreadable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is for another user than the owner; root could read it all the same."""
+
+    def opened(self: Path, *of: object, **options: object) -> object:
+        if self == path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(self, *of, **options)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    real = Path.open
+    monkeypatch.setattr(Path, "open", opened)
+
+
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [
+        ("missing", r"='.*mine' is not there; "),
+        ("folder", r"='.*mine' is no file; give the file itself"),
+        ("pipe", r"='.*mine' is no file; give the file itself"),
+        ("unreadable", r"='.*mine' cannot be read \(Permission denied\); let the user who serves read it"),
+        ("binary", r"='.*mine' is no small text file; give another; "),
+        ("endless", r"='.*mine' is no small text file; give another; "),
+    ],
+)
+@pytest.mark.parametrize("name", ["key_file", "tls_certificate", "tls_key"])
+def test_a_file_that_cannot_be_read_is_told_in_one_line(tmp_path, monkeypatch, name, kind, match):
+    mine, good = tmp_path / "mine", tmp_path / "good"
+    good.touch()
+    make = {"missing": lambda: None, "folder": mine.mkdir, "pipe": lambda: os.mkfifo(mine)}
+    make.get(kind, lambda: mine.write_bytes(b"\xff\xfe" if kind == "binary" else b"x" * 17))()
+    if kind == "endless":
+        os.truncate(mine, 2**32)
+    if kind == "unreadable":
+        unreadable(mine, monkeypatch)
+    files = SimpleNamespace(**{"tls_certificate": str(good), "tls_key": str(good), name: str(mine)})
+    read = partial(read_key, {}, str(mine)) if name == "key_file" else partial(tls_context, cast(ServerConfig, files))
+    with pytest.raises(ValueError, match=name + match) as told:
+        read()
+    assert "\n" not in str(told.value)
+
+
+def certificate(folder: Path, *options: str) -> tuple[str, str]:
+    names = str(folder / "certificate.pem"), str(folder / "key.pem")
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-days", "2", *(options or ["-nodes"])]
+    command = ["openssl", "req", "-x509", *curve, "-keyout", names[1], "-out", names[0], *subject]
+    subprocess.run(command, check=True, capture_output=True)
+    return names
+
+
+NEEDS_OPENSSL = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate of this test")
+
+
+@NEEDS_OPENSSL
+def test_a_private_key_with_a_pass_phrase_asks_nobody(tmp_path):
+    files = certificate(tmp_path, "-passout", "pass:secret")
+    with pytest.raises(ValueError, match=r"has a pass phrase; write it without one: openssl pkey -in .*key\.pem -out "):
+        tls_context(ServerConfig(tls_certificate=files[0], tls_key=files[1]))
+
+
+@NEEDS_OPENSSL
 def test_tls_needs_a_certificate_that_can_be_used(tmp_path):
     assert tls_context(ServerConfig()) is None
-    with pytest.raises(ValueError, match="cannot be used"):
-        tls_context(ServerConfig(tls_certificate=str(tmp_path / "a"), tls_key=str(tmp_path / "b")))
+    (tmp_path / "other").mkdir()
+    good, other = certificate(tmp_path), certificate(tmp_path / "other")
+    for pair in ((good[0], other[1]), (good[1], good[0])):
+        with pytest.raises(ValueError, match=r"cannot be used .*; give PEM files that belong together"):
+            tls_context(ServerConfig(tls_certificate=pair[0], tls_key=pair[1]))
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate of this test")
+@NEEDS_OPENSSL
 def test_over_tls(tmp_path, serving, observation):
-    certificate, private = str(tmp_path / "certificate.pem"), str(tmp_path / "key.pem")
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    command = ["openssl", "req", "-x509", *curve, "-keyout", private, "-out", certificate, *subject]
-    subprocess.run(command, check=True, capture_output=True)
-    running = serving(key=KEY, tls=tls_context(ServerConfig(tls_certificate=certificate, tls_key=private)))
+    public, private = certificate(tmp_path)
+    running = serving(key=KEY, tls=tls_context(ServerConfig(tls_certificate=public, tls_key=private)))
     uri = running.uri.replace("ws:", "wss:")
-    with closing(Client(uri, KEY, tls=ssl.create_default_context(cafile=certificate))) as client:
+    with closing(Client(uri, KEY, tls=ssl.create_default_context(cafile=public))) as client:
         assert client.infer(observation)["actions"].shape == (8, 2)
     with pytest.raises(ConnectionError, match="certificate"):
         Client(uri, KEY).connect()  # a certificate that nobody vouches for

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import http.client
+import re
 import socket
 import threading
 import time
@@ -387,7 +389,7 @@ def test_a_fast_client_is_slowed_down(serving, observation):
     running = serving(max_request_hz=50.0)
     with closing(Client(running.uri)) as client:
         start = time.monotonic()
-        for _ in range(65):  # 50 of them are the burst
+        for _ in range(64):  # and one for the connection; 50 are the burst
             client.infer(observation)
         assert time.monotonic() - start > 13 / 50
 
@@ -419,6 +421,20 @@ def test_sigterm_ends_the_process_with_status_0(process, observation):
         server.popen.terminate()
         assert unpack(raw.recv(decode=False))["actions"].shape == (8, 2)
     assert server.popen.wait(10) == 0
+
+
+def test_an_address_that_cannot_be_listened_on_is_told_in_one_line(serving, monkeypatch):
+    running = serving()
+    cases = [
+        ({"port": running.port}, "something listens there; stop it, or choose another port (0: any free one)"),
+        ({"host": "192.0.2.1"}, "this machine has no such address; choose one of its own"),
+    ]
+    for options, advice in cases:
+        server = PolicyServer(ToyPolicy(), ServerConfig(**{"port": 0, **options}), KEY)
+        with pytest.raises(ValueError, match=re.escape(advice)) as told:
+            asyncio.run(server.start())
+        assert "\n" not in str(told.value)
+    assert not [thread for thread in threading.enumerate() if thread.name == "inference"][1:]
 
 
 def test_a_name_of_the_protocol_cannot_be_an_observation():
