@@ -226,7 +226,7 @@ def summary(run: Run, policy: Decides, records: list[EpisodeRecord], expert: lis
         "total_seconds": round(time.perf_counter() - run.started, 2),
         "checkpoint": str(run.checkpoint),
         "seed": run.eval.seed,
-        "conditions": conditions(run.eval, changed),
+        "conditions": conditions(run.eval, changed, sum(record.solved_before for record in records)),
         "head": changed,
         "perturbation": records[0].perturbation,
         "execution": {f.name: getattr(run.eval, f.name) for f in fields(policies.ExecutionConfig)},
@@ -243,13 +243,14 @@ def changed_head(checkpoint: Path, policy: Decides) -> dict[str, Any]:
     return exported.changed_head(policy.manifest)
 
 
-def conditions(config: schema.EvaluationConfig, head: dict[str, Any]) -> str:
-    """In words, what makes this evaluation harder or other than the plain one; empty if nothing does."""
+def conditions(config: schema.EvaluationConfig, head: dict[str, Any], solved_before: int = 0) -> str:
+    """In words, what makes this evaluation harder, easier or other than the plain one; empty if nothing does."""
     told = [f"head.{name}={value}" for name, value in head.items()]
     told += [config.mode] if config.mode != "receding_horizon" else []
     told += [f"delay {config.delay} steps"] if config.delay else []
     told += ["measured latencies"] if config.latencies_ms or config.latencies_file else []
     told += [config.perturb.describe()] if config.perturb.describe() else []
+    told += [f"{solved_before} of the episodes solved at the start"] if solved_before else []
     return f" ({', '.join(told)})" if told else ""
 
 
@@ -304,7 +305,13 @@ def env_of(source: policies.Provenance) -> envs.EnvConfig:
     if ":" in str(source.env.get("id", "")):
         # Gymnasium imports the module before the colon, and a checkpoint must never name code to run.
         raise ValueError(f"the checkpoint asks to import {source.env['id']!r}; give env=gymnasium env.id=... yourself")
-    return build(envs.ENVS[kind][0], source.env, "provenance.env")
+    try:
+        return build(envs.ENVS[kind][0], source.env, "provenance.env")
+    except ValueError as error:
+        if not set(source.modules) - set(envs.imported_modules()):
+            raise
+        told = f"the checkpoint was trained with modules=[{','.join(source.modules)}], and never imports by itself"
+        raise ValueError(f"{told}: give modules=[...] if you trust them ({error})") from error
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")

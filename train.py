@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+import envs
 import eval as evaluation
 import policies
 from conf import cli, schema
@@ -281,12 +282,15 @@ def provenance(config: schema.TrainRoot, store: Store) -> policies.Provenance:
         versions=evaluation.versions(),
         git_sha=sha,
         train_steps=0,
+        modules=envs.imported_modules(),
     )
 
 
 def require_same(saved: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
     """Raises `ValueError` naming the first field that would make the resumed run another run."""
     for key, old, new in differences(saved, config):
+        if (key, old, new) == ("env.kwargs", None, {}):
+            continue  # a run from before there were any
         if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME):
             raise ValueError(f"{where} was trained with {key}={old!r}, now it is {new!r}; start a new run to change it")
 
@@ -312,7 +316,9 @@ def compose(cfg: DictConfig) -> tuple[schema.TrainRoot, list[str], dict[str, Any
     if cfg.resume:
         folder = folder / "checkpoint" if folder.name != "checkpoint" else folder
         state = policies.load_train_state(folder)
-        overrides = [o for o in state["overrides"] if not o.startswith(("resume=", "out="))] + overrides
+        overrides = [
+            o for o in state["overrides"] if not o.lstrip("+").startswith(("resume=", "out=", "modules="))
+        ] + overrides
         cfg = hydra.compose("train", overrides)
     config: schema.TrainRoot = cli.typed(cfg)
     if config.resume:
@@ -327,6 +333,7 @@ def compose(cfg: DictConfig) -> tuple[schema.TrainRoot, list[str], dict[str, Any
 FREE_ON_RESUME = (
     "resume",
     "out",
+    "modules",
     "eval",
     "wandb",
     "demos.path",

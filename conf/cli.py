@@ -6,7 +6,7 @@ import difflib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -15,6 +15,8 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+import envs
 
 from . import schema
 
@@ -30,17 +32,27 @@ def compose(overrides: list[str]) -> schema.TrainRoot:
     """The configuration that `python train.py OVERRIDES` would have."""
     schema.register()
     with hydra.initialize(version_base="1.3", config_path="."):
-        return typed(hydra.compose("train", overrides))
+        return typed(hydra.compose("train", overrides), overrides)
 
 
-def typed(config: DictConfig) -> Any:
-    """The configuration as an object of its root class.
+def typed(config: DictConfig, given: Sequence[str] | None = None) -> Any:
+    """The configuration as an object of its root class; the packages that it names in `modules` are imported first.
+
+    Args:
+        config: as it was composed.
+        given: what a person has said, in which `modules` must be; None: the program's command line.
 
     Raises:
         ValueError: a field that its class does not have, or one that was taken away: `+key=value` and `~key` get past
             the classes, and Hydra would drop the one and put the default in place of the other.
     """
     _require_own_fields(config, "")
+    modules = list(config.get("modules") or ())
+    if modules and not any(word.lstrip("+").startswith("modules=") for word in given or sys.argv[1:]):
+        raise ValueError(
+            f"modules={modules} stands in a file, and only you may name code to run: repeat it as an argument"
+        )
+    envs.import_modules(modules)
     return OmegaConf.to_object(config)
 
 

@@ -108,6 +108,7 @@ class TrainRoot:
     """What train.py reads."""
 
     env: EnvConfig = MISSING
+    modules: list[str] = field(default_factory=list)  # packages to import first, which register worlds; no file may
     demos: CollectConfig = field(default_factory=CollectConfig)
     encoder: EncoderConfig = MISSING
     net: NetConfig = MISSING
@@ -155,6 +156,7 @@ class EvalRoot:
     checkpoint: str = MISSING  # folder of a checkpoint or of an export
     trust: bool = False  # run an export that holds a program of torch or native code: only one that you made
     env: EnvConfig | None = None  # another environment than the checkpoint's own
+    modules: list[str] = field(default_factory=list)  # packages to import first, which register worlds; no file may
     head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10
     eval: EvaluationConfig = field(default_factory=EvaluationConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
@@ -169,6 +171,7 @@ class CollectRoot:
     """What `python -m demos.collect` reads."""
 
     env: EnvConfig = MISSING
+    modules: list[str] = field(default_factory=list)  # packages to import first, which register worlds; no file may
     demos: CollectConfig = field(default_factory=CollectConfig)
 
 
@@ -193,6 +196,7 @@ class DeployRoot:
     replay: str = ""  # a journal: instead of controlling, decide again what it says, and compare to the last bit
     head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10
     env: EnvConfig | None = None  # the robot's world; another one than the checkpoint's own
+    modules: list[str] = field(default_factory=list)  # packages to import first, which register worlds; no file may
     seconds: float = 60.0  # to control for, in all episodes together
     rate_hz: float = 0.0  # control steps per second; 0: the checkpoint's own; another one is a load test
     seed: int = 2_000_000  # of the first episode's start state and noise; every further episode takes the next
@@ -219,6 +223,7 @@ class CalibrateRoot(MonitorConfig):
 
     checkpoint: str = MISSING  # checkpoint folder
     env: EnvConfig | None = None  # another world than the checkpoint's own
+    modules: list[str] = field(default_factory=list)  # packages to import first, which register worlds; no file may
     demos: CollectConfig | None = None  # how its demonstrations were collected; None: as its training state says
     episodes: int = 200  # to roll out undisturbed; the successful ones calibrate
     seed: int = 3_000_000  # of the first; below lie demonstrations, evaluation (1,000,000) and deploy.run (2,000,000)

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from envs import Env, EnvConfig, Feature, make
+from envs import Env, EnvConfig, Feature, import_modules, imported_modules, make, returned
+from envs.returned import WorldError
 
 from .episode import SEED_LIMIT, Episode
 from .store import Store, StoreMeta
@@ -219,7 +220,10 @@ def _attempt_in_processes(
 ) -> Generator[Attempt]:
     """Yield the outcomes in the order of the seeds, working a little ahead."""
     executor = ProcessPoolExecutor(
-        config.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(make_env,)
+        config.workers,
+        multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(make_env, imported_modules()),
     )
     ahead: deque[tuple[int, Future[Episode | None]]] = deque()
     try:
@@ -234,10 +238,11 @@ def _attempt_in_processes(
         executor.shutdown(cancel_futures=True)
 
 
-def _start_worker(make_env: Callable[[], Env]) -> None:
+def _start_worker(make_env: Callable[[], Env], modules: list[str]) -> None:
     global _worker_env
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the parent, which then stops the workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    import_modules(modules)
     _worker_env = make_env()
 
 
@@ -264,7 +269,7 @@ def attempt(env: Env, config: CollectConfig, seed: int) -> Episode | None:
     # No noise on choices: there is none between two of them.
     noise = config.noise * np.array([not n for n in env.features["action"].get("choices", [0] * len(low))])
     steps: list[Step] = []
-    observation, info = env.reset(seed=seed)
+    observation, info, _ = returned.begin(env, seed)
     expert = env.expert
     if expert is None:
         raise ValueError(f"{env.task_text!r} ({env.version}) has no scripted expert")
@@ -274,10 +279,14 @@ def attempt(env: Env, config: CollectConfig, seed: int) -> Episode | None:
         noisy = np.clip(clean + noise * rng.standard_normal(clean.shape), low, high).astype(low.dtype)
         # Copies, because an environment may write into the same arrays at every step.
         decided_at = {name: np.array(value) for name, value in observation.items()}
-        observation, reward, terminated, truncated, info = env.step(noisy)
-        steps.append((decided_at, clean, float(reward), bool(info["success"])))
-        over = terminated or truncated
-        if info["success"] or math.isfinite(steps_left):
+        try:
+            step = returned.step(env, noisy)
+        except WorldError as error:
+            raise WorldError(f"{env.task_text!r}, seed {seed}, step {len(steps)}: {error}") from error
+        observation, info = step.observation, step.info
+        steps.append((decided_at, clean, step.reward, step.success))
+        over = step.terminated or step.truncated
+        if step.success or math.isfinite(steps_left):
             steps_left = min(steps_left - 1, config.after_success)
     return None if math.isinf(steps_left) else _episode(env, seed, steps)
 

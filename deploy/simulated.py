@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs import Env
+from envs import Env, returned
 
 
 @dataclass
@@ -42,7 +42,7 @@ class SimulatedRobot:
 
     def reset(self, seed: int) -> None:
         """Starts the episode that belongs to the seed."""
-        self._observation, _ = self.env.reset(seed=seed)
+        self._observation, _, _ = returned.begin(self.env, seed)
         self._seed, self._steps, self._success = seed, 0, False
         self.over = False
 
@@ -54,9 +54,10 @@ class SimulatedRobot:
         """Does a control step."""
         if self.over:
             return
-        self._observation, _, terminated, truncated, info = self.env.step(action.astype(np.float32))
+        step = returned.step(self.env, action.astype(np.float32))
+        self._observation = step.observation
         self._steps += 1
-        self._success |= bool(info["success"])
-        self.over = terminated or truncated or (self.stop_at_success and self._success)
+        self._success |= step.success
+        self.over = step.terminated or step.truncated or (self.stop_at_success and self._success)
         if self.over:
             self.outcomes.append(Outcome(self._seed, self._success, self._steps))

@@ -9,6 +9,7 @@ from .base import Env, EnvConfig, Feature, Features, Observation, RenderingUnava
 from .detour import DetourConfig, DetourEnv
 from .gymnasium_env import GymnasiumConfig, GymnasiumEnv
 from .metaworld import MetaWorldConfig, MetaWorldEnv
+from .modules import import_modules, imported_modules
 from .perturb import PerturbConfig, PerturbedEnv
 
 # Here, because it must come before the first import of mujoco, by whomever.
@@ -57,5 +58,7 @@ __all__ = [
     "Observation",
     "PerturbConfig",
     "RenderingUnavailable",
+    "import_modules",
+    "imported_modules",
     "make",
 ]

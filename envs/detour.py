@@ -84,7 +84,8 @@ class DetourEnv(Env):
         self.expert = _Demonstrator(self.np_random.choice([-1.0, 1.0]))
         self._mujoco.mj_forward(self._model, self._data)
         self._steps, self._mode = 0, ""
-        return self._observation(), {"expert_observation": self._all()}
+        solved = float(np.hypot(*(self._data.qpos - self._goal))) < REACHED
+        return self._observation(), {"expert_observation": self._all(), "success": solved}
 
     def widen_start(self, factor: float) -> None:
         """Draw y of start and goal from a range `factor` times as wide."""

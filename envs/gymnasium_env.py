@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+import numbers
+import operator
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
@@ -11,8 +14,11 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.spaces import Box, Dict, Space
 
+from . import returned
 from .base import Env, EnvConfig, Feature, Observation, Physics, RenderingUnavailable, nearest, rendering_help
 from .spaces import ActionVector
+
+ADAPTERS_OWN = {"id", "max_episode_steps", "disable_env_checker", "render_mode"}  # arguments of gymnasium.make
 
 
 @dataclass
@@ -24,7 +30,10 @@ class GymnasiumConfig(EnvConfig):
     """
 
     kind: str = "gymnasium"
-    id: str = ""  # a registered id such as "Reacher-v5"; import the package that registers it beforehand
+    id: str = ""  # a registered id such as "Reacher-v5"; `modules` names the package that registers it
+    # Arguments of the environment itself by name, plain JSON values. Not typed as the dict they are, since Hydra would
+    # then let the command line only change what is there.
+    kwargs: Any = field(default=None, metadata={"before": None})
     max_steps: int = 0  # control steps until truncation; 0 takes the id's own limit
     success_key: str = "success"  # the entry of info that holds success, read unless success_return is given
     success_return: float | None = None  # success is a sum of rewards of at least this
@@ -36,9 +45,19 @@ class GymnasiumConfig(EnvConfig):
             raise ValueError("id is empty: set a registered Gymnasium id such as Reacher-v5")
         # "module:Name-v0" would import the module: a config must not name code to run.
         if ":" in self.id:
-            raise ValueError(f"id {self.id!r} names a module: import that yourself and give the part after the colon")
+            raise ValueError(f"id {self.id!r} names a module: give it with modules=[...], and the part after the colon")
         if self.id not in gymnasium.registry:
-            raise ValueError(f"unknown Gymnasium id {self.id!r}: {_suggest(self.id)}")
+            raise ValueError(
+                f"unknown Gymnasium id {self.id!r}: {_suggest(self.id)}, or name the package that registers it with "
+                "modules=[PACKAGE] on the command line"
+            )
+        self.kwargs = _plain_arguments({} if self.kwargs is None else self.kwargs)
+        self.max_steps = operator.index(self.max_steps)
+        for name in ("control_dt_s", "success_return"):
+            value = returned.plain(getattr(self, name))  # stored as it is meant, whichever of numpy's types it has
+            setattr(self, name, float(value) if isinstance(value, int) else value)
+        if self.success_return is not None and not math.isfinite(self.success_return):
+            raise ValueError(f"success_return is {self.success_return}, expected a finite sum of rewards")
         if self.max_steps < 0:
             raise ValueError(f"max_steps is {self.max_steps}, expected 0 (the id's own limit) or more")
         if not (math.isfinite(self.control_dt_s) and self.control_dt_s >= 0):
@@ -77,9 +96,12 @@ class GymnasiumEnv(Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
         """Start the episode that belongs to the seed."""
         super().reset(seed=seed, options=options)
-        observation, info = self._raw.reset(seed=seed, options=options)
+        observation, given = self._raw.reset(seed=seed, options=options)
         self._return = 0.0
-        return self._observation(observation), dict(info)
+        info = {name: value for name, value in given.items() if name != "success"}
+        if self.config.success_return is not None or self.config.success_key in given:
+            info["success"] = self._success(given)
+        return self._observation(observation), info
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
         """Act for one control period.
@@ -89,7 +111,7 @@ class GymnasiumEnv(Env):
         """
         native = self._actions.native(np.asarray(action))
         observation, reward, terminated, truncated, info = self._raw.step(native)
-        self._return += float(reward)
+        self._return += returned.real(reward, "the reward")
         info = {**info, "success": self._success(info)}
         return self._observation(observation), float(reward), bool(terminated), bool(truncated), info
 
@@ -122,7 +144,7 @@ class GymnasiumEnv(Env):
                 f"{sorted(map(str, info)) or 'nothing'}; set success_key to one of these, or success_return to the sum "
                 "of rewards that counts as success"
             )
-        return bool(info[self.config.success_key])
+        return returned.truth(info[self.config.success_key], f"info[{self.config.success_key!r}]")
 
     def _observation(self, raw: Any) -> Observation:
         if not isinstance(raw, dict):
@@ -139,7 +161,29 @@ def _make(config: GymnasiumConfig) -> gymnasium.Env:
         raise ValueError(f"{config.id} has no step limit of its own: set max_steps")
     # Gymnasium fixes the render mode at construction, and refuses or warns where the environment does not know it.
     mode = {"render_mode": "rgb_array"} if "rgb_array" in _render_modes(spec) else {}
-    return gymnasium.make(spec, max_episode_steps=limit, disable_env_checker=True, **mode)
+    try:
+        return gymnasium.make(spec, max_episode_steps=limit, disable_env_checker=True, **mode, **config.kwargs)
+    except TypeError as error:
+        raise ValueError(f"{config.id} cannot be made with env.kwargs={config.kwargs}: {error}") from error
+
+
+def _plain_arguments(kwargs: Any) -> dict[str, Any]:
+    """A copy, as it comes back from a file.
+
+    Raises:
+        ValueError: something that JSON has not, or an argument that the adapter gives itself.
+    """
+    if not isinstance(kwargs, dict):
+        raise ValueError(f"env.kwargs is {kwargs!r}, expected the names and values of arguments")
+    if taken := sorted(ADAPTERS_OWN & kwargs.keys()):
+        raise ValueError(f"env.kwargs holds {taken}, which are not the environment's own; max_steps is a field of env")
+    try:
+        copied = json.loads(json.dumps(kwargs, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"env.kwargs must be plain JSON values: {error}") from error
+    if copied != kwargs:
+        raise ValueError(f"env.kwargs is {kwargs!r}, expected a dict of plain JSON values, with lists and no tuples")
+    return copied
 
 
 def _render_modes(spec: EnvSpec) -> list[str]:
@@ -189,9 +233,11 @@ def _feature(box: Box, shape: list[int], dtype: str) -> Feature:
 def _control_dt_s(env: gymnasium.Env, config: GymnasiumConfig) -> float:
     if config.control_dt_s:
         return config.control_dt_s
-    own = getattr(env.unwrapped, "dt", None)
-    if isinstance(own, (int, float)) and own > 0:
+    own, rate = (
+        returned.plain(value) for value in (getattr(env.unwrapped, "dt", None), env.metadata.get("render_fps"))
+    )
+    if isinstance(own, numbers.Real) and 0 < own < math.inf:
         return float(own)
-    if env.metadata.get("render_fps"):
-        return 1.0 / env.metadata["render_fps"]
+    if isinstance(rate, numbers.Real) and 0 < rate < math.inf:
+        return float(1.0 / rate)
     raise ValueError(f"{config.id} does not say how long a step takes: set control_dt_s (seconds)")

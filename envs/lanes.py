@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from . import returned
 from .base import Env, Features, Observation
 from .records import EpisodeRecord
+from .returned import WorldError
 
 MakeEnv = Callable[[], Env]
 Command = int | np.ndarray  # the seed of an episode to begin, or the action to take in the present one
@@ -33,7 +36,7 @@ class Finished:
     frames: list[np.ndarray] = field(default_factory=list)  # uint8 (H, W, 3); empty unless asked for
 
 
-Reply = Observation | Finished
+Reply = Observation | Finished | WorldError  # the last where the world returned what it may not
 
 
 class Lane:
@@ -53,9 +56,11 @@ class Lane:
         """Begin an episode or take a step in it; return the next observation, or how the episode ended."""
         try:
             reply = self._step(command) if isinstance(command, np.ndarray) else self._begin(command)
-            while self.options.expert and not isinstance(reply, Finished):
+            while self.options.expert and not isinstance(reply, Finished | WorldError):
                 assert self.env.expert is not None
                 reply = self._step(self.env.expert(self._info["expert_observation"]))
+        except WorldError as error:  # an answer like others, so that what other lanes have finished is not lost
+            return WorldError(f"{self.env.task}, seed {self._seed}, step {self._steps}: {error}")
         except Exception as error:
             error.add_note(f"This happened in {self.env.task}, seed {self._seed}, step {self._steps}.")
             raise
@@ -67,21 +72,23 @@ class Lane:
         self._return = 0.0
         self._first_success: int | None = None
         self._frames: list[np.ndarray] = []
-        observation, self._info = self.env.reset(seed=seed)
+        observation, self._info, self._solved_before = returned.begin(self.env, seed)
         self._keep_frame(last=False)
         return observation
 
     def _step(self, action: np.ndarray) -> Reply:
-        observation, reward, terminated, truncated, self._info = self.env.step(action)
+        step = returned.step(self.env, action)
+        self._info = step.info
+        self._return += step.reward
+        if not math.isfinite(self._return):
+            raise WorldError(f"the sum of the rewards is {self._return}, expected a finite number")
         self._steps += 1
-        self._return += float(reward)
-        success = bool(self._info["success"])
-        if success and self._first_success is None:
+        if step.success and self._first_success is None:
             self._first_success = self._steps
-        self._failure = str(self._info.get("failure", "terminated" if terminated else "time limit"))
-        done = terminated or truncated or (success and self.options.stop_at_success)
+        self._failure = str(self._info.get("failure", "terminated" if step.terminated else "time limit"))
+        done = step.terminated or step.truncated or (step.success and self.options.stop_at_success)
         self._keep_frame(last=done)
-        return Finished(self._record(success), self._frames) if done else observation
+        return Finished(self._record(step.success), self._frames) if done else step.observation
 
     def _record(self, final_success: bool) -> EpisodeRecord:
         return EpisodeRecord(
@@ -96,6 +103,7 @@ class Lane:
             return_=self._return,
             wall_s=time.perf_counter() - self._started,
             perturbation=self.env.perturbation,
+            solved_before=self._solved_before,
         )
 
     def _keep_frame(self, *, last: bool) -> None:

@@ -26,6 +26,7 @@ class EpisodeRecord:
     return_: float  # sum of the rewards
     wall_s: float  # seconds from reset to the last step, other lanes' work included
     perturbation: str = ""  # what disturbed the world (envs/perturb.py); empty if nothing did
+    solved_before: bool = False  # the world said at reset that the task was solved: no action of the policy's did it
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Summary:
     final_wilson_low: float
     final_wilson_high: float
     confidence: float  # of both intervals
+    solved_before: int = 0  # episodes that began solved; they are among n and, as a rule, among the successes
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -68,7 +70,8 @@ def summarize(records: Iterable[EpisodeRecord], confidence: float = 0.95) -> Sum
     n, successes = len(records), sum(record.success for record in records)
     final = sum(record.final_success for record in records)
     intervals = wilson(successes, n, confidence), wilson(final, n, confidence)
-    return Summary(n, successes, successes / n, *intervals[0], final, final / n, *intervals[1], confidence)
+    before = sum(record.solved_before for record in records)
+    return Summary(n, successes, successes / n, *intervals[0], final, final / n, *intervals[1], confidence, before)
 
 
 class RecordWriter:
@@ -124,8 +127,12 @@ _KINDS: dict[str, Sequence[type]] = {
     "return_": (float, int),
     "wall_s": (float, int),
     "perturbation": (str,),
+    "solved_before": (bool,),
 }
-_BEFORE: dict[str, Any] = {"perturbation": ""}  # what the absence of later fields means in older files
+_BEFORE: dict[str, Any] = {
+    "perturbation": "",
+    "solved_before": False,
+}  # what the absence of later fields means in older files
 
 
 def _parse(line: str, where: str) -> EpisodeRecord:

@@ -6,6 +6,7 @@ process ("inline") or are shared out among worker processes ("process").
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Literal, Protocol
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from .base import Observation, check_action
 from .lanes import Command, Finished, LaneGroup, LaneOptions, MakeEnv, Reply
 from .records import EpisodeRecord
+from .returned import WorldError
 from .workers import WorkerError, WorkerGroup, available_cpus, wait_for_any
 
 Group = LaneGroup | WorkerGroup
@@ -69,9 +71,10 @@ def rollout(
 
     Raises:
         ValueError: an argument is wrong, or the agent returned an action that is missing, misshapen or not finite.
+        WorldError: a world returned what it may not; the message names the seed and the step.
         WorkerError: a worker process failed or died.
     """
-    seeds = [int(seed) for seed in seeds]
+    seeds = [operator.index(seed) for seed in seeds]
     _check_arguments(seeds, n_envs, processes, workers, frame_seeds, frame_every, on_frames is not None)
     options = LaneOptions(stop_at_success, agent == "expert", frozenset(frame_seeds), frame_every)
     lanes = range(min(n_envs, len(seeds)))
@@ -155,12 +158,17 @@ def _episodes(groups: Sequence[Group], agent: Agent | None, seeds: Sequence[int]
         busy += _send(groups, commands)
         commands = {}
         observations: dict[int, Observation] = {}
+        failures: list[WorldError] = []
         for lane, reply in _receive(busy, wait_for_all=agent is not None).items():
-            if isinstance(reply, Finished):
+            if isinstance(reply, WorldError):
+                failures.append(reply)
+            elif isinstance(reply, Finished):
                 yield reply
                 commands |= begin(lane)
             else:
                 observations[lane] = reply
+        if failures:  # only now, so that no episode is lost that ended at the same time
+            raise failures[0]
         if observations:
             assert agent is not None  # the expert's lanes reply only when an episode has ended
             commands |= _act(agent, observations, place, groups[0])

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 
 from .base import Features
 from .lanes import Command, LaneGroup, LaneOptions, MakeEnv, Reply
+from .modules import import_modules, imported_modules
 
 
 class WorkerError(RuntimeError):
@@ -38,10 +39,12 @@ class WorkerGroup:
         self.features: Features | None = None
         self._seeds: dict[int, int] = {}
         request = _pickle(make_env, self.lanes, options)
+        modules = pickle.dumps(imported_modules())
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = _start(theirs.fileno())
         self.connection = Connection(ours.detach())
+        self.connection.send_bytes(modules)
         self.connection.send_bytes(request)
 
     def wait_until_ready(self) -> None:
@@ -133,6 +136,7 @@ def serve(file_descriptor: int) -> None:
     group = None
     with Connection(file_descriptor) as connection:
         try:
+            import_modules(pickle.loads(connection.recv_bytes()))
             group = LaneGroup(*pickle.loads(connection.recv_bytes()))
             connection.send(((group.task, group.features), None))
             while (commands := _next(connection)) is not None:

@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class Provenance:
     versions: dict[str, str]  # packages at the time of training
     git_sha: str  # commit of the working tree, "" if there was none
     train_steps: int  # optimizer steps behind these weights
+    # Packages that were imported for the world; a person must name them again, since nothing here is ever imported.
+    modules: list[str] = field(default_factory=list, metadata={"before": []})
 
 
 def save(

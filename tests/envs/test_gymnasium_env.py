@@ -1,5 +1,7 @@
 """Any Gymnasium id becomes a world, or is refused with a reason."""
 
+import math
+
 import gymnasium
 import numpy as np
 import pytest
@@ -144,6 +146,25 @@ def test_success_that_cannot_be_told_is_an_error(register):
         env.step(np.zeros(3))
 
 
+@pytest.mark.parametrize("value", [0.5, math.nan, None, "yes"])
+def test_success_is_true_or_false(register, monkeypatch, value):
+    env = make(register(keys=("success",)))
+    env.reset(seed=0)
+    step = Toy.step
+    monkeypatch.setattr(Toy, "step", lambda self, action: (*step(self, action)[:4], {"success": value}))
+    with pytest.raises(ValueError, match=r"info\['success'\] is .*, expected true or false"):
+        env.step(np.zeros(3))
+
+
+def test_success_at_reset_is_told_where_it_is_known(register, monkeypatch):
+    id = register(keys=("done",))
+    assert "success" not in make(id, success_key="done").reset(seed=0)[1]
+    assert make(id, success_return=1.0).reset(seed=0)[1]["success"] is False
+    assert make(id, success_return=-1.0).reset(seed=0)[1]["success"] is True  # no reward at all is more than that
+    monkeypatch.setattr(Toy, "reset", lambda self, **_: (self.observation_space.sample(), {"done": 1, "success": "x"}))
+    assert make(id, success_key="done").reset(seed=0)[1] == {"done": 1, "success": True}
+
+
 def test_max_steps_replaces_the_ids_own_limit(register):
     id = register(keys=("success",), limit=5)
     for max_steps, expected in ((0, 5), (3, 3), (8, 8)):
@@ -189,6 +210,48 @@ def test_the_control_period_must_be_known(register):
     with pytest.raises(ValueError, match="does not say how long a step takes: set control_dt_s"):
         make(id, control_dt_s=0.0)
     assert make(id, control_dt_s=0.25).features["control_dt_s"] == 0.25
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.array, float])
+def test_the_worlds_own_control_period_is_taken_whatever_its_type(register, monkeypatch, kind):
+    monkeypatch.setattr(Toy, "dt", kind(0.05), raising=False)
+    period = make(register(), control_dt_s=0.0).features["control_dt_s"]
+    assert type(period) is float
+    assert period == float(kind(0.05))
+    monkeypatch.setattr(Toy, "dt", None)
+    monkeypatch.setattr(Toy, "metadata", {"render_modes": ["rgb_array"], "render_fps": kind(40)})
+    period = make(register(), control_dt_s=0.0).features["control_dt_s"]
+    assert (type(period), period) == (float, 0.025)
+
+
+def test_numpys_numbers_in_a_config_are_stored_as_numbers():
+    config = GymnasiumConfig(id="Pendulum-v1", max_steps=np.int64(5), control_dt_s=np.float32(0.5))  # pyright: ignore
+    assert [type(value) for value in (config.max_steps, config.control_dt_s)] == [int, float]
+
+
+def test_arguments_reach_the_environment(register):
+    env = make(register(), kwargs={"keys": ["success", "other"]})
+    env.reset(seed=0)
+    assert env.step(np.zeros(3))[4].keys() == {"success", "other"}
+    with pytest.raises(ValueError, match=r"Toy\d*-v0 cannot be made with env.kwargs=\{'colour': 1\}: .*colour"):
+        make(register(), kwargs={"colour": 1})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"max_episode_steps": 3}, "which are not the environment's own"),
+        ({"render_mode": "human"}, "which are not the environment's own"),
+        ({"a": np.float32(1)}, "must be plain JSON values"),
+        ({"a": math.nan}, "must be plain JSON values"),
+        ({"a": (1, 2)}, "plain JSON values, with lists and no tuples"),
+        ({1: 2}, "plain JSON values"),
+        ([1], r"env.kwargs is \[1\], expected the names"),
+    ],
+)
+def test_arguments_are_plain(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        GymnasiumConfig(id="Pendulum-v1", kwargs=kwargs)
 
 
 @pytest.mark.parametrize(
