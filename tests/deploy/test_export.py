@@ -268,6 +268,7 @@ def test_damaged_and_missing_files(copy, monkeypatch):
     (copy / "policy.onnx").symlink_to("/etc/hostname")
     with pytest.raises(ValueError, match=r"policy\.onnx is no regular file"):
         runner.load(copy)
+    (copy / "policy.onnx").unlink()
     (copy / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"manifest\.json: "):
         runner.load(copy)
