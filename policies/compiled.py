@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import os
 import shutil
 import sys
@@ -47,8 +46,8 @@ class CompiledSampler:
     def __init__(self, policy: Policy, precision: str = "fp32", backend: str | Callable = "inductor"):
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r} is unknown; choices: {', '.join(PRECISIONS)}")
-        if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
-            raise ValueError(f"compiling a policy needs torch 2.13, this is {torch.__version__}")
+        if not hasattr(torch.compiler, "nested_compile_region"):
+            raise ValueError(f"compiling a policy needs torch 2.8, this is {torch.__version__}")
         self.device = policy.action_normalizer.shift.device
         if backend == "inductor" and self.device.type == "cpu":
             require_compiler()
@@ -90,9 +89,9 @@ class CompiledSampler:
             with torch.autocast(kind, torch.bfloat16, enabled=autocast):
                 return policy.generate(net, observation, noise)
 
-        # Isolated, because torch gives up on code that it has compiled for more than a few shapes or policies.
-        options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
-        return torch.compile(decide, backend=self.backend, **options)
+        # With code of its own: torch gives up on code that it has compiled for more than a few policies or rows.
+        decide.__code__ = decide.__code__.replace()
+        return torch.compile(decide, backend=self.backend, fullgraph=True, dynamic=False)
 
 
 class Repeated(Net):
