@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -29,9 +27,11 @@ from envs.records import EpisodeRecord, summarize, write_records
 from envs.report import ChunkComparison, Clip, ReportData, write_report
 from envs.rollout import rollout
 from envs.video import encode_mp4
+from policies.claim import claimed
 from policies.config import build
-from policies.device import cpu_threads, select_device, usable_cores
+from policies.device import cpu_threads, select_device
 from policies.execution import FORMS
+from policies.machine import hardware, versions
 
 schema.register()
 
@@ -222,6 +222,7 @@ def summary(run: Run, policy: Decides, records: list[EpisodeRecord], expert: lis
         **asdict(summarize(records)),
         "expert_successes": expert_summary.successes if expert_summary else None,
         "expert_rate": expert_summary.rate if expert_summary else None,
+        "expert_asked": run.eval.expert,
         **{f"{name}_seconds": round(seconds, 2) for name, seconds in run.seconds.items()},
         "total_seconds": round(time.perf_counter() - run.started, 2),
         "checkpoint": str(run.checkpoint),
@@ -264,35 +265,13 @@ def fresh(path: Path) -> Path:
 def closing_line(metrics: dict[str, Any], out: Path) -> str:
     """One line with all that matters."""
     rate = metrics["expert_rate"]
-    expert = "no scripted expert" if rate is None else f"expert {rate:.1%} on the same seeds"
+    without = "no scripted expert" if metrics["expert_asked"] else "expert not asked (eval.expert=false)"
+    expert = without if rate is None else f"expert {rate:.1%} on the same seeds"
     return (
         f"{metrics['task']}{metrics['conditions']}: {metrics['successes']}/{metrics['n']} = {metrics['rate']:.1%} "
         f"[{metrics['wilson_low']:.1%}, {metrics['wilson_high']:.1%}] (95 % Wilson), {expert}; "
         f"report: {out / 'report.html'}"
     )
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
-    names = ("torch", "numpy", "onnxruntime", "gymnasium", "mujoco", "metaworld", "hydra-core", "flowhand")
-    installed = {}
-    for name in names:
-        try:
-            installed[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # an extra that is not installed, or a clone without install
-            continue
-    return {"python": platform.python_version(), **installed}
-
-
-def hardware(device: torch.device, threads: int | str | None = None) -> str:
-    """The processor that computed, in words, with torch's CPU threads: this process's now, unless others are told."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
-    return f"{cpu}, {usable_cores()} cores, {threads or torch.get_num_threads()} torch threads"
 
 
 def env_of(source: policies.Provenance) -> envs.EnvConfig:
@@ -333,6 +312,7 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
     policy = open_export(config) if exported.is_export(checkpoint) else open_checkpoint(config, device)
     source = origin(checkpoint, policy)
     name = f"eval-{config.eval.seed}-{config.eval.episodes}"
+    name += f"-{envs.name_of(config.env)}" if config.env else ""
     if isinstance(policy, policies.Policy):
         name += "".join(f"-{field}-{value}" for field, value in changed_head(checkpoint, policy).items())
     else:
@@ -344,7 +324,7 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
     has_state = (checkpoint / "train_state.pt").is_file()
     history = policies.load_train_state(checkpoint)["history"] if has_state else []
     run = Run(checkpoint, out, config.env or env_of(source), config.eval, asdict(config), history, {}, started)
-    with wandb_run(config.wandb, out, asdict(config)) as log:
+    with claimed(out), wandb_run(config.wandb, out, asdict(config)) as log:
         metrics = conclude(run, policy)
         log_results(log, metrics, out)
     return closing_line(metrics, out)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +16,7 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from tqdm import tqdm
 
@@ -27,9 +28,11 @@ from demos.collect import collect
 from demos.episode import Episode
 from demos.store import Store
 from policies.argument import argument
+from policies.claim import claimed
 from policies.compiled import require_compiler
 from policies.device import has_bf16_units, select_device, usable_threads
 from policies.folder import exists
+from policies.machine import revision
 from policies.threads import ThreadChooser, ladder
 
 schema.register()
@@ -272,7 +275,6 @@ def demonstrations(config: schema.TrainRoot) -> Store:
 
 def provenance(config: schema.TrainRoot, store: Store) -> policies.Provenance:
     """Where the policy comes from, for its checkpoint."""
-    sha = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return policies.Provenance(
         env=asdict(config.env),
         env_version=store.meta.env_version,
@@ -280,7 +282,7 @@ def provenance(config: schema.TrainRoot, store: Store) -> policies.Provenance:
         demonstrations=store.hash(),
         demonstration_seeds=store.seeds,
         versions=evaluation.versions(),
-        git_sha=sha,
+        git_sha=revision(),
         train_steps=0,
         modules=envs.imported_modules(),
     )
@@ -312,21 +314,46 @@ def compose(cfg: DictConfig) -> tuple[schema.TrainRoot, list[str], dict[str, Any
 
     A resumed run takes the overrides it was started with, followed by those given now.
     """
-    overrides, state, folder = list(HydraConfig.get().overrides.task), None, Path(cfg.resume)
+    now, state, folder = list(HydraConfig.get().overrides.task), None, Path(cfg.resume)
+    overrides = now
     if cfg.resume:
         folder = folder / "checkpoint" if folder.name != "checkpoint" else folder
         state = policies.load_train_state(folder)
-        overrides = [
-            o for o in state["overrides"] if not o.lstrip("+").startswith(("resume=", "out=", "modules="))
-        ] + overrides
+        overrides = stored_overrides(state, folder) + overrides
         cfg = hydra.compose("train", overrides)
     config: schema.TrainRoot = cli.typed(cfg)
     if config.resume:
         config.out = str(folder.parent)
-    config.out = (
-        config.out or f"outputs/{getattr(config.env, 'task', config.env.kind)}-{config.head.kind}-{config.seed}"
-    )
+        given = {override.key_or_group for override in OverridesParser.create().parse_overrides(now)}
+        if ":" in str(getattr(config.env, "id", "")) and "env.id" not in given:
+            raise ValueError(f"{folder} asks to import {config.env.id!r}; give env=gymnasium env.id=... yourself")  # pyright: ignore[reportAttributeAccessIssue]
+    config.out = config.out or f"outputs/{envs.name_of(config.env)}-{config.head.kind}-{config.seed}"
     return config, overrides, state
+
+
+# They say where things go and what is imported, which the user at hand decides.
+NOT_FROM_A_FILE = {"resume", "out", "wandb", "hydra", "modules"}
+
+
+def stored_overrides(state: Mapping[str, Any], where: Path) -> list[str]:
+    """The overrides of a training state that a resumed run takes: it may come from a stranger.
+
+    Raises:
+        ValueError: they are no list of plain settings. An interpolation could read the environment of who resumes.
+    """
+    overrides = state.get("overrides")
+    if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+        raise ValueError(f"{where} does not say with which settings its run was started; start a new run")
+    if odd := [override for override in overrides if "${" in override]:
+        raise ValueError(f"{where} holds the setting {odd[0][:200]!r}; no interpolation is taken from a file")
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    if odd := [p.input_line for p in parsed if p.is_sweep_override() or p.is_delete()]:
+        raise ValueError(f"{where} holds the setting {odd[0][:200]!r}; a file can only give values")
+    return [
+        override
+        for override, p in zip(overrides, parsed, strict=True)
+        if re.split(r"[./@]", p.key_or_group)[0] not in NOT_FROM_A_FILE
+    ]
 
 
 # What may differ when a run is resumed: it changes what is shown and where, not what is learned.
@@ -346,8 +373,13 @@ FREE_ON_RESUME = (
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Entry point; a signal ends it with the shell's exit status for that signal."""
+    stopped = 0
     with cli.one_line_errors():
-        stopped = train(*compose(cfg))
+        config, overrides, state = compose(cfg)
+        with claimed(config.out):
+            if state is not None:  # again, now that nobody else writes
+                state = policies.load_train_state(Path(config.out) / "checkpoint")
+            stopped = train(config, overrides, state)
     if stopped:
         sys.exit(128 + stopped)
 

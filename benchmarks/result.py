@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 import eval as evaluation
+from policies.machine import revision
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -39,7 +39,6 @@ def write(
         threads: torch's CPU threads of each process that computed; in words where they differ between parts.
     """
     device = torch.device(device)
-    sha = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     today = date.today().isoformat()
     path = path or FOLDER / f"{name}_{device.type}_{today}.json"
     about = {
@@ -48,7 +47,7 @@ def write(
         "device": device.type,
         "threads": threads,
         "versions": evaluation.versions(),
-        "git_sha": sha,
+        "git_sha": revision(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"benchmark": name, **about, **content}, indent=1) + "\n")

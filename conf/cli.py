@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 import traceback
@@ -12,7 +13,9 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,12 +23,31 @@ import envs
 
 from . import schema
 
+ROOM, PLACE = "make room, or choose another place with out= or demos.cache_dir=", "choose a folder that can be written"
+OUTSIDE = {  # what the system says that is no defect of the program, and what to do
+    errno.ENOSPC: ROOM,
+    errno.EDQUOT: ROOM,
+    errno.EFBIG: ROOM,
+    errno.EROFS: PLACE,
+    errno.EACCES: PLACE,
+    errno.EPERM: PLACE,
+    errno.ENOTDIR: "a part of the path is a file; choose another path",
+    errno.EEXIST: "a file lies where a folder is needed; choose another path",
+    errno.EISDIR: "a folder lies where a file is needed; choose another path",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.EIO: "look at the disk",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+}
+
 
 def run(main: Callable[[], object]) -> None:
     """Runs a Hydra main function whose body stands in `one_line_errors`, and catches what composing raises."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits itself, and hides where other errors come from
-    with one_line_errors():
+    failed.clear()
+    with one_line_errors(of_one_run=False):
         main()
+    if failed:
+        sys.exit(f"error: {len(failed)} runs of the sweep failed; their lines are above")
 
 
 def compose(overrides: list[str]) -> schema.TrainRoot:
@@ -73,18 +95,36 @@ def _require_own_fields(node: Any, where: str) -> None:
         _require_own_fields(node._get_node(key), f"{where}{key}.")
 
 
+failed: list[str] = []  # of a sweep, what was said of the runs that failed
+
+
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Ends the program with one line where the user can mend the error; any other error keeps its traceback."""
+def one_line_errors(of_one_run: bool = True) -> Iterator[None]:
+    """Ends the program with one line where the user can mend the error; any other error keeps its traceback.
+
+    A run of a sweep (`--multirun`) only says the line, and the sweep goes on.
+    """
+
+    def end(text: str) -> None:
+        if not (of_one_run and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
+            sys.exit(text)
+        print(text, file=sys.stderr)  # noqa: T201
+        failed.append(text)
+
     try:
         yield
     except (ValueError, ImportError, FileNotFoundError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {one_line(error)}")
+        end(f"error: {one_line(error)}")
+    except OSError as error:
+        if error.errno not in OUTSIDE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        end(f"error: {where}{os.strerror(error.errno)}; {OUTSIDE[error.errno]}")
     except Exception as error:
         if not _broke_in_composing(error):
             raise
         told = f"{type(error).__name__}: {one_line(error)}".strip(": ")
-        sys.exit(f"error: Hydra cannot compose a configuration from this command line ({told})")
+        end(f"error: Hydra cannot compose a configuration from this command line ({told})")
 
 
 def _broke_in_composing(error: Exception) -> bool:

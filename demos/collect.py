@@ -328,9 +328,9 @@ def main() -> None:
         with cli.one_line_errors():
             root: Any = cli.typed(config)
             store = collect(root.env, root.demos)
-        tried = attempts(store)
-        rate = f"{len(store)} of {tried} attempts succeeded ({len(store) / tried:.0%})" if tried else "recorded"
-        print(f"{store.path}: {len(store)} episodes, {rate}, {time.perf_counter() - start:.1f} s")
+            tried = attempts(store)
+            rate = f"{len(store)} of {tried} attempts succeeded ({len(store) / tried:.0%})" if tried else "recorded"
+            print(f"{store.path}: {len(store)} episodes, {rate}, {time.perf_counter() - start:.1f} s")
 
     cli.run(run)
 

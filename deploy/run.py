@@ -217,9 +217,9 @@ def main() -> None:
                 line, ended = control(config)
             else:
                 raise ValueError("give checkpoint=PATH to control a robot, or replay=JOURNAL to check what was decided")
-        print(line)  # noqa: T201
-        if ended in ("SIGINT", "SIGTERM"):
-            sys.exit(128 + signal.Signals[ended])  # as a shell tells that a signal ended a program
+            print(line)  # noqa: T201
+            if ended in ("SIGINT", "SIGTERM"):
+                sys.exit(128 + signal.Signals[ended])  # as a shell tells that a signal ended a program
 
     cli.run(run)
 

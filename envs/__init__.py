@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,12 @@ ENVS: dict[str, tuple[type[EnvConfig], Callable[[Any], Env]]] = {
     "gymnasium": (GymnasiumConfig, GymnasiumEnv),
     "metaworld": (MetaWorldConfig, MetaWorldEnv),
 }
+
+
+def name_of(config: EnvConfig) -> str:
+    """What tells this world from others of its kind, in letters that a folder's name can have."""
+    name = getattr(config, "task", "") or getattr(config, "id", "") or config.kind
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def make(
@@ -61,4 +68,5 @@ __all__ = [
     "import_modules",
     "imported_modules",
     "make",
+    "name_of",
 ]

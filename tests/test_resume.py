@@ -1,0 +1,105 @@
+"""What a run takes from a folder, what it refuses to write over, and what a sweep does about a run that fails."""
+
+import errno
+import os
+import sys
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+import train
+from conf import cli
+from policies.claim import claimed
+
+
+def call(*words):
+    """Runs train.py in this process; its exit message, empty if there is none."""
+    GlobalHydra.instance().clear()
+    argv, sys.argv = sys.argv, ["train.py", *words]
+    try:
+        cli.run(train.main)
+    except SystemExit as stop:
+        return str(stop.code)
+    finally:
+        sys.argv = argv
+    return ""
+
+
+@pytest.mark.parametrize("override", ["env.task=${oc.env:SECRET}", "train.steps=${seed}", "wandb.name='${x}'"])
+def test_no_interpolation_is_taken_from_a_file(override):
+    with pytest.raises(ValueError, match="no interpolation is taken from a file"):
+        train.stored_overrides({"overrides": ["seed=1", override]}, "here")
+
+
+@pytest.mark.parametrize("overrides", [None, "seed=1", [1], ["seed=1", None], {"seed": 1}])
+def test_only_a_list_of_settings_is_taken_from_a_file(overrides):
+    with pytest.raises(ValueError, match="here does not say with which settings its run was started"):
+        train.stored_overrides({"overrides": overrides}, "here")
+
+
+@pytest.mark.parametrize("override", ["seed=1,2", "~train.steps", "train.steps=range(1,3)"])
+def test_only_settings_with_one_value_are_taken_from_a_file(override):
+    with pytest.raises(ValueError, match="a file can only give values"):
+        train.stored_overrides({"overrides": [override]}, "here")
+
+
+def test_where_things_go_is_not_taken_from_a_file():
+    kept = ["env.task=reach-v3", "++train.steps=3", "experiment=demo"]
+    dropped = [
+        "wandb.mode=online",
+        "+wandb.mode=online",
+        "++wandb={mode: online}",
+        "out=x",
+        "resume=y",
+        "hydra.run.dir=/",
+    ]
+    dropped += ["hydra/launcher=basic", "wandb.project=theirs", "hydra.sweep.dir=x"]
+    assert train.stored_overrides({"overrides": [*kept, *dropped]}, "here") == kept
+
+
+def test_a_fresh_run_leaves_the_checkpoint_of_an_interrupted_one(tmp_path):
+    (tmp_path / "run" / "checkpoint.previous").mkdir(parents=True)
+    words = (f"out={tmp_path}/run", f"demos.cache_dir={tmp_path}", "wandb.mode=disabled")
+    assert "already holds a run; go on with it by resume=" in call(*words)
+    assert os.listdir(tmp_path / "run") == ["checkpoint.previous"]
+
+
+def test_a_second_training_into_a_folder_is_refused(tmp_path):
+    with claimed(tmp_path / "run"):
+        told = call(f"out={tmp_path}/run", f"demos.cache_dir={tmp_path}", "wandb.mode=disabled")
+    assert f"another process (number {os.getpid()}) is writing to {tmp_path}/run" in told
+
+
+def test_a_sweep_goes_on_after_a_run_that_cannot_be_and_fails_at_its_end(tmp_path, capsys, monkeypatch):
+    done = []
+    monkeypatch.setattr(train, "train", lambda config, overrides, state: done.append(config.seed) or 0)
+    with claimed(tmp_path / "b"):
+        told = call("-m", f"out={tmp_path}/a,{tmp_path}/b,{tmp_path}/c", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert told == "error: 1 runs of the sweep failed; their lines are above"
+    assert len(done) == 2
+    assert f"is writing to {tmp_path}/b" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [
+        (errno.ENOSPC, "make room"),
+        (errno.EROFS, "choose a folder that can be written"),
+        (errno.EACCES, "choose a folder"),
+    ],
+)
+def test_what_the_system_refuses_is_told_in_one_line(number, hint, monkeypatch, tmp_path):
+    def refused(*_):
+        raise OSError(number, os.strerror(number), "/some/where")
+
+    monkeypatch.setattr(train, "train", refused)
+    told = call(f"out={tmp_path}/run")
+    assert told.startswith(f"error: /some/where: {os.strerror(number)}; {hint}")
+    assert "\n" not in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_below_a_file_is_told_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    told = call(f"out={tmp_path}/file/run")
+    assert "is a file; choose another path" in told or "a file lies where a folder is needed" in told
