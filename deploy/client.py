@@ -267,8 +267,8 @@ class RemoteController:
         self.execution_horizon = execution_horizon or self._policy["execution_horizon"]
         self.ahead, self.usable = ahead, usable or length
         self.wait_s = self._policy["control_dt_s"] / 2 if wait_s is None else wait_s
-        if not 0 <= ahead <= self.execution_horizon:
-            raise ValueError(f"ahead={ahead} must lie in 0..execution_horizon={self.execution_horizon}")
+        if not (0 <= ahead <= self.execution_horizon and 0 <= self.wait_s < math.inf):
+            raise ValueError(f"ahead={ahead} must lie in 0..execution_horizon={self.execution_horizon}; {wait_s=}")
         if not ahead + self.execution_horizon <= self.usable <= length:
             raise ValueError(f"usable={self.usable} must lie in {ahead + self.execution_horizon}..{length}")
         self._changed = threading.Condition()  # guards all that the thread changes too

@@ -136,7 +136,7 @@ def again(path: str | Path, checkpoint: str | Path = "", artifact: str | Path = 
     execution = build(ExecutionConfig, about["execution"], "execution")
     try:
         limits, box = SafetyConfig(**about["safety"]), Box(**about["workspace"])
-    except TypeError as error:  # of another version
+    except (TypeError, OverflowError) as error:  # of another version, or no number
         raise ValueError(f"{path}: {error}") from error
     safety = _safety(planner.spec, limits, box, about["control_dt_s"])
     decider = Decider(planner, execution, about["noise_seed"], about["asynchronous"], replaying=True)

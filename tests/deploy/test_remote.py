@@ -348,6 +348,7 @@ def test_an_observation_that_does_not_fit_is_an_error_of_the_caller(serving):
     [
         ({"ahead": -1}, "ahead=-1 must lie in 0..execution_horizon=2"),
         ({"ahead": 3}, "ahead=3 must lie in"),
+        ({"wait_s": float("nan")}, "ahead=1 must lie in .*; wait_s=nan"),
         ({"execution_horizon": -1, "ahead": 0}, "execution_horizon=-1"),
         ({"execution_horizon": 8}, "usable=8 must lie in 9..8"),
         ({"usable": 2}, "usable=2 must lie in 3..8"),
