@@ -75,7 +75,7 @@ def test_records_do_not_depend_on_what_runs_beside_them(checkpoint):
     policy = policies.load(checkpoint)
 
     def run(**options):
-        config = schema.EvaluationConfig(episodes=9, inference_batch=4, **options)
+        config = schema.EvaluationConfig(episodes=6, inference_batch=4, **options)
         return outcomes(evaluation.evaluate(policy, ENV, config))
 
     alone = run(n_envs=1, workers="inline")

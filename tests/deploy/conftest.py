@@ -19,8 +19,15 @@ import pytest
 from benchmarks.toy_server import ToyPolicy
 from deploy.server import PolicyServer
 from deploy.server_config import ServerConfig
+from tests.deploy import unchecked
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_is_left() -> Iterator[None]:
+    yield
+    unchecked.stop()
 
 
 @dataclass

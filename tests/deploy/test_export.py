@@ -22,6 +22,7 @@ from policies.controller import ContinuingPlanner, Planner
 from policies.encoders.state import StateEncoderConfig
 from policies.heads import HEADS
 from policies.nets import NETS, unet1d
+from tests.deploy import unchecked as elsewhere
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -77,9 +78,8 @@ def write(path: Path, policy: Policy, **options) -> artifact.Manifest:
 
 
 def write_unchecked(path: Path, net: str, head: str, **options) -> tuple[Policy, artifact.Manifest]:
-    """The same in a process whose policies have no checked annotations, which the tracer cannot follow everywhere."""
-    order = json.dumps({"path": str(path), "net": net, "head": head, "options": options})
-    subprocess.run([sys.executable, "-m", "tests.deploy.test_export", order], cwd=ROOT, check=True)
+    """The same where annotations are not checked."""
+    elsewhere.call("tests.deploy.test_export", path=str(path), net=net, head=head, options=options)
     return make(net, head), artifact.read(path)[0]
 
 
@@ -478,15 +478,22 @@ def test_int8_leaves_the_last_quarter_of_the_evaluations_as_it_is(evaluations, k
     assert [error < 1e-5 for error in errors] == [False] * (evaluations - kept) + [True] * kept
 
 
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory) -> tuple[Policy, bytes]:
+    path = tmp_path_factory.mktemp("flow") / "policy"
+    policy, _ = write_unchecked(path, "mlp", "flow", rows=4)  # of width 16, chunks of 8 numbers
+    return policy, (path / "policy.onnx").read_bytes()
+
+
 @pytest.mark.parametrize("narrow", [2, 8])
-def test_int8_leaves_the_encoding_of_the_observation_and_narrow_weights_as_they_are(tmp_path, monkeypatch, narrow):
+def test_int8_leaves_the_encoding_of_the_observation_and_narrow_weights_as_they_are(flow, monkeypatch, narrow):
     """Another noise changes what goes into a rounded product; into one that is left only where its weight is narrow.
 
     Or where it belongs to the last evaluations, which have weights of their own.
     """
     monkeypatch.setattr(tracing, "NARROW", narrow)
-    policy, _ = write_unchecked(tmp_path / "policy", "mlp", "flow", rows=4)  # of width 16, chunks of 8 numbers
-    rounded = onnx.load_from_string(tracing.rounded((tmp_path / "policy" / "policy.onnx").read_bytes()))
+    policy, model = flow
+    rounded = onnx.load_from_string(tracing.rounded(model))
     weights = {weight.name: min(weight.dims, default=0) for weight in rounded.graph.initializer}
     kinds = ("MatMulInteger", "MatMul", "Gemm")
     products = [node for node in rounded.graph.node if node.op_type in kinds and node.input[1] in weights]
@@ -568,7 +575,6 @@ def test_where_torch_is_not_installed(exported):
     np.testing.assert_allclose(json.loads(done.stdout), [controller.step(o) for o in seen], atol=1e-5)
 
 
-if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    made = make(given["net"], given["head"])
-    export.export(given["path"], made, golden(made), {}, export.ExportConfig(**given["options"]))
+def unchecked(path: str, net: str, head: str, options: dict) -> None:
+    made = make(net, head)
+    export.export(path, made, golden(made), {}, export.ExportConfig(**options))

@@ -28,6 +28,7 @@ from policies import ExecutionConfig, Policy
 from policies.conformal import Band
 from policies.density import Density, DensityConfig
 from policies.monitor import CalibratedMonitor, Calibration, MonitorConfig
+from tests.deploy import unchecked as elsewhere
 from tests.deploy.test_export import edit, swap
 from tests.deploy.test_monitor import policy_of
 
@@ -64,9 +65,8 @@ def write(path: Path, policy: Policy, monitor: CalibratedMonitor, **options) -> 
 
 
 def write_unchecked(path: Path, scores: list[str], head: dict, **options) -> tuple[Policy, CalibratedMonitor]:
-    """The same in a process whose policies have no checked annotations, which the tracer cannot follow everywhere."""
-    order = json.dumps({"path": str(path), "scores": scores, "head": head, "options": options})
-    subprocess.run([sys.executable, "-m", "tests.deploy.test_watched", order], cwd=ROOT, check=True)
+    """The same where annotations are not checked."""
+    elsewhere.call("tests.deploy.test_watched", path=str(path), scores=scores, head=head, options=options)
     policy = make(**head)
     return policy, calibrated(policy, scores)
 
@@ -348,7 +348,6 @@ print(json.dumps([monitor.policy.scores_ND, monitor.observe({}, np.zeros(2))]))
     assert len(alarms) == int((expected[0] > limits).sum())
 
 
-if __name__ == "__main__":
-    told = json.loads(sys.argv[1])
-    made = make(**told["head"])
-    write(Path(told["path"]), made, calibrated(made, told["scores"]), **told["options"])
+def unchecked(path: str, scores: list[str], head: dict, options: dict) -> None:
+    made = make(**head)
+    write(Path(path), made, calibrated(made, scores), **options)
