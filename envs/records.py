@@ -83,8 +83,18 @@ class RecordWriter:
         self._file: TextIO = self.path.open("a", encoding="utf-8")
 
     def write(self, record: EpisodeRecord) -> None:
-        """Append one record."""
-        self._file.write(json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n")
+        """Append one record.
+
+        Raises:
+            ValueError: it is not as `read_records` wants it; nothing is written then.
+        """
+        where = f"the record of seed {record.seed}"
+        try:
+            line = json.dumps(dataclasses.asdict(record), allow_nan=False)
+        except TypeError as error:
+            raise ValueError(f"{where}: {error}") from error
+        _parse(line, where)
+        self._file.write(line + "\n")
         self._file.flush()
 
     def close(self) -> None:

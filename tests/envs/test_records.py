@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 
 from envs.records import EpisodeRecord, RecordWriter, read_records, summarize, wilson, write_records
@@ -61,6 +62,36 @@ def test_a_bad_line_is_named(tmp_path, old, new, message):
 def test_a_record_that_is_not_finite_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         write_records(tmp_path / "records.jsonl", [dataclasses.replace(record(), return_=math.nan)])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": np.int64(3)},
+        {"success": np.True_},
+        {"final_success": 1},
+        {"first_success_step": 7.0},
+        {"steps": True},
+        {"return_": np.float32(1)},
+        {"failure": None},
+        {"first_success_step": 10},
+    ],
+)
+def test_what_could_not_be_read_is_not_written(tmp_path, change):
+    path = tmp_path / "records.jsonl"
+    with RecordWriter(path) as writer:
+        with pytest.raises(ValueError, match="the record of seed"):
+            writer.write(dataclasses.replace(record(), **change))
+        writer.write(record(1))
+    assert read_records(path) == [record(1)]
+
+
+def test_a_record_from_before_began_unsolved(tmp_path):
+    path = tmp_path / "records.jsonl"
+    write_records(path, [record(0)])
+    path.write_text(corrupt(path.read_text(), ', "solved_before": false', ""))
+    assert read_records(path) == [record(0)]
+    assert summarize([record(0), dataclasses.replace(record(1), solved_before=True)]).solved_before == 1
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (10, 10), (37, 50), (1, 1)])
