@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .batch import DTYPES
 from .config import build, mapping, policy_config
+from .fields import parse_json
 from .folder import Snapshot, opened, replacing
 from .policy import Policy, PolicyConfig
 from .spec import Spec
@@ -138,7 +139,7 @@ def read_config(path: Source) -> tuple[PolicyConfig, Spec, Provenance]:
         file = files.path / "config.json"
         content = files.read("config.json", MOST_CONFIG_BYTES)
     try:
-        data = mapping(json.loads(content.decode()), "the checkpoint")
+        data = mapping(parse_json(content.decode()), "the checkpoint")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON ({error}); the checkpoint is damaged") from error
     version = data.get("format_version")

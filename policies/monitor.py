@@ -27,6 +27,7 @@ from .config import build, mapping
 from .conformal import Band
 from .density import Density, DensityConfig
 from .execution import SEEN, ExecutionConfig, PrefixArrays
+from .fields import parse_json
 from .folder import Snapshot, opened, replacing
 from .heads.flow import FlowHead
 from .policy import Policy
@@ -285,7 +286,7 @@ class _Numbers:
 def _read_config(files: Snapshot) -> Mapping[str, Any]:
     file, content = files.path / FILES[0], files.read(FILES[0], MOST_CONFIG_BYTES)
     try:
-        data = mapping(json.loads(content.decode()), str(file))
+        data = mapping(parse_json(content.decode()), str(file))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON ({error}); calibrate again") from error
     expected = {"format_version", "checkpoint", "band", "about"}

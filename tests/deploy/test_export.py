@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import warnings
+import zipfile
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -281,7 +283,7 @@ def test_damaged_and_missing_files(copy, monkeypatch):
         ("action", np.zeros((2, 4, 2), np.float32), "the action differs from the stored one by"),
         ("noise", np.zeros((2, 4, 2), np.float32), r"'noise' is float32 \(2, 4, 2\)"),
         ("noise", np.array([{}], object), "allow_pickle=False"),
-        ("more", np.zeros(1), "it holds .*'more'"),
+        ("more", np.zeros(1), "it holds .*'more.npy'"),
     ],
 )
 def test_hostile_golden_arrays(copy, name, value, message):
@@ -306,6 +308,23 @@ def test_a_hostile_golden_archive(copy, place, value, message):
         content[content.index(directory) + header] = value
     swap(copy, "golden.npz", bytes(content))
     with pytest.raises(ValueError, match=message):
+        runner.load(copy)
+
+
+def test_what_two_readers_could_read_differently_is_refused(copy):
+    """An array twice in the archive, under one name or two, and a key twice in the manifest."""
+    good = (copy / "golden.npz").read_bytes()
+    for name in ("action.npy", "action"):
+        (copy / "new.npz").write_bytes(good)
+        with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(copy / "new.npz", "a") as archive:
+            archive.writestr(name, archive.read("action.npy"))
+        swap(copy, "golden.npz", (copy / "new.npz").read_bytes())
+        with pytest.raises(ValueError, match=r"golden\.npz: it holds .*'action"):
+            runner.load(copy)
+    swap(copy, "golden.npz", good)
+    text = (copy / "manifest.json").read_text()
+    (copy / "manifest.json").write_text(text.replace("{", '{"format": "onnx", ', 1))
+    with pytest.raises(ValueError, match=r"manifest\.json: it has the key 'format' twice"):
         runner.load(copy)
 
 
