@@ -33,6 +33,7 @@ from policies.compiled import require_compiler
 from policies.device import has_bf16_units, select_device, usable_threads
 from policies.folder import exists
 from policies.machine import revision
+from policies.normalizer import NormalizerConfig
 from policies.threads import ThreadChooser, ladder
 
 schema.register()
@@ -42,14 +43,20 @@ class Trainer:
     """A policy in training. What must survive a stop is in `state`; `restore` takes it back."""
 
     def __init__(
-        self, config: schema.TrainRoot, spec: policies.Spec, episodes: Iterable[Episode], device: torch.device
+        self,
+        config: schema.TrainRoot,
+        spec: policies.Spec,
+        episodes: Iterable[Episode],
+        device: torch.device,
+        fitted: bool = False,  # the statistics come with `restore`: those that the run began with
     ):
         torch.manual_seed(config.seed)  # of the initial weights; all later randomness comes from the generator
         self.config = config.train
         chunk = config.chunk
         self.windows = policies.Windows(episodes, spec, chunk.history, chunk.prediction_horizon, device)
         self.policy = policies.Policy(config.policy, spec).to(device)
-        self.policy.fit_normalizers(self.windows.observation, self.windows.action)
+        if not fitted:
+            self.policy.fit_normalizers(self.windows.observation, self.windows.action)
         self.ema = policies.EMA(self.policy, self.config.ema_decay)
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
@@ -220,9 +227,11 @@ def train(config: schema.TrainRoot, overrides: list[str], state: dict[str, Any] 
             f"{out} already holds a run; go on with it by {argument('resume', out)}, or choose another folder with out="
         )
 
+    if state is None:
+        config.head.require_reference()  # before the demonstrations are collected
     store = demonstrations(config)
     collect_seconds = time.perf_counter() - started
-    trainer = Trainer(config, policies.Spec.from_dict(store.features), store, device)
+    trainer = Trainer(config, policies.Spec.from_dict(store.features), store, device, fitted=state is not None)
     if state is not None:
         require_same(state["config"], asdict(config), config.resume)
         trainer.restore(state)
@@ -333,6 +342,8 @@ def compose(cfg: DictConfig) -> tuple[schema.TrainRoot, list[str], dict[str, Any
 
 # They say where things go and what is imported, which the user at hand decides.
 NOT_FROM_A_FILE = {"resume", "out", "wandb", "hydra", "modules"}
+# Fields that are gone: a run that began with them goes on, for what they led to stands in its weights.
+REMOVED = tuple(f"normalizer.{name}" for name in NormalizerConfig.removed)
 
 
 def stored_overrides(state: Mapping[str, Any], where: Path) -> list[str]:
@@ -352,12 +363,13 @@ def stored_overrides(state: Mapping[str, Any], where: Path) -> list[str]:
     return [
         override
         for override, p in zip(overrides, parsed, strict=True)
-        if re.split(r"[./@]", p.key_or_group)[0] not in NOT_FROM_A_FILE
+        if re.split(r"[./@]", p.key_or_group)[0] not in NOT_FROM_A_FILE and p.key_or_group not in REMOVED
     ]
 
 
 # What may differ when a run is resumed: it changes what is shown and where, not what is learned.
 FREE_ON_RESUME = (
+    *REMOVED,
     "resume",
     "out",
     "modules",

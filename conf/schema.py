@@ -86,6 +86,8 @@ class EvaluationConfig(ExecutionConfig):
             raise ValueError("eval.n_envs and eval.inference_batch must be at least 1")
         if self.seed < 1_000_000:
             raise ValueError(f"eval.seed={self.seed} lies among the demonstrations' seeds; use 1000000 or more")
+        if not 0 <= self.noise_seed < 2**32:
+            raise ValueError(f"eval.noise_seed={self.noise_seed} must lie in [0, 2^32)")
         if self.workers not in ("process", "inline"):
             raise ValueError(f"eval.workers={self.workers!r} is unknown; choices: process, inline")
 
@@ -121,6 +123,10 @@ class TrainRoot:
     seed: int = 0  # of the weights, the batches and the training noise
     out: str = ""  # folder for everything the run writes; empty: outputs/<task>-<head>-<seed>
     resume: str = ""  # a run's folder or its checkpoint: go on with that run exactly where it stopped
+
+    def __post_init__(self) -> None:
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed} must lie in [-2^63, 2^63)")
 
     @property
     def policy(self) -> PolicyConfig:

@@ -26,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from envs import Env, EnvConfig, Feature, import_modules, imported_modules, make, returned
+from envs.base import whole
 from envs.returned import WorldError
 
 from .episode import SEED_LIMIT, Episode
@@ -67,7 +68,8 @@ class CollectConfig:
             "workers": (1, math.inf),
         }
         for name, (low, high) in limits.items():
-            value = getattr(self, name)
+            value = getattr(self, name) if name == "noise" else whole(f"demos.{name}", getattr(self, name))
+            setattr(self, name, value)
             if not low <= value <= high or not math.isfinite(value):
                 raise ValueError(f"demos.{name} is {value}: expected a number in [{low}, {high}]")
 
@@ -264,6 +266,7 @@ def attempt(env: Env, config: CollectConfig, seed: int) -> Episode | None:
     Raises:
         ValueError: the environment has no expert.
     """
+    seed = whole("seed", seed)
     rng = np.random.default_rng([NOISE_STREAM, seed])
     low, high = _limits(env.features["action"])
     # No noise on choices: there is none between two of them.

@@ -62,7 +62,8 @@ class Episode:
                 raise ValueError(f"observation {what} key {sorted(names)[0]!r}: the features list {sorted(expected)}")
 
     def _check_scalars(self, control_dt_s: float) -> None:
-        if not isinstance(self.seed, int) or not 0 <= self.seed < SEED_LIMIT:
+        number = isinstance(self.seed, int | np.integer) and not isinstance(self.seed, bool)
+        if not number or not 0 <= self.seed < SEED_LIMIT:
             raise ValueError(
                 f"seed is {shown(self.seed)}: demonstrations have int seeds in [0, {SEED_LIMIT}), evaluation the "
                 "larger ones"

@@ -225,13 +225,18 @@ class Exported:
 def compare(
     action: np.ndarray, expected: np.ndarray, spread: list[float], choices: tuple[int, ...] | None
 ) -> tuple[float, list[float], float]:
-    """The largest error as a share of the spread, that of each dimension in its unit, the share of other choices."""
-    error_A = np.abs(action.astype(np.float64) - expected).max(axis=(0, 1))
+    """The largest error as a share of the spread, that of each dimension in its unit, the share of other choices.
+
+    Beside a large offset the last two bits of a value may be more than any share of the spread; they do not count.
+    """
+    error_BTA = np.abs(action.astype(np.float64) - expected)
+    error_A = error_BTA.max(axis=(0, 1))
     if not np.isfinite(error_A).all():
         return math.inf, [math.inf] * len(error_A), 1.0
     discrete = np.array(choices or [0] * len(error_A)) > 0
     changed = float((action != expected)[..., discrete].mean()) if discrete.any() else 0.0
-    continuous = np.where(discrete, 0, error_A)
+    rounding = 2 * np.finfo(np.float32).eps * np.abs(expected.astype(np.float64))
+    continuous = np.where(discrete, 0, np.maximum(error_BTA - rounding, 0).max(axis=(0, 1)))
     return float((continuous / spread).max()), error_A.tolist(), changed
 
 

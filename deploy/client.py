@@ -7,6 +7,7 @@ connection the server sends its metadata; then every observation is answered wit
 from __future__ import annotations
 
 import math
+import operator
 import threading
 import time
 from collections import deque
@@ -244,8 +245,7 @@ class RemoteController:
     its first action is executed; while it is late the one at hand is executed on, up to `usable` actions. After that
     `step` gives None, `fault` says why, and the caller's safe action takes over until a chunk arrives. A request holds
     the whole history, the seed and the number of the decision, so a restarted server answers as the first would have.
-    Choose it on a robot, as the policy of `deploy.runtime.Runtime` or of a loop of your own. With `ahead=0` and a
-    server that answers within `wait_s` it acts as a local `Controller`.
+    For `deploy.runtime.Runtime` or a loop of your own. With `ahead=0` and answers in `wait_s` it acts as a `Controller`.
 
     Args:
         client: for this controller alone; it is connected here, with the errors of `Client.connect`.
@@ -264,13 +264,13 @@ class RemoteController:
     ):
         self._client, self._policy = client, _described(client.connect())
         length = self._policy["chunk_shape"][0]
-        self.execution_horizon = execution_horizon or self._policy["execution_horizon"]
-        self.ahead, self.usable = ahead, usable or length
+        self.execution_horizon = operator.index(execution_horizon) or self._policy["execution_horizon"]
+        self.ahead, self.usable = operator.index(ahead), operator.index(usable) or length
         self.wait_s = self._policy["control_dt_s"] / 2 if wait_s is None else wait_s
-        if not (0 <= ahead <= self.execution_horizon and 0 <= self.wait_s < math.inf):
+        if not (0 <= self.ahead <= self.execution_horizon and 0 <= self.wait_s < math.inf):
             raise ValueError(f"ahead={ahead} must lie in 0..execution_horizon={self.execution_horizon}; {wait_s=}")
-        if not ahead + self.execution_horizon <= self.usable <= length:
-            raise ValueError(f"usable={self.usable} must lie in {ahead + self.execution_horizon}..{length}")
+        if not self.ahead + self.execution_horizon <= self.usable <= length:
+            raise ValueError(f"usable={self.usable} must lie in {self.ahead + self.execution_horizon}..{length}")
         self._changed = threading.Condition()  # guards all that the thread changes too
         self._episode, self._closed, self._error = 0, False, ""
         self.reset()
@@ -284,8 +284,8 @@ class RemoteController:
 
     def reset(self, seed: int = 0) -> None:
         """Starts an episode; the seed, in [0, 2^32), fixes all its noise."""
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed={seed} must lie in [0, 2^32)")
+        if isinstance(seed, bool) or not 0 <= (seed := operator.index(seed)) < 2**32:  # NumPy's integers cannot be sent
+            raise ValueError(f"seed={seed} must be an integer in [0, 2^32)")
         with self._changed:
             self._seed, self._missing = seed, ""
             self.chunk_start, self.chunk_age_s = False, 0.0
@@ -327,7 +327,7 @@ class RemoteController:
 
     def skip(self, steps: int) -> None:
         """Lets so many control steps pass at which `step` was not called."""
-        self._step += steps
+        self._step += operator.index(steps)
 
     def close(self) -> None:
         """Ends the thread and the connection."""

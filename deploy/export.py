@@ -23,6 +23,7 @@ from policies import checkpoint
 from policies.controller import Planner
 from policies.device import cpu_threads
 from policies.execution import ExecutionConfig
+from policies.fields import whole_numbers
 from policies.folder import replacing
 from policies.monitor import CalibratedMonitor, WatchedPolicy, load_monitor
 from policies.policy import Policy
@@ -57,6 +58,7 @@ class ExportConfig:
     seed: int = 0  # of these observations and their noise
 
     def __post_init__(self) -> None:
+        whole_numbers(self)
         if self.format not in MODELS:
             raise ValueError(f"format={self.format!r} is unknown; choices: {', '.join(MODELS)}")
         if self.precision not in PRECISIONS:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from policies.fields import whole_numbers
+
 
 @dataclass
 class ServerConfig:
@@ -31,6 +33,7 @@ class ServerConfig:
     drain_s: float = 10.0  # s that requests may take to finish after SIGTERM
 
     def __post_init__(self) -> None:
+        whole_numbers(self)
         limits = {
             "port": (0, 2**16 - 1),
             "inference_batch": (1, 4096),

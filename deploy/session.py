@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from policies.controller import Planner
+from policies.fields import whole
 
 RESET, DECISION, PROMPT = "reset", "decision", "prompt"  # keys of a request beside the observation's
 MAX_PROMPT = 1024  # characters
@@ -89,6 +90,7 @@ class Session:
 
 def noise(noise_seed: int, seed: int, decision: int, shape: tuple[int, ...]) -> np.ndarray:
     """Standard normal noise of a decision, the same as `policies.Controller` draws."""
+    noise_seed, seed = whole("noise_seed", noise_seed), whole("seed", seed)
     key = np.array([(noise_seed << 32) + seed, decision], np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, np.float32)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import ctypes.util
 import difflib
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar, NotRequired, TypedDict
@@ -115,6 +117,18 @@ def check_action(action: np.ndarray, features: Features, *, where: str) -> np.nd
     if not np.isfinite(action).all():
         raise ValueError(f"{where}: the action is not finite: {action.tolist()}")
     return action
+
+
+def whole(name: str, value: Any) -> int:
+    """A seed or a count from outside as an int of Python: sums of NumPy's integers wrap around.
+
+    Raises:
+        ValueError: it is no integer; a bool is none either.
+    """
+    if not isinstance(value, bool):
+        with suppress(TypeError):
+            return operator.index(value)
+    raise ValueError(f"{name} is {value!r}, expected an integer")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

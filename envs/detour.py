@@ -28,7 +28,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .base import Env, EnvConfig, Features, Observation, Physics, RenderingUnavailable, load_mujoco, rendering_help
+from .base import (
+    Env,
+    EnvConfig,
+    Features,
+    Observation,
+    Physics,
+    RenderingUnavailable,
+    load_mujoco,
+    rendering_help,
+    whole,
+)
 
 if TYPE_CHECKING:
     import mujoco
@@ -75,6 +85,7 @@ class DetourEnv(Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
         """Start the episode that belongs to the seed; without one, draw one."""
+        seed = None if seed is None else whole("seed", seed)
         super().reset(seed=seed, options=options)
         self._mujoco.mj_resetData(self._model, self._data)
         start, goal = self.np_random.uniform(-self._spread, self._spread, size=2)

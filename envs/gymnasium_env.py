@@ -15,7 +15,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.spaces import Box, Dict, Space
 
 from . import returned
-from .base import Env, EnvConfig, Feature, Observation, Physics, RenderingUnavailable, nearest, rendering_help
+from .base import Env, EnvConfig, Feature, Observation, Physics, RenderingUnavailable, nearest, rendering_help, whole
 from .spaces import ActionVector
 
 ADAPTERS_OWN = {"id", "max_episode_steps", "disable_env_checker", "render_mode"}  # arguments of gymnasium.make
@@ -95,6 +95,7 @@ class GymnasiumEnv(Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
         """Start the episode that belongs to the seed."""
+        seed = None if seed is None else whole("seed", seed)
         super().reset(seed=seed, options=options)
         observation, given = self._raw.reset(seed=seed, options=options)
         self._return = 0.0

@@ -41,6 +41,7 @@ from .base import (
     load_mujoco,
     nearest,
     rendering_help,
+    whole,
 )
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ class MetaWorldEnv(Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
         """Start the episode that belongs to the seed; without one, draw a seed."""
+        seed = None if seed is None else whole("seed", seed)
         super().reset(seed=seed, options=options)
         self._raw.seed(int(self.np_random.integers(2**31)) if seed is None else seed)
         # Meta-World resets a task twice, before and after clearing the simulator: nothing of the last episode survives.

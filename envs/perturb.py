@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Env, Observation, Physics, load_mujoco, nearest
+from .base import Env, Observation, Physics, load_mujoco, nearest, whole
 
 STRENGTHS = {  # the value of each that leaves the world as it is
     "initial_shift": 0.0,
@@ -116,6 +116,7 @@ class PerturbedEnv(Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
         """Start the episode that belongs to the seed, with the perturbations that belong to it."""
+        seed = None if seed is None else whole("seed", seed)
         super().reset(seed=seed, options=options)
         seed = int(self.np_random.integers(2**31)) if seed is None else seed
         self._random = {name: np.random.default_rng([seed, stream]) for stream, name in enumerate(STREAMS)}

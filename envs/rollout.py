@@ -6,7 +6,6 @@ process ("inline") or are shared out among worker processes ("process").
 
 from __future__ import annotations
 
-import operator
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Literal, Protocol
@@ -14,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from .base import Observation, check_action
+from .base import Observation, check_action, whole
 from .lanes import Command, Finished, LaneGroup, LaneOptions, MakeEnv, Reply
 from .records import EpisodeRecord
 from .returned import WorldError
@@ -74,7 +73,9 @@ def rollout(
         WorldError: a world returned what it may not; the message names the seed and the step.
         WorkerError: a worker process failed or died.
     """
-    seeds = [operator.index(seed) for seed in seeds]
+    seeds, n_envs = [whole("a seed", seed) for seed in seeds], whole("n_envs", n_envs)
+    frame_seeds, frame_every = {whole("a frame seed", seed) for seed in frame_seeds}, whole("frame_every", frame_every)
+    processes = None if processes is None else whole("processes", processes)
     _check_arguments(seeds, n_envs, processes, workers, frame_seeds, frame_every, on_frames is not None)
     options = LaneOptions(stop_at_success, agent == "expert", frozenset(frame_seeds), frame_every)
     lanes = range(min(n_envs, len(seeds)))

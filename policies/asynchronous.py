@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import SupportsIndex
 
 import numpy as np
 
 from .controller import Planner, Track, ask, prepare
 from .execution import FORMS, ExecutionConfig, Timeline
+from .fields import whole
 
 
 class AsyncController:
@@ -35,7 +37,7 @@ class AsyncController:
     def __init__(
         self,
         policy: Planner,
-        noise_seed: int = 0,
+        noise_seed: SupportsIndex = 0,
         execution: ExecutionConfig | None = None,
         worker: Executor | None = None,
     ):
@@ -44,15 +46,15 @@ class AsyncController:
             raise ValueError("AsyncController measures the delay; delay and latencies are for simulation")
         self.policy = policy
         self.execution = execution
-        self.noise_seed = noise_seed
-        self._timing = prepare(policy, execution, noise_seed)
+        self.noise_seed = whole("noise_seed", noise_seed)
+        self._timing = prepare(policy, execution, self.noise_seed)
         self.execution_horizon = self._timing[0]
         self.starved = 0
         self._worker = worker or ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._track: Track | None = None
         self._answer: Future[np.ndarray] | None = None  # the chunk (1, T, A) that is being computed
 
-    def reset(self, *, seed: int = 0) -> None:
+    def reset(self, *, seed: SupportsIndex = 0) -> None:
         """Starts an episode; the seed, in [0, 2^32), fixes its noise. An answer still to come is not waited for."""
         self._track = Track(self.policy, Timeline(self.execution, *self._timing), self.noise_seed, seed)
         self.starved = 0
@@ -85,7 +87,7 @@ class AsyncController:
         self.starved += action is None and track.timeline.started
         return action
 
-    def skip(self, steps: int) -> None:
+    def skip(self, steps: SupportsIndex) -> None:
         """Lets so many control steps pass at which `step` was not called.
 
         Raises:
@@ -93,7 +95,7 @@ class AsyncController:
         """
         if self._track is None:
             raise ValueError("there is no episode; call reset(seed=...) first")
-        self._track.timeline.step += steps
+        self._track.timeline.step += whole("steps", steps)
 
     def _receive(self, timeline: Timeline) -> None:
         """Hands over the chunk if it is there."""

@@ -118,8 +118,8 @@ def _shape(episodes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         spread.append(alive.std(0, ddof=1))
     center_ND, spread_ND = np.array(center, np.float64), np.array(spread, np.float64)
     # A score may be constant, as one that compares with the decision before is at the first.
-    least_D = np.maximum(LEAST_SPREAD * spread_ND.mean(0), 1e-6 * (1 + np.abs(center_ND).max(0)))
-    return center_ND, np.maximum(spread_ND, least_D)
+    least_D = np.maximum(LEAST_SPREAD * spread_ND.mean(0), 1e-6 * np.abs(center_ND).max(0))
+    return center_ND, np.maximum(spread_ND, np.where(least_D > 0, least_D, 1.0))  # 1: zero in every episode
 
 
 def _excess(scores_ND: np.ndarray, center_ND: np.ndarray, spread_ND: np.ndarray) -> np.ndarray:

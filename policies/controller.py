@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 
 from .execution import FORMS, SEEN, ExecutionConfig, PrefixArrays, Timeline
+from .fields import whole
 from .spec import ChunkConfig, Spec
 
 
@@ -133,7 +134,8 @@ def _made_up(policy: Planner, generator: np.random.Generator, spread: float) -> 
 class Track:
     """One robot's episode: what it has seen, the chunks it follows, and the questions it asks the policy."""
 
-    def __init__(self, policy: Planner, timeline: Timeline, noise_seed: int, seed: int):
+    def __init__(self, policy: Planner, timeline: Timeline, noise_seed: int, seed: SupportsIndex):
+        seed = whole("seed", seed)
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed={seed} must lie in [0, 2^32)")
         self.policy = policy
@@ -232,13 +234,15 @@ class Controller:
     def __init__(
         self,
         policy: Planner,
-        execution_horizon: int | None = None,
-        inference_batch: int = 1,
-        noise_seed: int = 0,
+        execution_horizon: SupportsIndex | None = None,
+        inference_batch: SupportsIndex = 1,
+        noise_seed: SupportsIndex = 0,
         execution: ExecutionConfig | None = None,
     ):
         execution = execution or ExecutionConfig()
+        inference_batch, noise_seed = whole("inference_batch", inference_batch), whole("noise_seed", noise_seed)
         if execution_horizon is not None:
+            execution_horizon = whole("execution_horizon", execution_horizon)
             if not 1 <= execution_horizon <= policy.chunk.prediction_horizon:
                 raise ValueError(
                     f"execution_horizon={execution_horizon} must lie in 1..{policy.chunk.prediction_horizon}"
@@ -255,7 +259,7 @@ class Controller:
         self.inference_batch = steady_rows(policy, inference_batch, FORMS.get(execution.mode, ""))
         self._tracks: dict[int, Track] = {}
 
-    def reset(self, lane: int = 0, seed: int = 0) -> None:
+    def reset(self, lane: int = 0, seed: SupportsIndex = 0) -> None:
         """Starts an episode in a lane; the seed, in [0, 2^32), fixes all the randomness of the episode."""
         self._tracks[lane] = Track(self.policy, Timeline(self.execution, *self._timing), self.noise_seed, seed)
 
@@ -263,13 +267,13 @@ class Controller:
         """The action (A,) for the observation of a single robot (lane 0)."""
         return self.act({0: observation})[0]
 
-    def skip(self, steps: int, lane: int = 0) -> None:
+    def skip(self, steps: SupportsIndex, lane: int = 0) -> None:
         """Lets so many control steps pass in a lane at which it was not asked.
 
         Raises:
             ValueError: the lane has no episode.
         """
-        self._track(lane).timeline.step += steps
+        self._track(lane).timeline.step += whole("steps", steps)
 
     def act(self, observations: Mapping[int, Mapping[str, np.ndarray]]) -> dict[int, np.ndarray]:
         """One action (A,), in physical units, for every lane given; each lane must have been reset.

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .fields import whole_numbers
+
 
 @dataclass
 class DensityConfig:
@@ -20,6 +22,7 @@ class DensityConfig:
     seed: int = 0  # of weights, batches and noise
 
     def __post_init__(self) -> None:
+        whole_numbers(self)
         for name in ("width", "steps", "batch_size"):
             if not 1 <= getattr(self, name) <= 100_000:
                 raise ValueError(f"density.{name}={getattr(self, name)} must lie in 1..100000")
@@ -80,7 +83,8 @@ def learn_density(o_NE: Float[Tensor, "N E"], config: DensityConfig) -> Density:
         density = Density(config, o_NE.shape[1])
     density.mean.copy_(o_NE.mean(0))
     spread = o_NE.std(0, correction=0)
-    density.scale.copy_(torch.where(spread > 1e-4, spread, 1.0))  # a dead feature has none
+    # A dead feature has no spread. All are of one kind, so the largest spread tells what is small.
+    density.scale.copy_(torch.where(spread > 1e-4 * spread.max(), spread, 1.0))
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.Adam(density.parameters(), lr=config.learning_rate)
     for _ in range(config.steps):

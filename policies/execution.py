@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .fields import whole_numbers
+
 FORMS = {"rtc_exact": "exact", "rtc_identity": "identity", "rtc_trained": "trained"}  # mode: form of its prefix
 SEEN = "seen"  # form of a prefix that a planner wants to look at where the mode has none
 MODES = ("receding_horizon", "temporal_ensembling", *FORMS)
@@ -52,6 +54,7 @@ class ExecutionConfig:
     ensemble_decay: float = 0.01  # temporal_ensembling: m of the weights exp(-m i), i = 0 for the oldest chunk
 
     def __post_init__(self) -> None:
+        whole_numbers(self)
         if self.mode not in MODES:
             raise ValueError(f"mode={self.mode!r} is unknown; choices: {', '.join(MODES)}")
         for name in ("execution_horizon", "delay"):

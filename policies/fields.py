@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
+import operator
 import sys
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -25,10 +27,13 @@ def build(cls: type[T], data: Any, where: str) -> T:
     """A dataclass from a mapping with exactly its fields, each value of its field's type; `ValueError` otherwise.
 
     A field that came after the first release says in its metadata what a mapping from before meant by leaving it out:
-    `path: str = field(default="cosine", metadata={"before": "linear"})`.
+    `path: str = field(default="cosine", metadata={"before": "linear"})`. A field that is gone stands in the class's
+    `removed` and is passed over.
     """
     known = fields(cls)  # pyright: ignore[reportArgumentType]  (T is always a dataclass)
-    values = {f.name: f.metadata["before"] for f in known if "before" in f.metadata} | dict(mapping(data, where))
+    removed = getattr(cls, "removed", ())
+    values = {f.name: f.metadata["before"] for f in known if "before" in f.metadata}
+    values |= {key: value for key, value in mapping(data, where).items() if key not in removed}
     hints = typing.get_type_hints(cls)
     names = [f.name for f in known]
     for key in values:
@@ -81,3 +86,22 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"it has the key {next(key for key in keys if keys.count(key) > 1)[:60]!r} twice")
     return content
+
+
+def whole(name: str, value: Any) -> int:
+    """A seed or a count from outside as an int of Python: sums and shifts of NumPy's integers wrap around.
+
+    Raises:
+        ValueError: it is no integer; a bool is none either.
+    """
+    if not isinstance(value, bool):
+        with suppress(TypeError):
+            return operator.index(value)
+    raise ValueError(f"{name}={value!r} must be an integer")
+
+
+def whole_numbers(config: Any) -> None:
+    """`whole` for every field of a dataclass that is annotated as int."""
+    for field in fields(config):
+        if field.type in ("int", int):
+            setattr(config, field.name, whole(field.name, getattr(config, field.name)))

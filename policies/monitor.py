@@ -27,7 +27,7 @@ from .config import build, mapping
 from .conformal import Band
 from .density import Density, DensityConfig
 from .execution import SEEN, ExecutionConfig, PrefixArrays
-from .fields import parse_json
+from .fields import parse_json, whole_numbers
 from .folder import Snapshot, opened, replacing
 from .heads.flow import FlowHead
 from .policy import Policy
@@ -55,6 +55,7 @@ class MonitorConfig:
     density: DensityConfig = field(default_factory=DensityConfig)  # for logpz and logpzo
 
     def __post_init__(self) -> None:
+        whole_numbers(self)
         unknown = [name for name in self.scores if name not in SCORES]
         if unknown or len(set(self.scores)) < len(self.scores):
             raise ValueError(f"scores={self.scores} must be different ones of: {', '.join(sorted(SCORES))}")

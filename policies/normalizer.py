@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 MODES = ("mean_std", "min_max", "quantile", "identity")
+EPS, TINY = torch.finfo(torch.float32).eps, torch.finfo(torch.float32).tiny
+JITTER = 4  # steps of float32: a range of no more is rounding, not a signal
+HEAVY = 10  # standard deviations in half a quantile range: with more, next to all lies in the tails
 
 
 @dataclass
 class NormalizerConfig:
     """How observations and actions are scaled, dimension by dimension."""
 
+    removed: ClassVar[tuple[str, ...]] = ("constant_below",)  # in earlier checkpoints; its effect is in their weights
+
     observation: str = "mean_std"  # mean_std | min_max (to [-1, 1]) | quantile (1 % and 99 % to [-1, 1]) | identity
     action: str = "mean_std"  # the same choices
-    constant_below: float = 1e-4  # a dimension whose spread is smaller, in its own unit, is only centred, not scaled
 
     def __post_init__(self) -> None:
         for name in ("observation", "action"):
             if getattr(self, name) not in MODES:
                 raise ValueError(f"normalizer.{name}={getattr(self, name)!r} is unknown; choices: {', '.join(MODES)}")
-        if not self.constant_below > 0:
-            raise ValueError(f"normalizer.constant_below={self.constant_below} must be positive")
 
 
 class Normalizer(nn.Module):
@@ -41,26 +45,30 @@ class Normalizer(nn.Module):
         self.register_buffer("shift", torch.full((size,), torch.nan))
         self.register_buffer("scale", torch.full((size,), torch.nan))
 
-    def fit(self, data: Tensor, mode: str, constant_below: float) -> None:
-        """Takes the statistics of `data` (N, size).
+    def fit(self, data: Tensor, mode: str, name: str) -> None:
+        """Takes the statistics of `data` (N, size), those of the feature `name`.
+
+        A dimension that float32 cannot tell from a constant is only centred; a warning names it if it does vary.
 
         Raises:
-            ValueError: fewer than two rows, non-finite values, or an unknown mode.
+            ValueError: fewer than two rows, non-finite values, an unknown mode, or tails too heavy for quantiles.
         """
         if data.ndim != 2 or data.shape[1] != self.shift.numel() or data.shape[0] < 2:
-            raise ValueError(f"statistics need data of shape (N >= 2, {self.shift.numel()}), got {tuple(data.shape)}")
+            raise ValueError(
+                f"statistics of {name!r} need data of shape (N >= 2, {self.shift.numel()}), got {tuple(data.shape)}"
+            )
         data = data.double()
         if not torch.isfinite(data).all():
             bad = int((~torch.isfinite(data)).any(dim=1).nonzero()[0])
-            raise ValueError(f"statistics need finite data, but row {bad} has NaN or infinity")
-        shift, scale = _statistics(data, mode)
-        scale = torch.where(scale < constant_below, torch.ones_like(scale), scale)
+            raise ValueError(f"statistics of {name!r} need finite data, but row {bad} has NaN or infinity")
+        shift, scale = _statistics(data, mode, name)
+        if mode != "identity":
+            step, varies = _resolution(data), data.amax(dim=0) - data.amin(dim=0)
+            constant = varies <= JITTER * step
+            _warn_of(constant & (varies > 0), data, name)
+            scale = torch.where(constant, 1.0, torch.maximum(scale, step))
         self.shift.copy_(shift)
         self.scale.copy_(scale)
-
-    def exempt(self, dimensions: Tensor) -> None:
-        """Leaves the dimensions where the mask (size,) is True as they are."""
-        self.shift[dimensions], self.scale[dimensions] = 0.0, 1.0
 
     def require_fitted(self, name: str) -> None:
         """Raises `ValueError` naming the feature when the statistics are missing or unusable."""
@@ -76,7 +84,23 @@ class Normalizer(nn.Module):
         return x * self.scale + self.shift
 
 
-def _statistics(data: Tensor, mode: str) -> tuple[Tensor, Tensor]:
+def _resolution(data: Tensor) -> Tensor:
+    """How far apart neighbouring float32 numbers are where each column is largest."""
+    return (EPS * data.abs().amax(dim=0)).clamp(min=TINY)
+
+
+def _warn_of(dimensions: Tensor, data: Tensor, name: str) -> None:
+    """Warns of dimensions (size,) that vary and are treated as constant."""
+    for i in dimensions.nonzero().flatten().tolist():
+        low, high = data[:, i].min().item(), data[:, i].max().item()
+        warnings.warn(
+            f"{name!r} dimension {i} varies from {low:.9g} to {high:.9g}, which float32 hardly resolves: it is treated "
+            "as constant. If this is a signal, record it without its offset",
+            stacklevel=4,
+        )
+
+
+def _statistics(data: Tensor, mode: str, name: str) -> tuple[Tensor, Tensor]:
     """Shift and scale of each column."""
     if mode == "mean_std":
         return data.mean(dim=0), data.std(dim=0, correction=0)
@@ -84,10 +108,27 @@ def _statistics(data: Tensor, mode: str) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(data[0]), torch.ones_like(data[0])
     if mode == "min_max":
         low, high = data.amin(dim=0), data.amax(dim=0)
-    elif mode == "quantile":
-        ordered = data.sort(dim=0).values  # torch.quantile refuses more than 16 M values
-        last = data.shape[0] - 1
-        low, high = ordered[round(0.01 * last)], ordered[round(0.99 * last)]
-    else:
-        raise ValueError(f"normalization {mode!r} is unknown; choices: {', '.join(MODES)}")
-    return (high + low) / 2, (high - low) / 2
+        return (high + low) / 2, (high - low) / 2
+    if mode == "quantile":
+        return _quantiles(data, name)
+    raise ValueError(f"normalization {mode!r} is unknown; choices: {', '.join(MODES)}")
+
+
+def _quantiles(data: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Middle and half range of the inner 98 %, but no scale below the standard deviation: no mean square exceeds 1.
+
+    Where the quantiles coincide, as in a dimension that is nearly always zero, mean and standard deviation are taken.
+    """
+    ordered = data.sort(dim=0).values  # torch.quantile refuses more than 16 M values
+    last = data.shape[0] - 1
+    low, high = ordered[round(0.01 * last)], ordered[round(0.99 * last)]
+    half, spread = (high - low) / 2, data.std(dim=0, correction=0)
+    flat = high - low <= JITTER * _resolution(data)
+    for i in (~flat & (spread > HEAVY * half)).nonzero().flatten().tolist():
+        raise ValueError(
+            f"{name!r} dimension {i} has tails too heavy for quantiles: 98 % of its values lie in {low[i]:.4g} to "
+            f"{high[i]:.4g}, all of them in {ordered[0, i]:.4g} to {ordered[-1, i]:.4g}; remove the outliers, or use "
+            "normalizer.observation or normalizer.action = mean_std"
+        )
+    shift = torch.where(flat, data.mean(dim=0), (high + low) / 2)
+    return shift, torch.where(flat, spread, torch.maximum(half, spread))

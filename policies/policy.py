@@ -81,12 +81,13 @@ class Policy(nn.Module):
     def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor) -> None:
         """Takes the statistics of the demonstrations: each (N, *shape), N control steps."""
         options = self.config.normalizer
-        for name, normalizer in self.normalizers():
-            data, mode = (action, options.action) if name == "action" else (observation[name], options.observation)
-            normalizer.fit(data.flatten(1), mode, options.constant_below)
-        discrete = torch.tensor([n > 0 for n in self.codec.choices])
+        self.config.head.require_reference()
         self.codec.require_choices(action)
-        self.action_normalizer.exempt(discrete)
+        discrete = torch.tensor([n > 0 for n in self.codec.choices], device=action.device)
+        continuous = action.masked_fill(discrete, 0)  # the index of a choice stays as it is
+        for name, normalizer in self.normalizers():
+            data, mode = (continuous, options.action) if name == "action" else (observation[name], options.observation)
+            normalizer.fit(data.flatten(1), mode, name)
 
     def normalizers(self) -> list[tuple[str, Normalizer]]:
         """All normalizers with the names of their features; the action comes last."""

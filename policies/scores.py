@@ -143,7 +143,9 @@ def mmd2(a_SD: Float[Tensor, "S D"], b_RD: Float[Tensor, "R D"]) -> Float[Tensor
     # Not by way of a product of matrices, in which small distances between large values are lost.
     distance = torch.cdist(both, both, compute_mode="donot_use_mm_for_euclid_dist")
     first, second = torch.triu_indices(len(both), len(both), offset=1)
-    median = distance[first, second].quantile(0.5).clamp(min=1e-6)
+    number = torch.finfo(both.dtype)
+    least = (number.eps * both.abs().max()).clamp(min=number.tiny)  # what is nearer than this is the same
+    median = distance[first, second].quantile(0.5).clamp(min=least)
     kernel = torch.exp(-(distance**2) / (2 * median**2))
     n = len(a_SD)
     return kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()

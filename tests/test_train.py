@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def configure(*overrides):
     return compose([*TINY, *overrides])
 
 
-def make_trainer(*overrides):
+def make_trainer(*overrides, fitted=False):
     random = np.random.default_rng(0)
     episodes = [
         Episode(
@@ -54,7 +55,7 @@ def make_trainer(*overrides):
         for seed in range(4)
     ]
     spec = policies.Spec.from_dict(FEATURES)
-    return train.Trainer(configure(*overrides), spec, episodes, torch.device("cpu"))
+    return train.Trainer(configure(*overrides), spec, episodes, torch.device("cpu"), fitted)
 
 
 def assert_same_state(a, b):
@@ -146,6 +147,24 @@ def test_resume_refuses_what_would_change_the_run():
     train.require_same(old, {"train": {"learning_rate": 1e-3, "save_every": 9}, "eval": {"episodes": 7}}, "here")
     with pytest.raises(ValueError, match=r"train\.learning_rate=0\.001, now it is 0\.002; start a new run"):
         train.require_same(old, {"train": {"learning_rate": 2e-3, "save_every": 5}, "eval": {"episodes": 3}}, "here")
+
+
+def test_a_run_of_an_earlier_version_goes_on():
+    """Its configuration and its overrides name a field that is gone."""
+    overrides = [*TINY, "normalizer.constant_below=1e-6", "seed=3"]
+    saved = asdict(configure("seed=3"))
+    saved["normalizer"]["constant_below"] = 1e-6
+    train.require_same(saved, asdict(configure("seed=3")), "here")
+    assert configure(*train.stored_overrides({"overrides": overrides}, Path("here"))).seed == 3
+
+
+def test_a_resumed_run_keeps_the_statistics_that_it_began_with():
+    trainer = make_trainer()
+    trainer.policy.action_normalizer.scale.fill_(9)
+    resumed = make_trainer(fitted=True)
+    assert resumed.policy.action_normalizer.scale.isnan().all()
+    resumed.restore(trainer.state())
+    assert (resumed.policy.action_normalizer.scale == 9).all()
 
 
 def command(*overrides):

@@ -41,7 +41,13 @@ class HeadConfig:
             near = difflib.get_close_matches(name, self.sampling, n=1)
             hint = f"did you mean {near[0]!r}?" if near else choices
             raise ValueError(f"head={self.kind} has no field {name!r}; {hint}")
-        return build(type(self), {**asdict(self), **changes}, "head")
+        config = build(type(self), {**asdict(self), **changes}, "head")
+        if changes:
+            config.require_reference()
+        return config
+
+    def require_reference(self) -> None:
+        """Raises `ValueError` for a setting that leaves the reference; a stored policy may have it, no new one."""
 
     def changed_from(self, other: HeadConfig) -> dict[str, Any]:
         """The fields, with their values, in which it differs from another configuration of the same head."""

@@ -50,6 +50,22 @@ class DiffusionConfig(HeadConfig):
                 "size of a normalized action: 1 with normalizer.action=min_max, about 5 with mean_std"
             )
 
+    def require_reference(self) -> None:
+        """Raises `ValueError` for the settings in which diffusers computes something else.
+
+        Its DDIM goes down by T // K levels whatever level comes next, so that from K that do not divide T it ends up
+        beside the levels it evaluates; its DPM-Solver has other leading levels than its DDIM and DDPM.
+        """
+        T = self.train_steps
+        if (self.sampler, self.spacing) == ("ddim", "trailing") and T % self.steps:
+            able = ", ".join(str(n) for n in range(1, T + 1) if T % n == 0)
+            raise ValueError(
+                f"head.steps={self.steps} with head.sampler='ddim' and head.spacing='trailing' must divide "
+                f"head.train_steps={T}: {able}; head.sampler='dpmpp_2m' and head.spacing='leading' take any number"
+            )
+        if (self.sampler, self.spacing) == ("dpmpp_2m", "leading"):
+            raise ValueError("head.sampler='dpmpp_2m' takes head.spacing='trailing', got 'leading'")
+
 
 @dataclass(frozen=True)
 class Update:

@@ -114,6 +114,15 @@ def test_a_config_out_of_range_is_refused(field, value):
         CollectConfig(**{field: value})
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int64])
+def test_a_seed_of_numpy_is_the_number_that_it_is(cache, kind):
+    """np.uint8(3) * 10,000 is an error of its own."""
+    given = gather(cache_dir=cache, episodes=kind(2), seed=kind(3))
+    assert given.seeds == gather(cache_dir=cache, episodes=2, seed=3).seeds
+    with pytest.raises(ValueError, match=r"demos.seed is True, expected an integer"):
+        CollectConfig(seed=True)
+
+
 @pytest.mark.parametrize("bounded", [True, False])
 def test_records_what_the_expert_meant_and_executes_something_else(cache, bounded):
     noise = 0.15

@@ -74,6 +74,7 @@ def empty(episode):
         (lambda e: setattr(e, "seed", -1), r"seed is -1"),
         (lambda e: setattr(e, "seed", SEED_LIMIT), r"seed is 1000000: .*evaluation"),
         (lambda e: setattr(e, "seed", 1.0), r"seed is 1.0: "),
+        (lambda e: setattr(e, "seed", True), r"seed is True: "),
         (lambda e: setattr(e, "task", 3), r"task is 3"),
         (lambda e: setattr(e, "control_dt_s", 0.02), r"control_dt_s is 0.02 s, but the features say 0.05 s"),
     ],

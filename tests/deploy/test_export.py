@@ -186,6 +186,9 @@ def test_errors_are_shares_of_the_spread_and_choices_count_apart():
     action = expected + np.array([[0.5, 2.0, 0.0], [0.1, 0.0, 1.0]], np.float32)
     error, physical, changed = artifact.compare(action, expected, [0.25, 4.0, 1.0], (0, 0, 2))
     assert (error, physical, changed) == (2.0, [0.5, 2.0, 1.0], 0.5)
+    large = np.full((1, 2, 3), 1000, np.float32)  # where float32 steps by 6e-5
+    assert artifact.compare(np.nextafter(large, np.float32(2000)), large, [1e-3] * 3, None)[0] == 0
+    assert artifact.compare(large + np.float32(1e-3), large, [1e-3] * 3, None)[0] > 0.5
     action[0, 0, 0] = np.nan
     assert artifact.compare(action, expected, [1.0] * 3, None)[0] == np.inf
 

@@ -86,6 +86,16 @@ def remote(uri: str, timeout_s: float = 1.0, **options) -> Iterator[RemoteContro
         robot.close()
 
 
+def test_a_seed_of_numpy_is_answered_as_the_number_that_it_is(serving):
+    actions = []
+    for kind in (int, np.uint32, np.int64):
+        with remote(serving().uri, ahead=kind(0)) as robot:
+            robot.reset(kind(7))
+            actions.append(drive(robot, range(3)))
+            assert not robot.fault
+    np.testing.assert_array_equal(actions[1:], [actions[0]] * 2)
+
+
 def test_without_lead_it_acts_as_the_local_controller_to_the_bit(serving):
     running = serving()
     local = policies.Controller(ToyPolicy(), inference_batch=4)
@@ -339,8 +349,9 @@ def test_an_observation_that_does_not_fit_is_an_error_of_the_caller(serving):
             robot.step(observed(0) | {"joints": np.zeros(4)})
         action = robot.step(observed(2))  # the third step, and the first observation that could be used
         np.testing.assert_array_equal(action, expected_from(2))
-        with pytest.raises(ValueError, match=r"seed=-1 must lie in \[0, 2\^32\)"):
-            robot.reset(-1)
+        for wrong in (-1, 2**32, True):
+            with pytest.raises(ValueError, match=rf"seed={wrong} must be an integer in \[0, 2\^32\)"):
+                robot.reset(wrong)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 import policies
 from benchmarks.toy_server import ToyPolicy
+from deploy.server_config import ServerConfig
 from deploy.session import Session, noise
 from policies.controller import Planner
 from policies.spec import Feature
@@ -114,6 +115,22 @@ def test_a_wrong_request_says_what_is_wrong_and_changes_nothing(message, match):
     with pytest.raises(ValueError, match=match):
         session.read(message)
     assert (session.seed, session.decision, seen(session.read(request(2)))) == (3, 0, [1, 2])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint32, np.int64, np.uint64])
+def test_a_noise_seed_of_numpy_is_the_number_that_it_is(kind):
+    expected = noise(7, 5, 2, (4, 2))
+    assert not np.array_equal(noise(0, 5, 2, (4, 2)), expected)
+    given: Any = kind(7)
+    np.testing.assert_array_equal(noise(given, kind(5), 2, (4, 2)), expected)
+    config = ServerConfig(noise_seed=given, inference_batch=kind(3))
+    assert (config.noise_seed, type(config.noise_seed), type(config.inference_batch)) == (7, int, int)
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 1.0, "1", None])
+def test_a_count_that_is_no_integer_is_refused(value):
+    with pytest.raises(ValueError, match=r"inference_batch=.* must be an integer"):
+        ServerConfig(inference_batch=value)
 
 
 def test_noise_is_that_of_the_local_controller():

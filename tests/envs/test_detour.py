@@ -55,6 +55,9 @@ def test_the_seed_fixes_everything(env):
         return np.array(trace)
 
     first = run(3)
+    np.testing.assert_array_equal(run(np.uint8(3)), first)
+    with pytest.raises(ValueError, match="seed is True, expected an integer"):
+        run(True)
     run(4)
     np.testing.assert_array_equal(run(3), first)
     assert not np.array_equal(run(4)[0], first[0])

@@ -211,6 +211,22 @@ def test_a_bad_action_names_seed_and_step(answer, message):
         rollout(Walk, Saying(answer, step=2), [3])
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint32, np.int64])
+def test_seeds_and_counts_of_numpy_are_the_numbers_that_they_are(kind):
+    plain = rollout(Walk, Noisy(), [3, 5], n_envs=2)
+    given = rollout(Walk, Noisy(), kind([3, 5]), n_envs=kind(2))
+    assert without_time(given) == without_time(plain)
+    assert all(type(record.seed) is int for record in given)
+
+
+@pytest.mark.parametrize("value", [True, 1.5, "3"])
+def test_what_is_no_integer_is_no_seed_and_no_count(value):
+    with pytest.raises(ValueError, match=r"a seed is .*, expected an integer"):
+        rollout(Walk, Noisy(), [value])
+    with pytest.raises(ValueError, match=r"n_envs is .*, expected an integer"):
+        rollout(Walk, Noisy(), [3], n_envs=value)
+
+
 def test_an_error_in_the_environment_names_the_episode():
     with pytest.raises(ArithmeticError, match="the walker fell") as caught:
         rollout(functools.partial(Walk, "raise"), Noisy(), SEEDS, n_envs=2)

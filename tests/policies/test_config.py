@@ -97,11 +97,11 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("net.width", True, "policy.net.width is True, expected a value of type int"),
         ("net.width", None, "policy.net.width is None, expected a value of type int"),
         ("chunk.loss_on_padding", 1, "policy.chunk.loss_on_padding is 1, expected a value of type bool"),
-        ("normalizer.constant_below", "1", "policy.normalizer.constant_below is '1', expected a value of type float"),
-        ("normalizer.constant_below", True, "policy.normalizer.constant_below is True, expected a value of type float"),
-        ("normalizer.constant_below", float("nan"), "policy.normalizer.constant_below is nan, expected a value"),
-        ("normalizer.constant_below", float("inf"), "policy.normalizer.constant_below is inf, expected a value"),
-        ("normalizer.constant_below", 10**400, "expected a value of type float"),
+        ("head.coupling_condition", "1", "policy.head.coupling_condition is '1', expected a value of type float"),
+        ("head.coupling_condition", True, "policy.head.coupling_condition is True, expected a value of type float"),
+        ("head.coupling_condition", float("nan"), "policy.head.coupling_condition is nan, expected a value"),
+        ("head.coupling_condition", float("inf"), "policy.head.coupling_condition is inf, expected a value"),
+        ("head.coupling_condition", 10**400, "expected a value of type float"),
         ("net.width", 0, "net.width=0 must lie in 1..65536"),
         ("chunk.execution_horizon", 17, "chunk.execution_horizon=17 is longer than chunk.prediction_horizon=16"),
         ("chunk.history", 0, "chunk.history=0 must be at least 1"),
@@ -111,6 +111,12 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def test_a_wrong_configuration_is_an_error_naming_the_field(path, value, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         policy_config(changed(path, value))
+
+
+def test_a_field_of_an_earlier_version_is_passed_over():
+    assert policy_config(changed("normalizer.constant_below", 1e-4)) == policy_config(changed("net.width", 256))
+    with pytest.raises(ValueError, match=r"policy.normalizer has the unknown field 'constant_above'"):
+        policy_config(changed("normalizer.constant_above", 1e-4))
 
 
 @pytest.mark.parametrize("data", [None, [], "mlp", 3])

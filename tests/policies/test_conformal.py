@@ -81,7 +81,13 @@ def test_the_shape_is_mean_and_spread_and_the_limit_an_order_statistic():
 def test_units_of_a_score_do_not_matter():
     rng = np.random.default_rng(4)
     seen, fresh = episodes(60, rng), episodes(40, rng)
-    scale, shift = np.array([1e3, 0.5]), np.array([-7.0, 100.0])
+    seen, fresh = ([np.insert(s, 0, 0, axis=0) for s in each] for each in (seen, fresh))  # constant at the first
+    scale = np.array([1e3, 1e-12])
+    one, other = fit(seen, 0.2), fit([s * scale for s in seen], 0.2)
+    alarms = [one.alarm(s) for s in fresh]
+    assert alarms == [other.alarm(s * scale) for s in fresh]
+    shift = np.array([-7.0, 100.0])
+    scale = np.array([1e3, 0.5])
     one, other = fit(seen, 0.2), fit([s * scale + shift for s in seen], 0.2)
     alarms = [one.alarm(s) for s in fresh]
     assert alarms == [other.alarm(s * scale + shift) for s in fresh]

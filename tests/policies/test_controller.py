@@ -1,13 +1,15 @@
 import itertools
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from policies import ChunkConfig, Controller, Feature, Policy, PolicyConfig, Spec
+from policies import AsyncController, ChunkConfig, Controller, Feature, Policy, PolicyConfig, Spec
+from policies.fields import whole
 
 SPEC = Spec(
     {"state": Feature((1,), "float32", "m"), "image": Feature((2, 2, 1), "uint8", "")},
@@ -124,6 +126,41 @@ def noises(noise_seed: int, seed: int, decisions: int, **options) -> list[np.nda
     controller.reset(0, seed)
     follow(controller, range(decisions))
     return [noise[0].numpy() for _, noise in policy.asked]
+
+
+NUMPY = pytest.mark.parametrize("kind", [np.uint8, np.int32, np.uint32, np.int64, np.uint64])
+
+
+@NUMPY
+def test_a_seed_of_numpy_is_the_number_that_it_is(kind):
+    """np.uint32(7) << 32 is 0, and np.uint64 and an int make a float."""
+    given: Any = (kind(7), kind(200))
+    assert np.array_equal(noises(*given, 2), noises(7, 200, 2))
+    controller = AsyncController(Scripted(), given[0])
+    controller.reset(seed=given[1])
+    assert controller._track
+    assert np.array_equal(controller._track.generator().standard_normal((4, 2), np.float32), noises(7, 200, 1)[0])
+
+
+@NUMPY
+def test_a_count_of_numpy_is_the_number_that_it_is(kind):
+    """np.uint8(200) + 100 is 44, or an error."""
+    given: Any = kind(1)
+    controller = Controller(Scripted(), execution_horizon=given, inference_batch=given)
+    controller.reset(0)
+    for lane in range(3):
+        controller.reset(lane)
+    assert len(controller.act({lane: see(lane) for lane in range(3)})) == 3
+    controller.skip(kind(100))
+    controller.skip(kind(100))
+    controller.skip(kind(100))
+    assert controller._tracks[0].timeline.step == 301
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 1.0, "1", None, [1]])
+def test_what_is_no_integer_is_no_seed_and_no_count(value):
+    with pytest.raises(ValueError, match=r"seed=.* must be an integer"):
+        whole("seed", value)
 
 
 def test_noise_differs_between_noise_seeds_episodes_and_decisions_and_is_standard_normal():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,10 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def head(**options) -> DiffusionHead:
-    return DiffusionHead(DiffusionConfig(**{"clip": UNCLIPPED, **options}), COND)
+def head(clip: float = UNCLIPPED, **options) -> DiffusionHead:
+    config = DiffusionConfig(clip=1.0, **options)
+    config.clip = clip  # beyond its bounds: a noise prediction without a clip makes numbers in the thousands
+    return DiffusionHead(config, COND)
 
 
 class Wavy(Net):
@@ -90,61 +93,68 @@ def options(prediction: str, clip: float | None = None) -> dict[str, Any]:
     return {"prediction_type": THEIR_NAMES[prediction], "beta_schedule": "squaredcos_cap_v2", **clipping}
 
 
-SHAPES = [(5, 3, 2), (4, 4, 4)]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("T", "steps", "spacing"), [(100, 10, "trailing"), (100, 16, "leading"), (50, 50, "trailing")])
-@pytest.mark.parametrize("clip", [1.0, UNCLIPPED])
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_ddim_is_that_of_diffusers(prediction, clip, T, steps, spacing, shape):
-    scheduler = DDIMScheduler(num_train_timesteps=T, timestep_spacing=spacing, **options(prediction, clip))
-    if prediction == "noise" and clip == UNCLIPPED:
-        exact(scheduler)
-    scheduler.set_timesteps(steps)
-    ours = head(prediction=prediction, clip=clip, train_steps=T, steps=steps, spacing=spacing)
-    compare(ours, scheduler, torch.randn(shape), T)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("T", "steps", "spacing"), [(100, 100, "trailing"), (100, 7, "leading"), (40, 7, "trailing")])
-@pytest.mark.parametrize("clip", [1.0, UNCLIPPED])
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_ddpm_is_that_of_diffusers(monkeypatch, prediction, clip, T, steps, spacing, shape):
-    """With the variance of Diffusion Policy, and their random numbers replaced by ours."""
-    rows, horizon, action = shape
-    noise = torch.randn(rows, steps, horizon, action)
-    draws = iter([*noise.unbind(1)[1:], torch.randn(shape)])  # they also draw after the last step, with variance 0
+def their_scheduler(sampler: str, noise: Tensor, monkeypatch, **given):
+    """The scheduler of diffusers, DDPM's with the variance of Diffusion Policy and our random numbers for its own."""
+    if sampler == "ddim":
+        return DDIMScheduler(**given)
+    if sampler == "dpmpp_2m":
+        return DPMSolverMultistepScheduler(final_sigmas_type="zero", **given)
+    # They also draw after the last step, with variance 0.
+    draws = iter([*noise.unbind(1)[1:], torch.randn(noise[:, 0].shape)])
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, **__: next(draws))
-    scheduler = DDPMScheduler(
-        num_train_timesteps=T,
-        timestep_spacing=spacing,
-        variance_type="fixed_small",
-        **options(prediction, clip),
-    )
-    if prediction == "noise" and clip == UNCLIPPED:
-        exact(scheduler)
-    scheduler.set_timesteps(steps)
-    ours = head(sampler="ddpm", prediction=prediction, clip=clip, train_steps=T, steps=steps, spacing=spacing)
-    compare(ours, scheduler, noise, T)
+    return DDPMScheduler(variance_type="fixed_small", **given)
+
+
+GRID = [(100, steps) for steps in range(1, 21)] + [(100, 100), (60, 20), (40, 7), (50, 50)]
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers calls np.array(tensor)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("T", "steps"), [(100, 10), (100, 5), (60, 20), (100, 1), (100, 2)])
+@pytest.mark.parametrize("clip", [1.0, UNCLIPPED])
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_dpm_solver_is_that_of_diffusers(prediction, spacing, T, steps, shape):
-    scheduler = DPMSolverMultistepScheduler(
-        num_train_timesteps=T,
-        final_sigmas_type="zero",
-        **options(prediction),
-    )
-    if prediction == "noise":
-        exact(scheduler)
-    scheduler.set_timesteps(timesteps=visited(spacing, T, steps))
-    ours = head(sampler="dpmpp_2m", prediction=prediction, train_steps=T, steps=steps, spacing=spacing)
-    compare(ours, scheduler, torch.randn(shape), T)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_setting_is_that_of_diffusers_or_refused(monkeypatch, sampler, spacing, clip):
+    """Whatever the number of steps, and with every kind of prediction."""
+    compared, refused = 0, []
+    for (T, steps), prediction in itertools.product(GRID, PREDICTIONS):
+        ours = head(sampler=sampler, prediction=prediction, clip=clip, train_steps=T, steps=steps, spacing=spacing)
+        try:
+            ours.config.require_reference()
+        except ValueError:
+            refused.append((T, steps))
+            continue
+        if sampler == "dpmpp_2m" and clip == 1:
+            continue  # theirs does not clip
+        rows, chunk_shape = (5, (3, 2)) if steps % 2 else (4, (4, 4))
+        noise = torch.randn(rows, *ours.noise_shape(chunk_shape))
+        given = {"num_train_timesteps": T, "timestep_spacing": spacing}
+        given |= options(prediction, None if sampler == "dpmpp_2m" else clip)
+        scheduler = their_scheduler(sampler, noise, monkeypatch, **given)
+        if prediction == "noise" and clip == UNCLIPPED:
+            exact(scheduler)
+        scheduler.set_timesteps(steps)
+        compare(ours, scheduler, noise, T)
+        compared += 1
+    uneven = [(T, steps) for T, steps in GRID if T % steps]
+    expected = {("ddim", "trailing"): uneven, ("dpmpp_2m", "leading"): GRID}.get((sampler, spacing), [])
+    assert refused == [setting for setting in expected for _ in PREDICTIONS]
+    assert compared == (0 if sampler == "dpmpp_2m" and clip == 1 else 3 * (len(GRID) - len(expected)))
+
+
+def test_a_setting_that_leaves_the_reference_is_for_stored_policies_only(make_policy, provenance, make_batch, tmp_path):
+    new = make_policy(head="diffusion")
+    stored = policies.Policy(replace(new.config, head=replace(new.config.head, steps=7)), new.spec)
+    stored.load_state_dict(new.state_dict())
+    policies.save(tmp_path / "checkpoint", stored, provenance, make_batch(stored).observation, {})
+    loaded = policies.load(tmp_path / "checkpoint")
+    assert loaded.with_head().head.evaluations == 7
+    message = r"head.steps=7 with .* must divide head.train_steps=100: 1, 2, 4, 5, 10, 20, 25, 50, 100; head.sampler="
+    with pytest.raises(ValueError, match=message):
+        new.with_head(steps=7)
+    with pytest.raises(ValueError, match=r"head.sampler='dpmpp_2m' takes head.spacing='trailing', got 'leading'"):
+        new.with_head(sampler="dpmpp_2m", spacing="leading")
+    with pytest.raises(ValueError, match=message):
+        loaded.fit_normalizers({"state": torch.randn(9, 3), "goal": torch.randn(9, 2)}, torch.randn(9, 2))
+    assert loaded.with_head(sampler="dpmpp_2m").head.evaluations == 7
 
 
 @pytest.mark.parametrize("T", [1, 7, 100])

@@ -64,6 +64,27 @@ def test_units_do_not_matter(policy, make_batch):
     torch.testing.assert_close(decide(1e3, 0.1), decide(1.0, 1.0), atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("unit", "offset"), [(1.0, 0.0), (1e-5, 0.0), (1e-9, 0.0), (1e9, 0.0), (1e-3, 1000.0)], ids=str
+)
+def test_actions_and_observations_of_any_size_are_learned(make_policy, unit, offset):
+    """The action follows from the observation; both are small, large, or lie beside an offset."""
+    policy = make_policy(head="regression", random_weights=False, width=32)
+    seen = torch.rand(64, 2, 3) * 2 - 1
+    action = seen[:, -1:, :2].expand(-1, 4, -1)
+    rows = {"state": unit * seen + offset, "goal": torch.zeros(64, 2, 2)}
+    batch = Batch(rows, unit * action + offset, torch.ones(64, 4, dtype=torch.bool))
+    policy.fit_normalizers({name: v.flatten(0, 1) for name, v in rows.items()}, batch.action.flatten(0, 1))
+    optimizer = torch.optim.Adam(policy.parameters(), 1e-2)
+    for step in range(100):
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / 100)
+        policy.loss(batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    error = ((sample(policy, batch) - batch.action) / unit).square().mean().sqrt()
+    assert error < 0.1
+
+
 def test_an_untrained_regression_gives_the_mean_action(make_policy, make_batch):
     """The net starts at zero, and zero is the mean: what comes out has been carried back to physical units."""
     policy = make_policy(head="regression", random_weights=False)

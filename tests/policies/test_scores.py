@@ -48,6 +48,12 @@ def test_in_one_step_the_exact_velocity_scores_nothing_wherever_the_observation_
     assert Gaussian(2.0, 0.5).score(o, 1).abs().max() < 1e-6
 
 
+def test_the_density_does_not_depend_on_the_unit_of_the_embeddings():
+    o = torch.randn(64, 3) * torch.tensor([5.0, 1.0, 0.0]) + 1
+    one, other = (learn_density(unit * o, DensityConfig(width=8, steps=3)) for unit in (1.0, 1e-8))
+    torch.testing.assert_close(other.score(1e-8 * o, 1), one.score(o, 1), rtol=1e-4, atol=1e-4)
+
+
 def test_one_step_is_the_published_formula():
     density = learn_density(torch.randn(64, 3) * 5 + 1, DensityConfig(width=8, steps=3))
     o = torch.randn(7, 3)
@@ -112,6 +118,8 @@ def test_mmd_of_equal_sets_is_zero_and_grows_with_the_distance():
     assert float(mmd2(a[:1].expand(8, -1), a[:1].expand(8, -1))) == 0  # no spread at all
     apart = [float(mmd2(a, a + shift)) for shift in (0.5, 1.0, 3.0)]
     assert apart == sorted(apart)
+    for unit in (1e-12, 1e12):
+        assert float(mmd2(unit * a, unit * (a + 1))) == pytest.approx(apart[1], rel=1e-4)
 
 
 def test_stac_compares_the_same_control_steps():
