@@ -245,7 +245,7 @@ class RemoteController:
     its first action is executed; while it is late the one at hand is executed on, up to `usable` actions. After that
     `step` gives None, `fault` says why, and the caller's safe action takes over until a chunk arrives. A request holds
     the whole history, the seed and the number of the decision, so a restarted server answers as the first would have.
-    For `deploy.runtime.Runtime` or a loop of your own. With `ahead=0` and answers in `wait_s` it acts as a `Controller`.
+    For `deploy.runtime.Runtime` or your own loop. With `ahead=0` and answers in `wait_s` it acts as a `Controller`.
 
     Args:
         client: for this controller alone; it is connected here, with the errors of `Client.connect`.
@@ -268,7 +268,7 @@ class RemoteController:
         self.ahead, self.usable = operator.index(ahead), operator.index(usable) or length
         self.wait_s = self._policy["control_dt_s"] / 2 if wait_s is None else wait_s
         if not (0 <= self.ahead <= self.execution_horizon and 0 <= self.wait_s < math.inf):
-            raise ValueError(f"ahead={ahead} must lie in 0..execution_horizon={self.execution_horizon}; {wait_s=}")
+            raise ValueError(f"ahead={self.ahead} must lie in 0..execution_horizon={self.execution_horizon}; {wait_s=}")
         if not self.ahead + self.execution_horizon <= self.usable <= length:
             raise ValueError(f"usable={self.usable} must lie in {self.ahead + self.execution_horizon}..{length}")
         self._changed = threading.Condition()  # guards all that the thread changes too

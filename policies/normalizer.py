@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 MODES = ("mean_std", "min_max", "quantile", "identity")
 EPS, TINY = torch.finfo(torch.float32).eps, torch.finfo(torch.float32).tiny
-JITTER = 4  # steps of float32: a range of no more is rounding, not a signal
+JITTER = 8  # steps of float32: a range of no more is rounding, not a signal
 HEAVY = 10  # standard deviations in half a quantile range: with more, next to all lies in the tails
 
 

@@ -136,13 +136,21 @@ def learn(head: Head, net: Net, batch, steps: int, rate: float) -> None:
 
 
 SHARES = {-1.0: 0.3, 1.0: 0.8}  # of chunks near +1 among those near +1 or -1, by the conditioning
+# Every bound on what was learned is the mean error of 5 to 10 trainings with other seeds and five standard deviations,
+# which less than 1 in 100 trainings exceeds, whatever seed and processor (Student's t with 4 degrees of freedom).
+OFF = {"consistency": 0.2, "drift": 0.2}  # of a share; standard deviations 0.033 and 0.036, of others up to 0.018
+OFF_ELSE = 0.12
+APART = (
+    0.2  # of the difference of both shares, 0.5. A loss that learns the more frequent way only makes it 0.8 and more.
+)
 CLEAR = {"consistency": 0.6}  # with a finite number of intervals its chunks stay blurred
 BUDGET = {"mean_flow": 1000}  # training steps; its derivative brings news from the data to the noise slowly
+RATE = {"mean_flow": 3e-3}  # of Adam: at 0.01 its shares have a standard deviation of 0.056, and of 0.023 here
 # Heads that learn the way in K jumps, for every K at once: by how much the share and the mean of all chunks may be off,
-# and how many numbers may lie between the ways. These are the largest of four trainings, with some room.
+# and how many numbers may lie between the ways; bounds as above.
 JUMPERS = {
-    "mean_flow": {1: (0.2, 0.12, 0.5), 2: (0.06, 0.1, 0.1), 4: (0.05, 0.1, 0.02), 16: (0.05, 0.1, 0.01)},
-    "shortcut": {1: (0.1, 0.15, 0.6), 2: (0.12, 0.25, 0.1), 4: (0.1, 0.2, 0.05), 16: (0.06, 0.1, 0.01)},
+    "mean_flow": {1: (0.27, 0.2, 0.6), 2: (0.14, 0.2, 0.1), 4: (0.13, 0.23, 0.02), 16: (0.13, 0.27, 0.01)},
+    "shortcut": {1: (0.3, 0.48, 0.65), 2: (0.24, 0.43, 0.1), 4: (0.23, 0.43, 0.05), 16: (0.15, 0.25, 0.01)},
 }
 
 
@@ -155,14 +163,14 @@ def trained_on_two_ways(tiny, kind: str, head: Head) -> Net:
         return ways + 0.05 * torch.randn(200, 2, 1, generator=generator), cond
 
     net = NETS["mlp"][1](tiny(NETS, "mlp", width=32), (2, 1), 1)
-    learn(head, net, batch, steps=BUDGET.get(kind, 500), rate=1e-2)
+    learn(head, net, batch, steps=BUDGET.get(kind, 500), rate=RATE.get(kind, 1e-2))
     return net
 
 
 def ways_taken(head: Head, net: Net, value: float) -> tuple[Tensor, float, float, float]:
     """Chunks for a conditioning: all, the share near +1, that of chunks with one sign, that of numbers near a way."""
     with torch.no_grad():
-        chunks = head.sample(net, torch.randn(2000, 2, 1), torch.full((2000, 1), value))
+        chunks = head.sample(net, torch.randn(8000, 2, 1), torch.full((8000, 1), value))
     up = chunks > 0
     facts = up[:, 0], up[:, 0] == up[:, 1], (chunks.abs() - 1).abs() < 0.3
     share, whole, clear = (float(fact.float().mean()) for fact in facts)
@@ -178,6 +186,7 @@ def test_two_ways_to_do_it(tiny, kind, options):
     config = tiny(HEADS, kind, **options)
     head = HEADS[kind][1](replace(config, steps=16) if hasattr(config, "steps") else config, 1)
     net = trained_on_two_ways(tiny, kind, head)
+    shares = []
     for value, p in SHARES.items():
         chunks, share, whole, clear = ways_taken(head, net, value)
         if kind in DETERMINISTIC:
@@ -185,9 +194,11 @@ def test_two_ways_to_do_it(tiny, kind, options):
             if kind == "regression":
                 assert (chunks - (2 * p - 1)).abs().max() < 0.1  # the mean, which nobody demonstrated
             continue
-        assert share == pytest.approx(p, abs=0.05)
+        shares.append(share)
+        assert share == pytest.approx(p, abs=OFF.get(kind, OFF_ELSE))
         assert whole > 0.97
         assert clear > CLEAR.get(kind, 0.95)
+    assert kind in DETERMINISTIC or shares[1] - shares[0] == pytest.approx(0.5, abs=APART)
 
 
 @pytest.mark.parametrize("kind", JUMPERS)
@@ -211,7 +222,7 @@ def test_two_ways_in_several_jumps_which_a_single_one_blurs(tiny, kind):
             assert chunks.mean().item() == pytest.approx(2 * p - 1, abs=mean_off), f"{steps} jumps"
             assert whole > 0.97
             assert 1 - clear < between, f"{steps} jumps"
-            assert steps > 1 or 1 - clear > 0.2, "a single jump has become clear: no limit any more"
+            assert steps > 1 or 1 - clear > 0.1, "a single jump has become clear: no limit any more"
 
 
 def repeated(batch: Batch, times: int) -> Batch:
