@@ -135,6 +135,7 @@ class Safety:
         self.size, self.config, self._dt = size, (config := config or SafetyConfig()), control_dt_s
         self._choices = np.array([0] * size if choices is None else choices)
         self._discrete = self._choices > 0
+        self._choosing = bool(self._discrete.any())
         self._raised: dict[str, type[BaseException]] = {}  # by a user's function, last
         self._low = np.fmax(_spread("low", low, size, -math.inf), self._limit("low", -math.inf))
         self._high = np.fmin(_spread("high", high, size, math.inf), self._limit("high", math.inf))
@@ -260,7 +261,7 @@ class Safety:
             return "shape"
         if not (np.abs(command) <= LARGEST).all():
             return "not finite"
-        if not self._discrete.any():
+        if not self._choosing:
             return ""
         fits = (command == np.floor(command)) & (command >= 0) & (command < self._choices)
         return "choice" if (self._discrete > fits).any() else ""
@@ -275,6 +276,8 @@ class Safety:
         excess = wanted - last if starts and last is not None else self._excess
         self._excess = np.sign(excess) * np.maximum(np.abs(excess) - self._jump, 0)
         self._joins = False
+        if not self._excess.any():
+            return wanted
         return np.where(self._excess == 0, wanted, np.clip(wanted - self._excess, -LARGEST, LARGEST))
 
     def _move(self, wanted: np.ndarray) -> list[set[str]]:
