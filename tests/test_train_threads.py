@@ -1,6 +1,8 @@
 """CPU threads of a training: what times them changes nothing, and a resumed run repeats what was chosen, to the bit."""
 
+import io
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -54,8 +56,8 @@ def run(trainer, choices, dies_after=None):
         return honest(batch, generator)
 
     def save():
-        torch.save(trainer.state(), file := f"{run.folder}/{trainer.step}.pt")
-        saved[trainer.step] = torch.load(file, weights_only=True)
+        torch.save(trainer.state(), file := io.BytesIO())
+        saved[trainer.step] = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
 
     trainer.loss = watched
     trainer.thread_chooser = lambda: Scripted(trainer, choices)
@@ -64,11 +66,6 @@ def run(trainer, choices, dies_after=None):
     except KeyboardInterrupt:
         assert dies_after is not None
     return saved, used, log
-
-
-@pytest.fixture(autouse=True)
-def _folder(tmp_path):
-    run.folder = tmp_path
 
 
 def schedule(record, steps):
@@ -138,6 +135,6 @@ def test_what_is_chosen_among(monkeypatch):
     monkeypatch.setattr(train, "usable_threads", lambda: 8)
     assert make_trainer("train.threads=0").thread_chooser().choices == [1, 2, 4, 8]
     assert make_trainer("train.threads=1").thread_chooser().choices == [1]
-    on_a_gpu = make_trainer("train.threads=0")
+    on_a_gpu: Any = make_trainer("train.threads=0")
     on_a_gpu.bad_step = SimpleNamespace(device=torch.device("cuda"))
     assert on_a_gpu.thread_chooser().choices == [1]

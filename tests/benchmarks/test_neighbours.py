@@ -3,6 +3,7 @@
 import os
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ class Contender:
         rates = {1: 500, 2: 100} if self.state.busy else {1: 1000, 2: 1500}
         rate = rates[self.chooser.count]
         self.state.turns.append((self.state.busy, self.choices))
-        self.chooser.count = max(self.choices, key=rates.get)  # from its next turn on
+        self.chooser.count = max(self.choices, key=rates.__getitem__)  # from its next turn on
         return round(rate * seconds), seconds
 
 
@@ -67,7 +68,9 @@ def test_a_turn_has_the_threads_of_its_training():
         used.append(torch.get_num_threads())
         clock.now += 2.0
 
-    trainer = SimpleNamespace(advance=advance, trial=advance, gradient_s=2.0, config=SimpleNamespace(batch_size=10))
+    trainer: Any = SimpleNamespace(
+        advance=advance, trial=advance, gradient_s=2.0, config=SimpleNamespace(batch_size=10)
+    )
     before = torch.get_num_threads()
     contender = neighbours.Contender(trainer, [before + 1], lambda: clock.now)
     assert contender.turn(5.0) == (30, 6.0)
