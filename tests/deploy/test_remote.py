@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,7 +89,8 @@ def remote(uri: str, timeout_s: float = 1.0, **options) -> Iterator[RemoteContro
 
 def test_a_seed_of_numpy_is_answered_as_the_number_that_it_is(serving):
     actions = []
-    for kind in (int, np.uint32, np.int64):
+    kinds: list[Any] = [int, np.uint32, np.int64]
+    for kind in kinds:
         with remote(serving().uri, ahead=kind(0)) as robot:
             robot.reset(kind(7))
             actions.append(drive(robot, range(3)))

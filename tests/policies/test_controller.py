@@ -135,7 +135,7 @@ NUMPY = pytest.mark.parametrize("kind", [np.uint8, np.int32, np.uint32, np.int64
 def test_a_seed_of_numpy_is_the_number_that_it_is(kind):
     """np.uint32(7) << 32 is 0, and np.uint64 and an int make a float."""
     given: Any = (kind(7), kind(200))
-    assert np.array_equal(noises(*given, 2), noises(7, 200, 2))
+    assert np.array_equal(noises(given[0], given[1], 2), noises(7, 200, 2))
     controller = AsyncController(Scripted(), given[0])
     controller.reset(seed=given[1])
     assert controller._track
