@@ -68,14 +68,14 @@ def test_a_head_computes_with_every_number_that_it_accepts(config, name, hint):
         policy.fit_normalizers({"state": torch.randn(20, 2)}, torch.randn(20, 2))
         for parameter in policy.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
-        observation = {"state": torch.randn(64, 1, 2)}
-        batch = Batch(observation, torch.randn(64, 4, 2), torch.ones(64, 4, dtype=torch.bool))
+        observation = {"state": torch.randn(16, 1, 2)}
+        batch = Batch(observation, torch.randn(16, 4, 2), torch.ones(16, 4, dtype=torch.bool))
         loss = policy.loss(batch)
         loss.backward()
         assert math.isfinite(loss.item()), value
         gradients = [p.grad for p in policy.parameters() if p.grad is not None]
         assert all(torch.isfinite(gradient).all() for gradient in gradients), value
-        assert torch.isfinite(policy.sample(observation, torch.randn(64, *policy.noise_shape))).all(), value
+        assert torch.isfinite(policy.sample(observation, torch.randn(16, *policy.noise_shape))).all(), value
     assert accepted < len(EXTREMES)
 
 

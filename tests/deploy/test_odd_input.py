@@ -22,7 +22,7 @@ from deploy.simulated import SimulatedRobot
 from policies import Feature, Spec
 
 SPEC = Spec({"count": Feature((1,), "float32", "")}, Feature((2,), "float32", "", (-100.0,) * 2, (100.0,) * 2), 0.01)
-DT, STEPS, AT = 0.002, 8, 4  # period, control steps, and the one at which something odd happens
+DT, STEPS, AT = 0.002, 6, 3  # period, control steps, and the one at which something odd happens
 GOOD = np.array([1.0, 2.0], np.float32)
 CONFIG: Any = SafetyConfig(max_observation_age_s=0.1)
 
