@@ -23,9 +23,10 @@ from demos.collect import CollectConfig, attempt
 from deploy import exported
 from deploy.runner import Runner
 from deploy.runner_torch import TorchRunner
-from envs.records import EpisodeRecord, summarize, write_records
-from envs.report import ChunkComparison, Clip, ReportData, write_report
+from envs.records import EpisodeRecord, lines, summarize, write_whole
+from envs.report import ChunkComparison, Clip, ReportData, closing_line, write_report
 from envs.rollout import rollout
+from envs.unfinished import Unfinished, completed, discard_unfinished, fingerprint, unfinished
 from envs.video import encode_mp4
 from policies.claim import claimed
 from policies.config import build
@@ -42,21 +43,34 @@ CHUNKS_SHOWN = 16  # sampled per state in the report
 FRAME_EVERY = 4  # control steps per video frame
 
 
-def evaluate(policy: Decides, env: envs.EnvConfig, config: schema.EvaluationConfig) -> list[EpisodeRecord]:
+def evaluate(
+    policy: Decides, env: envs.EnvConfig, config: schema.EvaluationConfig, kept: Unfinished | None = None
+) -> list[EpisodeRecord]:
     """Runs the policy on the held-out seeds; records in the order of the seeds."""
     with cpu_threads(1):
-        return rollout(
-            _world(policy, env, config), _controller(policy, config), _seeds(config), progress=True, **_lanes(config)
-        )
+        return completed(kept, _seeds(config), _world(policy, env, config), _controller(policy, config), _lanes(config))
 
 
-def evaluate_expert(env: envs.EnvConfig, config: schema.EvaluationConfig) -> list[EpisodeRecord]:
+def _records(
+    make_env: Any, agent: Any, config: schema.EvaluationConfig, kept: Unfinished | None
+) -> list[EpisodeRecord]:
+    """The records that are kept already, and those of the other seeds, which are run and kept as they end."""
+    records, keep = (dict(kept.records), kept.write) if kept else ({}, None)
+    if left := [seed for seed in _seeds(config) if seed not in records]:
+        run = rollout(make_env, agent, left, progress=True, on_record=keep, **_lanes(config))
+        records |= {record.seed: record for record in run}
+    return [records[seed] for seed in _seeds(config)]
+
+
+def evaluate_expert(
+    env: envs.EnvConfig, config: schema.EvaluationConfig, kept: Unfinished | None = None
+) -> list[EpisodeRecord]:
     """Runs the scripted expert on the same seeds; no records where the environment has none."""
     with closing(envs.make(env)) as world:
         if world.expert is None:
             return []
     make_env = partial(envs.make, env, config.perturb.unseen())
-    return rollout(make_env, "expert", _seeds(config), progress=True, **_lanes(config))
+    return completed(kept, _seeds(config), make_env, "expert", _lanes(config))
 
 
 def _controller(policy: Decides, config: schema.EvaluationConfig) -> policies.Controller:
@@ -157,16 +171,18 @@ def conclude(run: Run, policy: Decides) -> dict[str, Any]:
     used = set(_seeds(run.eval)) & set(source.demonstration_seeds)
     if used:
         raise ValueError(f"evaluation seeds {sorted(used)[:3]} were demonstrated; choose another eval.seed")
-    records = timed(run, "evaluate", lambda: evaluate(policy, run.env, run.eval))
-    expert = timed(run, "expert", lambda: evaluate_expert(run.env, run.eval) if run.eval.expert else [])
+    with unfinished(run.out, settled(run, policy)) as (kept, kept_expert):
+        records = timed(run, "evaluate", lambda: evaluate(policy, run.env, run.eval, kept))
+        asked = run.eval.expert
+        expert = timed(run, "expert", lambda: evaluate_expert(run.env, run.eval, kept_expert) if asked else [])
     # The report is extra: its states lie beyond the evaluated seeds.
     beyond = run.eval.seed + run.eval.episodes
     chunks = compare_chunks(policy, run.env, range(beyond, beyond + 2)) if expert else []
     clips, note = timed(run, "film", lambda: film(policy, run.env, run.eval, records))
     metrics = summary(run, policy, records, expert)
 
-    write_records(fresh(run.out / "episodes.jsonl"), records)
-    (run.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    (run.out / "metrics.json").unlink(missing_ok=True)  # it comes last, so that it never stands beside an older report
+    write_whole(run.out / "episodes.jsonl", lines(records))
     data = ReportData(
         title=f"{records[0].task}: {describe(policy)}{metrics['conditions']}",
         task=source.task,
@@ -186,7 +202,22 @@ def conclude(run: Run, policy: Decides) -> dict[str, Any]:
         config=run.config,
     )
     write_report(data, run.out / "report.html")
+    write_whole(run.out / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
+    discard_unfinished(run.out)
     return metrics
+
+
+def settled(run: Run, policy: Decides) -> str:
+    """The fingerprint of everything that an outcome depends on beside its seed."""
+    tensors, about = {}, {"env": asdict(run.env), "compile": run.config.get("compile"), "versions": versions()}
+    if isinstance(policy, policies.Policy):
+        tensors = {name: value.cpu().numpy() for name, value in policy.state_dict().items()}
+        about |= {"policy": asdict(policy.config), "device": str(policy.action_normalizer.shift.device)}
+    else:
+        about |= {"policy": policy.manifest.files}
+    free = ("episodes", "seed", "n_envs", "workers", "expert", "videos")
+    about["eval"] = {name: value for name, value in asdict(run.eval).items() if name not in free}
+    return fingerprint(about, tensors)
 
 
 def timed(run: Run, name: str, work: Callable[[], T]) -> T:
@@ -253,25 +284,6 @@ def conditions(config: schema.EvaluationConfig, head: dict[str, Any], solved_bef
     told += [config.perturb.describe()] if config.perturb.describe() else []
     told += [f"{solved_before} of the episodes solved at the start"] if solved_before else []
     return f" ({', '.join(told)})" if told else ""
-
-
-def fresh(path: Path) -> Path:
-    """The path, with an earlier file of that name removed; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    return path
-
-
-def closing_line(metrics: dict[str, Any], out: Path) -> str:
-    """One line with all that matters."""
-    rate = metrics["expert_rate"]
-    without = "no scripted expert" if metrics["expert_asked"] else "expert not asked (eval.expert=false)"
-    expert = without if rate is None else f"expert {rate:.1%} on the same seeds"
-    return (
-        f"{metrics['task']}{metrics['conditions']}: {metrics['successes']}/{metrics['n']} = {metrics['rate']:.1%} "
-        f"[{metrics['wilson_low']:.1%}, {metrics['wilson_high']:.1%}] (95 % Wilson), {expert}; "
-        f"report: {out / 'report.html'}"
-    )
 
 
 def env_of(source: policies.Provenance) -> envs.EnvConfig:

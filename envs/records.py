@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,25 @@ class RecordWriter:
         self.close()
 
 
+def lines(records: Iterable[EpisodeRecord]) -> bytes:
+    """The records as JSON lines."""
+    return "".join(json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n" for record in records).encode()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; what was there before stays until then. Folders on the way are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def write_records(path: str | Path, records: Iterable[EpisodeRecord]) -> None:
     """Append the records to a JSON-lines file."""
     with RecordWriter(path) as writer:
@@ -121,8 +141,12 @@ def read_records(path: str | Path) -> list[EpisodeRecord]:
     Raises:
         ValueError: a line is not a record; the message names the file and the line.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    return parse_records(Path(path).read_bytes().splitlines(), path)
+
+
+def parse_records(lines: Iterable[bytes], path: str | Path) -> list[EpisodeRecord]:
+    """The records of the lines of a file; errors as `read_records` raises them."""
+    return [_parse(line.decode(), f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
 
 
 _KINDS: dict[str, Sequence[type]] = {

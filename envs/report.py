@@ -6,16 +6,16 @@ and sizes live in report.css, which the page carries inside itself; plots are SV
 
 import base64
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from .records import EpisodeRecord, summarize, wilson
+from .records import EpisodeRecord, summarize, wilson, write_whole
 from .svg import Axes, h
 
 # A browser that opens the page must not fetch anything, whatever text went into it.
@@ -93,14 +93,19 @@ def write_report(data: ReportData, path: str | Path) -> None:
     Raises:
         OSError: The place cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(render_report(data).encode("utf-8", "replace"))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(Path(path), render_report(data).encode("utf-8", "replace"))
+
+
+def closing_line(metrics: dict[str, Any], out: Path) -> str:
+    """One line with all that matters."""
+    rate = metrics["expert_rate"]
+    without = "no scripted expert" if metrics["expert_asked"] else "expert not asked (eval.expert=false)"
+    expert = without if rate is None else f"expert {rate:.1%} on the same seeds"
+    return (
+        f"{metrics['task']}{metrics['conditions']}: {metrics['successes']}/{metrics['n']} = {metrics['rate']:.1%} "
+        f"[{metrics['wilson_low']:.1%}, {metrics['wilson_high']:.1%}] (95 % Wilson), {expert}; "
+        f"report: {out / 'report.html'}"
+    )
 
 
 def render_report(data: ReportData) -> str:
