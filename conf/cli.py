@@ -70,7 +70,9 @@ def typed(config: DictConfig, given: Sequence[str] | None = None) -> Any:
     """
     _require_own_fields(config, "")
     modules = list(config.get("modules") or ())
-    if modules and not any(word.lstrip("+").startswith("modules=") for word in given or sys.argv[1:]):
+    if modules and not any(
+        word.lstrip("+").startswith("modules=") for word in (sys.argv[1:] if given is None else given)
+    ):
         raise ValueError(
             f"modules={modules} stands in a file, and only you may name code to run: repeat it as an argument"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import numbers
 import operator
 from dataclasses import dataclass, field
 from typing import Any
@@ -237,8 +236,8 @@ def _control_dt_s(env: gymnasium.Env, config: GymnasiumConfig) -> float:
     own, rate = (
         returned.plain(value) for value in (getattr(env.unwrapped, "dt", None), env.metadata.get("render_fps"))
     )
-    if isinstance(own, numbers.Real) and 0 < own < math.inf:
+    if isinstance(own, int | float) and 0 < own < math.inf:
         return float(own)
-    if isinstance(rate, numbers.Real) and 0 < rate < math.inf:
-        return float(1.0 / rate)
+    if isinstance(rate, int | float) and 0 < rate < math.inf:
+        return 1.0 / rate
     raise ValueError(f"{config.id} does not say how long a step takes: set control_dt_s (seconds)")

@@ -2,7 +2,9 @@
 
 import sys
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -32,7 +34,7 @@ class Push(gymnasium.Env):
 
 gymnasium.register("own/Push-v0", Push, max_episode_steps=5)
 """
-FIELDS = {"id": "own/Push-v0", "control_dt_s": 0.1, "kwargs": {"obs_type": "state"}}
+FIELDS: dict[str, Any] = {"id": "own/Push-v0", "control_dt_s": 0.1, "kwargs": {"obs_type": "state"}}
 
 
 @pytest.fixture
@@ -72,7 +74,7 @@ def test_workers_import_them_too(package):
 def test_arguments_stand_in_the_recipe(package):
     envs.import_modules([package])
     recipes = [
-        _meta(make(), envs.GymnasiumConfig(**FIELDS | {"kwargs": {"obs_type": kind}}), CollectConfig()).recipe_hash
+        _meta(make(), replace(envs.GymnasiumConfig(**FIELDS), kwargs={"obs_type": kind}), CollectConfig()).recipe_hash
         for kind in ("state", "pixels")
     ]
     assert recipes[0] != recipes[1]
@@ -96,7 +98,7 @@ def test_what_cannot_be_imported_is_named(name):
 def test_no_file_names_code(package):
     """The configuration holds what a file said, and the command line does not."""
     config = OmegaConf.structured(schema.CollectRoot(env=envs.DetourConfig(), modules=[package]))
-    for said in (["env.id=x"], ["resume=modules=[own_worlds]"], ["modules.x=1"], None):
+    for said in ([], ["env.id=x"], ["resume=modules=[own_worlds]"], ["modules.x=1"], None):
         with pytest.raises(ValueError, match="stands in a file, and only you may name code to run"):
             cli.typed(config, said)
     assert package not in sys.modules

@@ -104,8 +104,8 @@ def test_a_sum_of_rewards_is_a_number_too():
 
 class Huge(Odd):
     def step(self, action):
-        observation, _, *rest = super().step(action)
-        return observation, 8e307, *rest
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, 8e307, terminated, truncated, info
 
 
 @pytest.mark.parametrize(
