@@ -33,6 +33,7 @@ from policies.config import build
 from policies.device import cpu_threads, select_device
 from policies.execution import FORMS
 from policies.machine import hardware, versions
+from policies.train_state import require_history
 
 schema.register()
 
@@ -334,7 +335,7 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
     out = Path(config.out or checkpoint.parent / name)
     # A checkpoint made lighter for a robot has no training state, and so no learning curve to show.
     has_state = (checkpoint / "train_state.pt").is_file()
-    history = policies.load_train_state(checkpoint)["history"] if has_state else []
+    history = require_history(policies.load_train_state(checkpoint).get("history")) if has_state else []
     run = Run(checkpoint, out, config.env or env_of(source), config.eval, asdict(config), history, {}, started)
     with claimed(out), wandb_run(config.wandb, out, asdict(config)) as log:
         metrics = conclude(run, policy)

@@ -35,6 +35,7 @@ from policies.folder import exists
 from policies.machine import revision
 from policies.normalizer import NormalizerConfig
 from policies.threads import ThreadChooser, ladder
+from policies.train_state import require_state
 
 schema.register()
 
@@ -154,7 +155,8 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes back what `state` gave."""
+        """Takes back what `state` gave; nothing, if any of it is wrong."""
+        require_state(state, self.state(), list(self.policy.parameters()), self.config.steps)
         self.policy.load_state_dict(state["policy"])
         self.ema.module.load_state_dict(state["ema"])
         self.ema.updates = state["ema_updates"]
@@ -219,27 +221,25 @@ def fit(
 
 def train(config: schema.TrainRoot, overrides: list[str], state: dict[str, Any] | None) -> int:
     """One run from demonstrations to report; returns the number of the signal that stopped it, 0 when finished."""
-    started = time.perf_counter()
-    out = Path(config.out)
+    started, out = time.perf_counter(), Path(config.out)
     device = select_device(config.train.device, config.train.threads)
     if state is None and exists(out / "checkpoint"):
         raise ValueError(
             f"{out} already holds a run; go on with it by {argument('resume', out)}, or choose another folder with out="
         )
-
     if state is None:
         config.head.require_reference()  # before the demonstrations are collected
     store = demonstrations(config)
     collect_seconds = time.perf_counter() - started
     trainer = Trainer(config, policies.Spec.from_dict(store.features), store, device, fitted=state is not None)
     if state is not None:
-        require_same(state["config"], asdict(config), config.resume)
+        require_same(state.get("config"), asdict(config), config.resume)
         trainer.restore(state)
     size = sum(p.numel() for p in trainer.policy.parameters())
     print(f"{len(store)} demonstrations, {len(trainer.windows)} windows, {size:,} parameters, {device}, -> {out}")
 
     golden = trainer.windows.gather(torch.arange(4, device=device) * (len(trainer.windows) // 4)).observation
-    source = provenance(config, store)
+    source = provenance(config, store, policies.read_config(out / "checkpoint")[2].git_sha if state else "")
 
     def save() -> None:
         trainer.require_finite()
@@ -282,8 +282,8 @@ def demonstrations(config: schema.TrainRoot) -> Store:
     return Store.open(config.demos.path).head(config.demos.episodes)
 
 
-def provenance(config: schema.TrainRoot, store: Store) -> policies.Provenance:
-    """Where the policy comes from, for its checkpoint."""
+def provenance(config: schema.TrainRoot, store: Store, git_sha: str = "") -> policies.Provenance:
+    """Where the policy comes from, for its checkpoint; an install without a clone leaves the commit that is known."""
     return policies.Provenance(
         env=asdict(config.env),
         env_version=store.meta.env_version,
@@ -291,15 +291,15 @@ def provenance(config: schema.TrainRoot, store: Store) -> policies.Provenance:
         demonstrations=store.hash(),
         demonstration_seeds=store.seeds,
         versions=evaluation.versions(),
-        git_sha=revision(),
+        git_sha=revision() or git_sha,
         train_steps=0,
         modules=envs.imported_modules(),
     )
 
 
-def require_same(saved: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
+def require_same(saved: object, config: Mapping[str, Any], where: str) -> None:
     """Raises `ValueError` naming the first field that would make the resumed run another run."""
-    for key, old, new in differences(saved, config):
+    for key, old, new in differences(saved if isinstance(saved, Mapping) else {}, config):
         if (key, old, new) == ("env.kwargs", None, {}):
             continue  # a run from before there were any
         if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME):

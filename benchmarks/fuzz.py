@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 import policies
-from benchmarks import fuzz_onnx, fuzz_store, fuzz_wire
+from benchmarks import fuzz_onnx, fuzz_state, fuzz_store, fuzz_wire
 from benchmarks.fuzz_inputs import (
     message,
     mutated,
@@ -336,6 +336,7 @@ TARGETS: dict[str, tuple[Callable[[Path], Case], int]] = {  # how to make its ca
     "overrides": (overrides, 1_000),
     "store": (fuzz_store.target, 10_000),
     "onnx": (fuzz_onnx.onnx_bytes, 100_000),
+    "train_state": (fuzz_state.target, 100_000),
 }
 
 

@@ -24,7 +24,7 @@ from envs.records import EpisodeRecord
 from envs.rollout import rollout
 from policies.checkpoint import TRAIN_STATE
 from policies.chunks import Windows
-from policies.config import build
+from policies.config import build, mapping
 from policies.conformal import fit
 from policies.density import Density, DensityConfig, learn_density
 from policies.device import cpu_threads
@@ -57,7 +57,7 @@ def demonstrations(checkpoint: Path, config: CollectConfig | None) -> Store:
             state = policies.load_train_state(files) if TRAIN_STATE in files else {}
         if "config" not in state:
             raise ValueError(f"{checkpoint} does not say how its demonstrations were collected; give demos.path=...")
-        config = build(CollectConfig, state["config"]["demos"], "demos")
+        config = build(CollectConfig, mapping(state["config"], "config").get("demos"), "demos")
     _, _, source = policies.read_config(checkpoint)
     recorded = config.path and Path(config.path).exists()
     store = Store.open(config.path).head(config.episodes) if recorded else collect(env_of(source.env), config, False)

@@ -26,6 +26,7 @@ from .fields import parse_json
 from .folder import Snapshot, opened, replacing
 from .policy import Policy, PolicyConfig
 from .spec import Spec
+from .train_state import unpacked
 
 FORMAT_VERSION = 1
 FILES = ("config.json", "model.safetensors", "golden.safetensors")  # what every checkpoint must have
@@ -87,7 +88,9 @@ def save(
         weights = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
         (new / "model.safetensors").write_bytes(safetensors.torch.save(weights))
         (new / "golden.safetensors").write_bytes(safetensors.torch.save(_golden(policy, golden_observation)))
-        torch.save(dict(train_state), new / TRAIN_STATE)
+        packed = io.BytesIO()  # to a file, torch tells a full disk by an error that does not say so
+        torch.save(dict(train_state), packed)
+        (new / TRAIN_STATE).write_bytes(packed.getbuffer())
 
 
 @contextmanager
@@ -166,10 +169,9 @@ def load_train_state(path: Source) -> dict[str, Any]:
             raise ValueError(f"{file} is missing, so no run can go on from this checkpoint")
         content = files.read(TRAIN_STATE, MOST_TENSOR_BYTES)
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler meets damaged bytes with errors of any kind
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{file} cannot be read ({reason}); resume from another checkpoint") from error
+        state = unpacked(content)
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read ({error}); resume from another checkpoint") from error
     if not isinstance(state, dict):
         raise ValueError(f"{file} holds a {type(state).__name__}, expected a dict; resume from another checkpoint")
     return state

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
         ("store", 400, ("taken", "refused")),
         ("journal", 600, ("read, replayed", "read, another decision", "read in part, another decision", "refused")),
         ("onnx", 400, ("taken, and run", "taken, and refused by the runtime", "refused")),
+        ("train_state", 600, ("taken", "refused", "not read")),
     ],
 )
 def test_nothing_is_found(name, cases, ends):

@@ -10,12 +10,14 @@ and an entry in `GOLDEN`; the old folders stay as they are.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 import struct
 import threading
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -493,6 +495,79 @@ def test_a_train_state_that_is_no_dict_is_an_error(path):
     torch.save([1, 2], path / "train_state.pt")
     with pytest.raises(ValueError, match=r"train_state.pt holds a list, expected a dict"):
         policies.load_train_state(path)
+
+
+def changed(path, change, method=zipfile.ZIP_STORED):
+    """Writes the training state again, its pickle changed."""
+    file = path / "train_state.pt"
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, change(content) if name.endswith("data.pkl") else content)
+
+
+def test_a_training_state_is_read_as_torch_reads_it(path):
+    state = {
+        "o": torch.nn.Linear(3, 2).state_dict(),
+        "t": torch.arange(12.0).view(3, 4).t()[1:],
+        "e": torch.empty(0, 3),
+    }
+    state |= {"b": torch.tensor(1.5, dtype=torch.bfloat16), "l": [1, (2, 3.0), None, True, 10**30, "é"]}
+    torch.save(state, path / "train_state.pt")
+    mine, theirs = policies.load_train_state(path), torch.load(path / "train_state.pt", weights_only=True)
+    assert list(mine) == list(theirs)
+    assert mine["l"] == theirs["l"]
+    pairs = [(mine[name], theirs[name]) for name in "tbe"]
+    for a, b in [*pairs, *((mine["o"][name], theirs["o"][name]) for name in theirs["o"])]:
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+def test_a_deflated_training_state_is_refused(path):
+    changed(path, lambda pickled: pickled + bytes(10**6), zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"cannot be read \(.* is compressed\)"):
+        policies.load_train_state(path)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\xe4\x0bT\x02\x85R.",  # ten thousand million bytes
+        b"\x80\x02]r\xff\xff\xff\x7f.",  # a place in a table of as many
+        b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b".",  # lists in lists
+        b"\x80\x02" + b"".join(b"](h%ch%ce" % (i, i) + b"q%c" % (i + 1) for i in range(1, 60)) + b".",
+        b"\x80\x02]q\0h\0a.",  # a list in itself
+        b"\x80\x02" + b"ccollections\nOrderedDict\n}b.",
+    ],
+)
+def test_a_training_state_that_asks_for_memory_is_refused(path, program):
+    changed(path, lambda pickled: program)
+    with pytest.raises(ValueError, match=r"cannot be read \(.+\); resume from another checkpoint") as error:
+        policies.load_train_state(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tensor_larger_than_its_numbers_is_refused(path):
+    torch.save({"step": torch.zeros(5)}, path / "train_state.pt")
+    changed(path, lambda pickled: pickled.replace(b"K\x05\x85", b"\x8a\x05\0\xe4\x0bT\x02\x85"))
+    with pytest.raises(ValueError, match=r"a tensor of shape \(10000000000,\) has 5 numbers"):
+        policies.load_train_state(path)
+
+
+def test_a_full_disk_is_told_as_the_system_tells_it(tmp_path, make_policy, save, monkeypatch):
+    def full(self, data):
+        if self.name == "train_state.pt":
+            with open("/dev/full", "wb") as file:
+                file.write(data)
+        return real(self, data)
+
+    real = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        save(tmp_path / "checkpoint", make_policy())
+    assert error.value.errno == errno.ENOSPC
+    assert os.listdir(tmp_path) == []
 
 
 def test_the_policy_does_not_need_the_train_state_to_be_sound(path):
