@@ -10,6 +10,7 @@ import atexit
 import logging
 import queue
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -153,7 +154,10 @@ def _tell(logger: logging.Logger, level: int, message: str, arguments: tuple, er
     lost, _told[0] = LINES.dropped - _told[0], LINES.dropped
     if lost:
         logging.getLogger(__name__).warning("%d log lines were dropped: they were not taken in time", lost)
-    logger.log(level, message, *arguments, exc_info=error)
+    text = message % arguments if arguments else message
+    if error is not None:
+        text = "\n".join([text, "".join(traceback.format_exception(error)).rstrip()])
+    logger.log(level, "%s", text.encode("utf-8", "backslashreplace").decode())  # what no handler fails to encode
 
 
 class _Diverted(logging.Handler):
