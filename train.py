@@ -358,12 +358,12 @@ def stored_overrides(state: Mapping[str, Any], where: Path) -> list[str]:
     if odd := [override for override in overrides if "${" in override]:
         raise ValueError(f"{where} holds the setting {odd[0][:200]!r}; no interpolation is taken from a file")
     parsed = OverridesParser.create().parse_overrides(overrides)
-    if odd := [p.input_line for p in parsed if p.is_sweep_override() or p.is_delete()]:
+    if odd := [p.input_line or "" for p in parsed if p.is_sweep_override() or p.is_delete()]:
         raise ValueError(f"{where} holds the setting {odd[0][:200]!r}; a file can only give values")
     return [
         override
         for override, p in zip(overrides, parsed, strict=True)
-        if re.split(r"[./@]", p.key_or_group)[0] not in NOT_FROM_A_FILE and p.key_or_group not in REMOVED
+        if re.split(r"[./@]", p.key_or_group or "")[0] not in NOT_FROM_A_FILE and p.key_or_group not in REMOVED
     ]
 
 

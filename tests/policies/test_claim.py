@@ -39,6 +39,8 @@ def test_the_lock_ends_with_the_process_that_held_it(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
+    assert process.stdin is not None
+    assert process.stdout is not None
     assert process.stdout.readline() == b"\n"
     with pytest.raises(ValueError, match=f"number {process.pid}"), claimed(tmp_path):
         pass
