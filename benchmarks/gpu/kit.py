@@ -26,7 +26,7 @@ LIMITS_S = {  # in the order of what is wanted most
     "task": 120.0,
     "tests": 150.0,
 }
-DRY_LIMIT_S = 600.0  # of a step: a dry run is not in a hurry
+DRY_LIMIT_S = 1800.0  # of a step: a dry run is not in a hurry
 Found = dict[str, Any]
 
 
@@ -108,8 +108,8 @@ def main() -> None:
         store(arguments.out / "summary.json", summary)
     for what, found in judge(arguments.out).items():
         print(f"{ {True: 'met', False: 'NOT MET', None: 'not measured'}[found['met']] }: {what}: {found['value']}")
-    unfinished = [name for name, status in statuses.items() if not status.startswith("finished")]
-    sys.exit(1 if unfinished or any(found["met"] is False for found in judge(arguments.out).values()) else 0)
+    missed = [what for what, found in judge(arguments.out).items() if found["met"] is False and not arguments.dry_run]
+    sys.exit(1 if missed or not all(status.startswith("finished") for status in statuses.values()) else 0)
 
 
 if __name__ == "__main__":

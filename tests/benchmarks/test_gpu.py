@@ -115,6 +115,7 @@ def test_a_dry_run_on_the_cpu(tmp_path):
     assert {name: each.get("status") for name, each in found.items()} == dict.fromkeys(kit.LIMITS_S, "finished"), (
         done.stdout + done.stderr
     )
+    assert done.returncode == 0
     assert len(list((tmp_path / "gpu").iterdir())) <= 8
     assert set(found["decisions"]["cells"]) == {"mlp 1", "mlp 4"}
     assert set(found["training"]["cells"]) == {"eager 8", "compiled 8"}
