@@ -2,13 +2,14 @@
 
 import copy
 import math
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import pytest
 import torch
 
 import train
 from benchmarks.fuzz_state import STEPS, trainer
+from demos.store import Store
 from policies.train_state import require_state
 
 
@@ -68,8 +69,8 @@ def test_a_resume_without_a_clone_keeps_the_commit(monkeypatch):
         seeds: ClassVar[list[int]] = []
         hash = staticmethod(lambda: "hash")
 
-    config = train.cli.compose([])
+    config, store = train.cli.compose([]), cast(Store, Demonstrations())
     monkeypatch.setattr(train, "revision", lambda: "")
-    assert train.provenance(config, Demonstrations(), "a" * 40).git_sha == "a" * 40
+    assert train.provenance(config, store, "a" * 40).git_sha == "a" * 40
     monkeypatch.setattr(train, "revision", lambda: "b" * 40)
-    assert train.provenance(config, Demonstrations(), "a" * 40).git_sha == "b" * 40
+    assert train.provenance(config, store, "a" * 40).git_sha == "b" * 40
