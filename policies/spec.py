@@ -129,8 +129,11 @@ class Spec:
     def from_dict(cls, data: Mapping[str, Any]) -> Spec:
         """Builds a specification from its JSON form, the `features` of an environment or a store."""
         expected = {"observation", "action", "control_dt_s"}
-        if set(data) != expected or not isinstance(data["observation"], Mapping):
+        if set(data) != expected:
             raise ValueError(f"specification has fields {sorted(map(str, data))}, expected {sorted(expected)}")
+        if not isinstance(data["observation"], Mapping):
+            kind = type(data["observation"]).__name__
+            raise ValueError(f"the specification's observation is a {kind}, expected a mapping of names to features")
         observation, name = {name: Feature.from_dict(f) for name, f in data["observation"].items()}, "control_dt_s"
         return cls(
             observation, Feature.from_dict(data["action"]), _number(name, data[name], "a positive number of seconds")

@@ -296,7 +296,7 @@ FEATURE = {"shape": [3], "dtype": "float32", "unit": "m", "low": None, "high": N
         ("policy", 1, "policy is 1, expected fields and values"),
         ("spec", [], "spec is [], expected fields and values"),
         ("spec/observation", {}, "the specification has no observation feature"),
-        ("spec/observation", [FEATURE], "'list' object has no attribute 'items'"),
+        ("spec/observation", [FEATURE], "the specification's observation is a list, expected a mapping"),
         ("spec/observation/state", 3, "config.json: "),
         ("spec/observation/a.b", FEATURE, "the observation name 'a.b' is reserved or no identifier"),
         ("spec/observation/keys", FEATURE, "the observation name 'keys' is reserved or no identifier"),
