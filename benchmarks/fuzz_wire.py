@@ -295,7 +295,7 @@ def key_timing(rounds: int = 20_000) -> dict[str, float]:
     for _ in range(rounds):
         for name in rng.sample(sorted(requests), len(requests)):
             start = time.perf_counter_ns()
-            server._knows_key(requests[name])
+            server._key_number(requests[name])
             times[name].append(time.perf_counter_ns() - start)
     test = mannwhitneyu(times["all but one"], times["none"])
     medians = {f"median_ns_{name.replace(' ', '_')}_right": statistics.median(taken) for name, taken in times.items()}

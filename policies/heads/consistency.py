@@ -36,7 +36,7 @@ class ConsistencyConfig(HeadConfig):
     def __post_init__(self) -> None:
         if not 2 <= self.intervals <= 10_000:
             raise ValueError(f"head.intervals={self.intervals} must lie in 2..10000")
-        limits = {"huber": (1e-3, 1e3), "spread": (1e-6, 1e3), "log_mean": (-10.0, 10.0), "log_std": (1e-3, 5.0)}
+        limits = {"huber": (1e-3, 1e3), "spread": (1e-6, 1e3), "log_mean": (-10.0, 10.0), "log_std": (1e-6, 5.0)}
         require_within(self, "head", limits)
 
 

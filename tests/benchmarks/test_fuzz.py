@@ -114,7 +114,7 @@ def test_a_key_that_is_compared_letter_by_letter_would_show(monkeypatch):
         right = f"Api-Key {fuzz_wire.KEY}"
         return all(a == b for a, b in zip(request.get_all("Authorization")[0], right, strict=True))
 
-    monkeypatch.setattr(PolicyServer, "_knows_key", knows_key)
+    monkeypatch.setattr(PolicyServer, "_key_number", knows_key)
     (finding,) = fuzz_wire.key_findings(fuzz_wire.key_timing(1000))
     assert "tells how much of it is right" in finding
     assert fuzz_wire.key_findings({"chance": 0.52, "p": 0.0}) == []  # sure, and too small to be heard

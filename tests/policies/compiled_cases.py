@@ -38,7 +38,7 @@ NETS_TO_TRY = {
 }
 HEADS_TO_TRY = {name: {} for name in HEADS} | {
     "flow": {"steps": 3},
-    "diffusion": {"steps": 3},
+    "diffusion": {"steps": 4},
     "ddpm": {"kind": "diffusion", "sampler": "ddpm", "steps": 3},
     "edm": {"steps": 2},
 }
