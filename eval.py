@@ -52,17 +52,6 @@ def evaluate(
         return completed(kept, _seeds(config), _world(policy, env, config), _controller(policy, config), _lanes(config))
 
 
-def _records(
-    make_env: Any, agent: Any, config: schema.EvaluationConfig, kept: Unfinished | None
-) -> list[EpisodeRecord]:
-    """The records that are kept already, and those of the other seeds, which are run and kept as they end."""
-    records, keep = (dict(kept.records), kept.write) if kept else ({}, None)
-    if left := [seed for seed in _seeds(config) if seed not in records]:
-        run = rollout(make_env, agent, left, progress=True, on_record=keep, **_lanes(config))
-        records |= {record.seed: record for record in run}
-    return [records[seed] for seed in _seeds(config)]
-
-
 def evaluate_expert(
     env: envs.EnvConfig, config: schema.EvaluationConfig, kept: Unfinished | None = None
 ) -> list[EpisodeRecord]:

@@ -334,7 +334,7 @@ TARGETS: dict[str, tuple[Callable[[Path], Case], int]] = {  # how to make its ca
     "monitor": (monitor, 4_000),
     "journal": (journal, 100_000),
     "overrides": (overrides, 1_000),
-    "store": (fuzz_store.target, 10_000),
+    "store": (fuzz_store.target, 100_000),
     "onnx": (fuzz_onnx.onnx_bytes, 100_000),
     "train_state": (fuzz_state.target, 100_000),
 }

@@ -9,7 +9,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 import train
-from conf import cli
+from conf import cli, resume
 from policies.claim import claimed
 
 
@@ -29,19 +29,19 @@ def call(*words):
 @pytest.mark.parametrize("override", ["env.task=${oc.env:SECRET}", "train.steps=${seed}", "wandb.name='${x}'"])
 def test_no_interpolation_is_taken_from_a_file(override):
     with pytest.raises(ValueError, match="no interpolation is taken from a file"):
-        train.stored_overrides({"overrides": ["seed=1", override]}, Path("here"))
+        resume.stored_overrides({"overrides": ["seed=1", override]}, Path("here"))
 
 
 @pytest.mark.parametrize("overrides", [None, "seed=1", [1], ["seed=1", None], {"seed": 1}])
 def test_only_a_list_of_settings_is_taken_from_a_file(overrides):
     with pytest.raises(ValueError, match="here does not say with which settings its run was started"):
-        train.stored_overrides({"overrides": overrides}, Path("here"))
+        resume.stored_overrides({"overrides": overrides}, Path("here"))
 
 
 @pytest.mark.parametrize("override", ["seed=1,2", "~train.steps", "train.steps=range(1,3)"])
 def test_only_settings_with_one_value_are_taken_from_a_file(override):
     with pytest.raises(ValueError, match="a file can only give values"):
-        train.stored_overrides({"overrides": [override]}, Path("here"))
+        resume.stored_overrides({"overrides": [override]}, Path("here"))
 
 
 def test_where_things_go_is_not_taken_from_a_file():
@@ -55,7 +55,7 @@ def test_where_things_go_is_not_taken_from_a_file():
         "hydra.run.dir=/",
     ]
     dropped += ["hydra/launcher=basic", "wandb.project=theirs", "hydra.sweep.dir=x"]
-    assert train.stored_overrides({"overrides": [*kept, *dropped]}, Path("here")) == kept
+    assert resume.stored_overrides({"overrides": [*kept, *dropped]}, Path("here")) == kept
 
 
 def test_a_fresh_run_leaves_the_checkpoint_of_an_interrupted_one(tmp_path):

@@ -15,6 +15,7 @@ import torch
 
 import policies
 import train
+from conf import resume
 from conf.cli import compose
 from demos.episode import Episode
 
@@ -138,15 +139,15 @@ def test_compiling_without_a_compiler(monkeypatch):
 
 def test_differences_name_the_fields():
     a = {"train": {"steps": 1, "seed": 0}, "x": 1}
-    assert train.differences(a, {"train": {"steps": 2, "seed": 0}, "x": 1}) == [("train.steps", 1, 2)]
-    assert train.differences(a, a) == []
+    assert resume.differences(a, {"train": {"steps": 2, "seed": 0}, "x": 1}) == [("train.steps", 1, 2)]
+    assert resume.differences(a, a) == []
 
 
 def test_resume_refuses_what_would_change_the_run():
     old = {"train": {"learning_rate": 1e-3, "save_every": 5}, "eval": {"episodes": 3}}
-    train.require_same(old, {"train": {"learning_rate": 1e-3, "save_every": 9}, "eval": {"episodes": 7}}, "here")
+    resume.require_same(old, {"train": {"learning_rate": 1e-3, "save_every": 9}, "eval": {"episodes": 7}}, "here")
     with pytest.raises(ValueError, match=r"train\.learning_rate=0\.001, now it is 0\.002; start a new run"):
-        train.require_same(old, {"train": {"learning_rate": 2e-3, "save_every": 5}, "eval": {"episodes": 3}}, "here")
+        resume.require_same(old, {"train": {"learning_rate": 2e-3, "save_every": 5}, "eval": {"episodes": 3}}, "here")
 
 
 def test_a_run_of_an_earlier_version_goes_on():
@@ -154,8 +155,8 @@ def test_a_run_of_an_earlier_version_goes_on():
     overrides = [*TINY, "normalizer.constant_below=1e-6", "seed=3"]
     saved = asdict(configure("seed=3"))
     saved["normalizer"]["constant_below"] = 1e-6
-    train.require_same(saved, asdict(configure("seed=3")), "here")
-    assert configure(*train.stored_overrides({"overrides": overrides}, Path("here"))).seed == 3
+    resume.require_same(saved, asdict(configure("seed=3")), "here")
+    assert configure(*resume.stored_overrides({"overrides": overrides}, Path("here"))).seed == 3
 
 
 def test_a_resumed_run_keeps_the_statistics_that_it_began_with():

@@ -1,0 +1,73 @@
+"""What a resumed run takes from the file of the run that it goes on with, and in what it may differ from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from policies.normalizer import NormalizerConfig
+
+# They say where things go and what is imported, which the user at hand decides.
+NOT_FROM_A_FILE = {"resume", "out", "wandb", "hydra", "modules"}
+# Fields that are gone: a run that began with them goes on, for what they led to stands in its weights.
+REMOVED = tuple(f"normalizer.{name}" for name in NormalizerConfig.removed)
+
+# What may differ when a run is resumed: it changes what is shown and where, not what is learned.
+FREE_ON_RESUME = (
+    *REMOVED,
+    "resume",
+    "out",
+    "modules",
+    "eval",
+    "wandb",
+    "demos.path",
+    "demos.cache_dir",
+    "demos.workers",
+    *(f"train.{name}" for name in ("save_every", "log_every", "eval_every", "device", "threads")),
+)
+
+
+def stored_overrides(state: Mapping[str, Any], where: Path) -> list[str]:
+    """The overrides of a training state that a resumed run takes: it may come from a stranger.
+
+    Raises:
+        ValueError: they are no list of plain settings. An interpolation could read the environment of who resumes.
+    """
+    overrides = state.get("overrides")
+    if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+        raise ValueError(f"{where} does not say with which settings its run was started; start a new run")
+    if odd := [override for override in overrides if "${" in override]:
+        raise ValueError(f"{where} holds the setting {odd[0][:200]!r}; no interpolation is taken from a file")
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    if odd := [p.input_line or "" for p in parsed if p.is_sweep_override() or p.is_delete()]:
+        raise ValueError(f"{where} holds the setting {odd[0][:200]!r}; a file can only give values")
+    return [
+        override
+        for override, p in zip(overrides, parsed, strict=True)
+        if re.split(r"[./@]", p.key_or_group or "")[0] not in NOT_FROM_A_FILE and p.key_or_group not in REMOVED
+    ]
+
+
+def require_same(saved: object, config: Mapping[str, Any], where: str) -> None:
+    """Raises `ValueError` naming the first field that would make the resumed run another run."""
+    for key, old, new in differences(saved if isinstance(saved, Mapping) else {}, config):
+        if (key, old, new) == ("env.kwargs", None, {}):
+            continue  # a run from before there were any
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME):
+            raise ValueError(f"{where} was trained with {key}={old!r}, now it is {new!r}; start a new run to change it")
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """The fields in which two nested configurations differ, with both values."""
+    found = []
+    for key in sorted(a.keys() | b.keys()):
+        x, y, name = a.get(key), b.get(key), f"{prefix}{key}"
+        if isinstance(x, Mapping) and isinstance(y, Mapping):
+            found += differences(x, y, f"{name}.")
+        elif x != y:
+            found.append((name, x, y))
+    return found
