@@ -129,7 +129,7 @@ def replacing(path: Path | str, files: Collection[str], what: str) -> Iterator[P
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     for place in (path, previous(path)):
-        if place.exists() and not all((place / name).is_file() for name in files):
+        if not _is_such(place, files):
             raise ValueError(f"{place} exists and is no {what}; it is not overwritten, choose another path")
     _remove_abandoned(path)
     with _temporary(path) as new:
@@ -137,6 +137,31 @@ def replacing(path: Path | str, files: Collection[str], what: str) -> Iterator[P
         for file in (*new.iterdir(), new):
             _sync(file)
         _put_in_place(new, path)
+
+
+def _is_such(place: Path, files: Collection[str]) -> bool:
+    """Whether a folder with these files, or nothing, is here; another writer may move it meanwhile."""
+    while True:
+        try:
+            folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return True
+        except NotADirectoryError:
+            return False
+        try:
+            if all(_is_file(folder, name) for name in files):
+                return True
+            if _is_still(place, folder):
+                return False
+        finally:
+            os.close(folder)
+
+
+def _is_file(folder: int, name: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(name, dir_fd=folder).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

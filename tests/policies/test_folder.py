@@ -250,3 +250,27 @@ def test_two_writers_at_once_both_come_to_their_end(way, tmp_path, monkeypatch):
     assert read(path) in (["x"] * 3, ["y"] * 3)
     write(path, "z")
     assert os.listdir(tmp_path) == ["thing"]
+
+
+def test_another_writer_moves_the_folder_while_it_is_looked_at(tmp_path, monkeypatch):
+    """Between the look at one file and at the next it is removed by whoever replaced it: it was such a folder."""
+    path, is_file = tmp_path / "thing", folder._is_file
+    write(path, "one")
+
+    def looked(descriptor, name):
+        if name == "b" and path.is_dir() and not (tmp_path / "moved").exists():
+            path.rename(tmp_path / "moved")
+            for file in (tmp_path / "moved").iterdir():
+                file.unlink()
+        return is_file(descriptor, name)
+
+    monkeypatch.setattr(folder, "_is_file", looked)
+    write(path, "two")
+    assert read(path) == ["two"] * 3
+
+
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir])
+def test_what_is_no_such_folder_stays(tmp_path, make):
+    make(tmp_path / "thing")
+    with pytest.raises(ValueError, match="thing exists and is no thing; it is not overwritten"):
+        write(tmp_path / "thing", "x")
