@@ -157,7 +157,7 @@ class Run:
 
 def conclude(run: Run, policy: Decides) -> dict[str, Any]:
     """Evaluates a loaded policy and writes episodes.jsonl, metrics.json and report.html; returns the metrics."""
-    source = origin(run.checkpoint, policy)
+    source, changed = origin(run.checkpoint, policy), changed_head(run.checkpoint, policy)
     used = set(_seeds(run.eval)) & set(source.demonstration_seeds)
     if used:
         raise ValueError(f"evaluation seeds {sorted(used)[:3]} were demonstrated; choose another eval.seed")
@@ -169,7 +169,7 @@ def conclude(run: Run, policy: Decides) -> dict[str, Any]:
     beyond = run.eval.seed + run.eval.episodes
     chunks = compare_chunks(policy, run.env, range(beyond, beyond + 2)) if expert else []
     clips, note = timed(run, "film", lambda: film(policy, run.env, run.eval, records))
-    metrics = summary(run, policy, records, expert)
+    metrics = summary(run, policy, changed, records, expert)
 
     (run.out / "metrics.json").unlink(missing_ok=True)  # it comes last, so that it never stands beside an older report
     write_whole(run.out / "episodes.jsonl", lines(records))
@@ -233,11 +233,12 @@ def describe(policy: Decides) -> str:
     return f"exported policy ({which['format']} {which['precision']}, sha256 {which['sha256'][:12]})"
 
 
-def summary(run: Run, policy: Decides, records: list[EpisodeRecord], expert: list[EpisodeRecord]) -> dict[str, Any]:
-    """The numbers of metrics.json."""
+def summary(
+    run: Run, policy: Decides, changed: dict[str, Any], records: list[EpisodeRecord], expert: list[EpisodeRecord]
+) -> dict[str, Any]:
+    """The numbers of metrics.json; `changed` is what the policy samples with instead of its checkpoint's own."""
     known = isinstance(policy, policies.Policy)
     expert_summary = summarize(expert) if expert else None
-    changed = changed_head(run.checkpoint, policy)
     return {
         "task": records[0].task,
         **asdict(summarize(records)),

@@ -285,6 +285,7 @@ def test_what_an_export_cannot_do(artifact, overrides, expected):
     assert expected in call(evaluation.main, f"checkpoint={artifact}", *overrides, *INLINE)
 
 
+@pytest.mark.slow
 def test_an_export_with_another_sampler_says_so(checkpoint, capsys):
     exported(checkpoint, "head.steps=2")
     path = checkpoint.parent / "onnx-fp32-steps-2"
@@ -398,3 +399,4 @@ def test_an_export_cannot_name_code_and_runs_none_unasked(artifact, tmp_path):
     (copy / "policy.onnx").rename(copy / "policy.pt2")
     files = {name.replace("onnx", "pt2"): stated for name, stated in manifest["files"].items()}
     assert "holds a program of torch: to load it is to run it" in told(format="pt2", files=files)
+    assert not list(tmp_path.rglob("episodes*"))  # all of it is told before the first episode

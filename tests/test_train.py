@@ -190,9 +190,8 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def uninterrupted(cache, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
-    process = start(cache, f"out={out}")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+    options = (*RUN, f"demos.cache_dir={cache}", f"out={out}")
+    assert train.train(configure(*options), list(options), None) == 0
     return out
 
 
@@ -204,7 +203,7 @@ def wait_for(path, process):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_goes_on_bit_for_bit(number, cache, tmp_path, uninterrupted):
     out = tmp_path / "run"
     # A checkpoint after every step makes the steps slow enough for the signal to arrive between two of them.

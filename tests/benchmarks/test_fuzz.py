@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[2]
         ("request", 600, ("taken", "refused")),
         ("answer", 400, ("taken", "refused")),
         ("store", 400, ("taken", "refused")),
-        ("journal", 600, ("read, replayed", "read, another decision", "read in part, another decision", "refused")),
+        ("journal", 300, ("read, replayed", "read, another decision", "read in part, another decision", "refused")),
         ("onnx", 400, ("taken, and run", "taken, and refused by the runtime", "refused")),
-        ("train_state", 600, ("taken", "refused", "not read")),
+        ("train_state", 200, ("taken", "refused", "not read")),
     ],
 )
 def test_nothing_is_found(name, cases, ends):

@@ -57,6 +57,7 @@ def test_the_floor_is_the_longer_of_the_two_times():
     assert machine.floor_s(known, 3000) == (3000 * 1000 / 1e6, "arithmetic")
 
 
+@pytest.mark.slow
 def test_a_machine_is_measured_once():
     machine = Machine(CPU, seconds=0)
     assert machine.bandwidth(4096) == machine.bandwidth(4096) > 0
@@ -103,6 +104,7 @@ def gpu(monkeypatch):
     return Machine(CPU, seconds=0)
 
 
+@pytest.mark.slow
 def test_the_path_of_the_gpu(gpu):
     """Shapes, names, what is divided by what, and what is compared with what."""
     policy = random_policy(["net=transformer", "net.heads=2", *SMALL, "head.steps=10"])
@@ -132,7 +134,10 @@ def test_memory_that_nobody_holds_is_overwritten_before_programs_are_compared(gp
     assert order == ["collect", *["overwrite"] * 2 * weights, *["decide"] * 3]
 
 
-@pytest.mark.parametrize("given", [[], ["--heads", "edm-19", "--nets", "unet1d", "--batches", "2", "3"]])
+@pytest.mark.parametrize(
+    "given",
+    [pytest.param([], marks=pytest.mark.slow), ["--heads", "edm-19", "--nets", "unet1d", "--batches", "2", "3"]],
+)
 def test_on_a_gpu_the_options_say_what_is_measured(given, gpu, monkeypatch, tmp_path):
     gpu.device, gpu.rates = torch.device("cuda"), {"bfloat16": 7e12}
     measured, written = [], {}

@@ -474,6 +474,7 @@ def test_int8_without_anything_to_round_is_an_error(exported):
         tracing.rounded((exported[0] / "policy.onnx").read_bytes())  # its widest weight has 32 entries a side
 
 
+@pytest.mark.slow
 def test_int8_rounds_every_weight_of_a_transformer(tmp_path):
     policy, _ = write_unchecked(tmp_path / "policy", "wide", "regression", rows=4)
     rounded = onnx.load_from_string(tracing.rounded((tmp_path / "policy" / "policy.onnx").read_bytes()))

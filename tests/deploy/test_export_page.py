@@ -22,6 +22,7 @@ pytest.importorskip("onnxscript")
 PAGE = Path(__file__).parents[2] / "docs" / "deploy.md"
 
 
+@pytest.mark.slow
 def test_the_python_of_the_section_runs(tmp_path, monkeypatch):
     section = PAGE.read_text().split("\n## Export\n")[1].split("\n## ")[0]
     code = re.findall(r"^```py\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)

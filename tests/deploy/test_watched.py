@@ -141,6 +141,7 @@ def test_scores_of_a_program_of_torch(tmp_path):
     require_same(runner_torch.load(tmp_path / "pt2"), policy, monitor)
 
 
+@pytest.mark.slow
 def test_scores_of_a_head_that_is_no_flow(tmp_path):
     policy = make("regression")
     monitor = calibrated(policy, ["logpzo"])
@@ -228,6 +229,7 @@ def test_monitors_that_cannot_be_exported(tmp_path, scores, mode, options, messa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_scores_that_are_others_are_not_written(tmp_path, monkeypatch):
     policy = make("regression")
     monitor = calibrated(policy, ["logpzo"])

@@ -152,6 +152,7 @@ def test_all_lanes_are_decided_in_one_call():
     assert agent.most_lanes == 4
 
 
+@pytest.mark.slow
 def test_metaworld_is_the_same_in_workers_and_inline():
     make_env = functools.partial(envs.make, MetaWorldConfig(task="reach-v3", max_steps=60))
     seeds = range(1_000_000, 1_000_004)

@@ -108,13 +108,15 @@ def calls(graph: torch.fx.GraphModule) -> Counter[str]:
     return Counter(getattr(node.target, "__name__", "") for node in graph.graph.nodes if node.op == "call_function")
 
 
+QUICK_GRAPHS = [("mlp", "flow", 3), ("cross", "flow", 1)]
+
+
 def cases() -> Iterator[Any]:
     """Every head on the mlp and every net with flow; a single row goes through `RowLinear`, several do not."""
     pairs = [*(("mlp", head) for head in HEADS_TO_TRY), *((net, "flow") for net in NETS_TO_TRY if net != "mlp")]
     for net, head in pairs:
         for rows in (1, 3, 16):
-            # A transformer with cross-attention has all that one without has.
-            quick = net != "transformer" if rows == 1 else (net, head, rows) == ("mlp", "flow", 3)
+            quick = (net, head, rows) in QUICK_GRAPHS
             yield pytest.param(net, head, rows, marks=[] if quick else pytest.mark.slow)
 
 
@@ -269,7 +271,7 @@ def make_trainer(*overrides: str) -> train.Trainer:
     return trainer
 
 
-QUICK = ("flow", "mean_flow")  # the last with a derivative inside its loss
+QUICK = ("flow",)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own; it only hides it

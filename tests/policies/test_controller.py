@@ -236,7 +236,7 @@ def run_together(controller: Controller, starts: dict[int, tuple[int, int]], rev
 
 
 @pytest.mark.parametrize(("net", "head"), [("mlp", "flow"), ("transformer", "flow"), ("mlp", "regression")])
-@pytest.mark.parametrize("batch", [1, 3, 4])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_an_episode_does_not_depend_on_the_lanes_beside_it(make_policy, net, head, batch):
     """Bit for bit, with any number of lanes in any order that start at any time (see test_heads.py for the width)."""
     policy = make_policy(net=net, head=head, width=32)

@@ -124,7 +124,7 @@ def test_the_loss_of_the_optimum_is_its_closed_form(prediction, time):
 def learn(head: Head, net: Net, batch, steps: int, rate: float) -> None:
     """A short training on chunks and conditioning from `batch(generator)`."""
     generator = seeded(1)
-    optimizer = torch.optim.Adam([*head.parameters(), *net.parameters()], rate)
+    optimizer = torch.optim.Adam([*head.parameters(), *net.parameters()], rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         x1, cond = batch(generator)
@@ -176,7 +176,14 @@ def ways_taken(head: Head, net: Net, value: float) -> tuple[Tensor, float, float
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [*((kind, {}) for kind in HEADS if kind not in JUMPERS), ("flow", {"prediction": "velocity"})],
+    [
+        *(
+            pytest.param(kind, {}, marks=[] if kind in ("flow", "diffusion", "regression") else pytest.mark.slow)
+            for kind in HEADS
+            if kind not in JUMPERS
+        ),
+        pytest.param("flow", {"prediction": "velocity"}, marks=pytest.mark.slow),
+    ],
 )
 def test_two_ways_to_do_it(tiny, kind, options):
     """A chunk is near +1 or near -1, with a probability that depends on the conditioning."""
@@ -198,7 +205,7 @@ def test_two_ways_to_do_it(tiny, kind, options):
     assert kind in DETERMINISTIC or shares[1] - shares[0] == pytest.approx(0.5, abs=APART)
 
 
-@pytest.mark.parametrize("kind", JUMPERS)
+@pytest.mark.parametrize("kind", ["shortcut", pytest.param("mean_flow", marks=pytest.mark.slow)])
 def test_two_ways_in_several_jumps_which_a_single_one_blurs(tiny, kind):
     """From two jumps on, chunks are near a way, in about the right proportion.
 
@@ -231,19 +238,23 @@ def repeated(batch: Batch, times: int) -> Batch:
 # consistency: its target is its own answer a little further on, which follows slowly.
 LEARNED_ERROR = {"edm": 0.2, "consistency": 0.15}
 LEARNERS = [
-    *((head, net, {}) for head, net in PAIRS if net != "unet1d" or head in ("flow", "regression")),  # it is slow
-    *(("flow", net, {"prediction": "velocity"}) for net in NETS if net != "unet1d"),
+    *((head, net, {}) for head, net in PAIRS),
+    *(("flow", net, {"prediction": "velocity"}) for net in NETS),
     *(("flow", "mlp", {"time": time}) for time in TIMES if time != FlowConfig().time),
     ("flow", "mlp", {"draws": 4}),
 ]
+QUICK = [("flow", "mlp", {}), ("flow", "transformer", {}), ("mean_flow", "mlp", {}), ("diffusion", "mlp", {})]
 
 
-@pytest.mark.parametrize(("head", "net", "options"), LEARNERS)
+@pytest.mark.parametrize(
+    ("head", "net", "options"),
+    [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in LEARNERS],
+)
 def test_four_windows_are_learned_by_heart(make_policy, make_batch, head, net, options):
     policy = make_policy(head=head, net=net, random_weights=False, width=48, **options)
     batch = make_batch(policy)
     policy.fit_normalizers({n: v.flatten(0, 1) for n, v in batch.observation.items()}, batch.action.flatten(0, 1))
-    optimizer = torch.optim.Adam(policy.parameters(), 8e-3)
+    optimizer = torch.optim.Adam(policy.parameters(), 8e-3, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
     generator, losses, many = seeded(0), [], repeated(batch, 16)
     for _ in range(200):
@@ -347,7 +358,7 @@ def test_masked_actions_influence_neither_loss_nor_gradient(make_head, kind):
         assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", ["mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in NETS if n != "mlp")])
 def test_more_draws_make_the_loss_less_noisy(make_head, net):
     losses = {}
     for draws in (1, 8):

@@ -97,7 +97,7 @@ def test_gradients_reach_every_time_and_every_weight(make_net, kind, rows, horiz
     assert (t.grad != 0).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [k if k == "mlp" else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
 def test_a_net_learns_to_rely_on_what_is_decided(make_net, kind):
     """One action of each chunk is decided, the others are noise of the same size: only the times tell which."""
     rows, horizon = 64, 4

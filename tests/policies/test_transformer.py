@@ -145,6 +145,7 @@ def test_it_starts_at_zero_and_then_learns_from_every_weight(make_net):
         assert (p.grad != 0).any(), name
 
 
+@pytest.mark.slow
 def test_it_learns_to_look_for_the_token_that_matters(make_net):
     """The answer is in the one token that carries a mark, wherever that is."""
 
