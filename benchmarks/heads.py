@@ -53,7 +53,7 @@ ARMS: dict[str, tuple[list[str], dict[str, dict[str, Any]]]] = {
     "mean_flow": (["head=mean_flow"], {"mean_flow": {}}),
     "drift": (["head=drift"], {"drift": {}, "drift-half": {"noise": 0.5}, "drift-0": {"noise": 0.0}}),
     "consistency": (["head=consistency"], {"consistency": {}}),
-    "diffusion": (["head=diffusion"], {"ddim-10": {}, "dpmpp-10": {"sampler": "dpmpp_2m"}}),
+    "diffusion": (["head=diffusion"], {"ddim-10": {}, "dpmpp-10": {"sampler": "multistep"}}),
     "edm": (["head=edm"], {"edm": {}}),
     "velocity": (["head=flow", "head.prediction=velocity"], {f"velocity-{k}": {"steps": k} for k in (1, 10)}),
     "diffusion-noise": (

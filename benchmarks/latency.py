@@ -46,7 +46,7 @@ HEADS = {
     "regression": ["head=regression"],
     "shortcut-1": ["head=shortcut", "head.steps=1"],
     "ddim-10": ["head=diffusion", "head.sampler=ddim", "head.steps=10"],
-    "dpmpp-10": ["head=diffusion", "head.sampler=dpmpp_2m", "head.steps=10"],
+    "dpmpp-10": ["head=diffusion", "head.sampler=multistep", "head.steps=10"],
     "edm-19": ["head=edm", "head.steps=10"],
 }
 NETS = {

@@ -2,7 +2,8 @@
 
     x_t = alpha(t) x1 + sigma(t) x0,    x0 ~ N(0, I),    v = dx_t/dt = alpha'(t) x1 + sigma'(t) x0
 
-Velocity, data and noise are linear in each other given the four coefficients, which therefore travel together.
+Velocity, data and noise are linear in each other given the four coefficients, which therefore travel together. The
+sampler of a path sees nothing of it but the noise-to-signal ratio sigma / alpha (Karras 2022, Eq. 4).
 """
 
 from __future__ import annotations
@@ -44,6 +45,11 @@ def cosine(t: Tensor) -> Coefficients:
 PATHS = {"linear": linear, "cosine": cosine}
 
 
+def time_at(path: str, log_ratio: Tensor) -> Tensor:
+    """The time at which the named path has this ln(sigma / alpha)."""
+    return torch.sigmoid(-log_ratio) if path == "linear" else 2 / math.pi * torch.atan(torch.exp(-log_ratio))
+
+
 def squared_cosine(t: Tensor, steps: int) -> Coefficients:
     """The variance-preserving path of Diffusion Policy: alpha^2 = f(1-t) / f(0), f(s) = cos^2(pi/2 (s + .008) / 1.008).
 
@@ -69,6 +75,56 @@ def along_angle(alpha: Tensor, sigma: Tensor) -> Coefficients:
     Salimans 2022.
     """
     return Coefficients(alpha, sigma, sigma, -alpha)
+
+
+def scale(c: Coefficients, spread: float) -> Tensor:
+    """Standard deviation of x_t for data of this spread."""
+    return (c.sigma**2 + c.alpha**2 * spread**2).sqrt()
+
+
+def preconditioned_target(x1: Tensor, x0: Tensor, c: Coefficients, spread: float) -> Tensor:
+    """What a preconditioned net must answer when it is shown x_t / scale (Karras 2022, Eq. 8, on any path).
+
+    Of unit variance, like what it is shown, and independent of it at every time for normal data of this spread. With
+    the mean squared error of it the data's counts 1 / c_out^2, c_out = spread sigma / scale.
+    """
+    return (c.sigma / spread * x1 - c.alpha * spread * x0) / scale(c, spread)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a net is asked at one point of a path, and what its answer says: weights of x_t and of the answer.
+
+    Numbers and no tensors, since a sampler reads every answer.
+    """
+
+    scale: float  # the net sees x_t / scale
+    data: tuple[float, float]
+    noise: tuple[float, float]
+    velocity: tuple[float, float]
+
+
+def readings(prediction: str, c: Coefficients, spread: float) -> list[Reading]:
+    """Readings at K points (K,) of what a net predicts: velocity, data, noise, or preconditioned."""
+    size = torch.ones_like(c.alpha)
+    along = c
+    if prediction == "preconditioned":  # its target is a velocity, along the angle between noise and scaled data
+        size = scale(c, spread)
+        along = Coefficients(c.alpha, c.sigma, c.sigma / (spread * size), -c.alpha * spread / size)
+        prediction = "velocity"
+    one, nothing = torch.ones_like(size), torch.zeros_like(size)
+    # Every quantity is linear in x_t and the answer, so that its weights are its values for one of the two alone.
+    data_x, data = to_data(prediction, nothing, one, along), to_data(prediction, one, nothing, along)
+    noise_x, noise = to_noise(prediction, nothing, one, along), to_noise(prediction, one, nothing, along)
+    velocity_x, velocity = (c.d_alpha * d + c.d_sigma * n for d, n in ((data_x, noise_x), (data, noise)))
+    columns = [column.tolist() for column in (size, data_x, data, noise_x, noise, velocity_x, velocity)]
+    return [Reading(s, (dx, d), (nx, n), (vx, v)) for s, dx, d, nx, n, vx, v in zip(*columns, strict=True)]
+
+
+def read(weights: tuple[float, float], x_t: Tensor, output: Tensor) -> Tensor:
+    """What an answer at x_t says, by the weights of a `Reading`."""
+    of_x, of_output = weights
+    return output if weights == (0.0, 1.0) else of_x * x_t + of_output * output
 
 
 def to_velocity(prediction: str, output: Tensor, x_t: Tensor, c: Coefficients) -> Tensor:
@@ -121,3 +177,23 @@ def sample_time(kind: str, shape: tuple[int, ...], reference: Tensor, generator:
     if kind == "logit_normal":
         return torch.sigmoid(torch.randn(shape, **options))
     raise ValueError(f"time distribution {kind!r} is unknown; choices: {', '.join(TIMES)}")
+
+
+def sample_log_ratio(
+    shape: tuple[int, ...],
+    mean: float,
+    std: float,
+    uniform_share: float,
+    reference: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Training noise as ln(sigma / alpha): normal (Karras 2022), or that of uniform times on the linear path.
+
+    The uniform share visits both ends, where a normal distribution too narrow or too far to one side teaches nothing.
+    """
+    options = {"device": reference.device, "dtype": reference.dtype, "generator": generator}
+    log_ratio = mean + std * torch.randn(shape, **options)
+    if not uniform_share:
+        return log_ratio
+    uniform = -torch.logit(torch.rand(shape, **options), eps=SMALLEST)
+    return torch.where(torch.rand(shape, **options) < uniform_share, uniform, log_ratio)

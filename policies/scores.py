@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .density import Density
 from .heads.flow import FlowHead
-from .paths import to_velocity
 from .policy import Policy
 
 LEAST_STD = 1e-3  # of an action's normalized values in an entropy: less is as good as certain
@@ -160,7 +159,7 @@ def gaussian_entropy(x_STA: Float[Tensor, "S T A"]) -> Float[Tensor, ""]:
 def acceleration(velocity_KTA: Float[Tensor, "K *B T A"]) -> Float[Tensor, "*B"]:
     """Mean over the steps of the root mean square change of velocity, in units of 1 / (generation time)^2.
 
-    The K velocities are those at times 0, 1/K, ..., (K-1)/K.
+    The K velocities are those at times 0, 1/K, ..., (K-1)/K. On another grid it is the change per step, K steps for 1.
     """
     change = (velocity_KTA[1:] - velocity_KTA[:-1]) * len(velocity_KTA)
     return change.square().mean((-2, -1)).sqrt().mean(0)
@@ -205,10 +204,10 @@ def velocities(head: FlowHead, asked: Sequence[tuple[Tensor, Tensor]]) -> Float[
     Both are chunks (B, T, A), guided (2B, T, A): first with their condition, then without.
     """
     config, found = head.config, []
-    for i in range(0, len(head.times), head.tableau.stages):
+    for i in range(0, len(head.times), head.stages):
         x, output = asked[i]
         if config.guidance != 1:  # as the head combines them
             conditional, unconditional = output.unflatten(0, (2, -1)).unbind()
             output, x = unconditional + config.guidance * (conditional - unconditional), x.unflatten(0, (2, -1))[0]
-        found.append(to_velocity(config.prediction, output, x, head.path(head.times[i])))
+        found.append(head.velocity(x * head.readings[i].scale, output, i))
     return torch.stack(found)

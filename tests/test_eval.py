@@ -348,7 +348,10 @@ def test_another_sampler_stands_in_every_result(checkpoint, capsys):
         ("head.prediction=data", "unknown configuration key 'head.prediction'; choices: "),
         ("head.steps=ten", "Value 'ten' of type 'str' could not be converted to Integer"),
         ("head.steps=0", "head.steps=0 must lie in 1..1000"),
-        ("head.noise=0", "head=flow has no field 'noise'; what can be changed: steps, solver, guidance, max_guidance"),
+        (
+            "head.noise=0",
+            "head=flow has no field 'noise'; what can be changed: steps, solver, grid, guidance, max_guidance",
+        ),
         ("head.guidance=2", "head.guidance=2.0 needs a policy that was also trained without conditions"),
         ("+head=diffusion", "DiffusionConfig is not a subclass of SamplingConfig"),
     ],

@@ -14,6 +14,14 @@ from ..fields import build
 from ..nets import Net
 from ..prefix import Prefix
 
+# Bounds of the fields of heads that are preconditioned and draw their training noise by the ratio of noise to signal.
+RATIO_LIMITS = {
+    "sigma_data": (1e-3, 1e3),
+    "log_mean": (-10.0, 10.0),
+    "log_std": (1e-3, 5.0),
+    "uniform_share": (0.0, 1.0),
+}
+
 
 @dataclass
 class HeadConfig:

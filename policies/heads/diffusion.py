@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..fields import require_within
+from ..grids import log_ratios, power, tabulated
 from ..nets import Net
-from ..paths import PREDICTIONS, along_angle, squared_cosine, to_data, to_noise
-from .base import Head, HeadConfig, masked_mean
+from ..paths import (
+    PREDICTIONS,
+    Coefficients,
+    along_angle,
+    preconditioned_target,
+    read,
+    readings,
+    sample_log_ratio,
+    scale,
+    squared_cosine,
+    to_data,
+    to_noise,
+)
+from ..solvers import ddim, ddpm, multistep, walk
+from .base import RATIO_LIMITS, Head, HeadConfig, masked_mean
 
-SPACINGS = ("trailing", "leading")
+SPACINGS = ("trailing", "leading", "power", "tabulated")
+TIMES = ("uniform", "log_normal")
 
 
 @dataclass
@@ -28,22 +42,37 @@ class DiffusionConfig(HeadConfig):
     sampling: ClassVar[tuple[str, ...]] = ("sampler", "steps", "spacing", "clip")
 
     kind: str = "diffusion"
-    prediction: str = "data"  # what the net predicts: noise | data | velocity (v-prediction, Salimans 2022)
+    # what the net predicts: noise | data | velocity (v-prediction, Salimans 2022) | preconditioned (Karras 2022)
+    prediction: str = "data"
     train_steps: int = 100  # noise levels of the training, T
-    sampler: str = "ddim"  # ddim | ddpm (draws noise at every step) | dpmpp_2m (DPM-Solver++, second order)
+    # ddim | ddpm (draws noise at every step) | multistep (DPM-Solver++ 2M, second order; dpmpp_2m is its older name)
+    sampler: str = "ddim"
     steps: int = 10  # network evaluations K per decision, at most train_steps
-    spacing: str = "trailing"  # levels that are visited: trailing (from pure noise) | leading (Diffusion Policy's)
+    # levels that are visited: trailing (from pure noise) | leading (Diffusion Policy's) | power | tabulated (grids.py)
+    spacing: str = "trailing"
     clip: float = 0.0  # largest size of a predicted normalized action; 0: not clipped
+    # spread of the data, normalized units, where the prediction is preconditioned: 1 for mean_std, 0.5 for min_max
+    sigma_data: float = field(default=1.0, metadata={"before": 1.0})
+    # training levels: uniform | log_normal (the one nearest to a normal ln(sigma / alpha))
+    time: str = field(default="uniform", metadata={"before": "uniform"})
+    log_mean: float = field(default=-1.2, metadata={"before": -1.2})  # mean of ln(sigma / alpha), time=log_normal
+    log_std: float = field(default=1.2, metadata={"before": 1.2})  # its standard deviation
+    # share of the rows, with time=log_normal, whose noise is that of uniform times on the linear path
+    uniform_share: float = field(default=0.1, metadata={"before": 0.1})
 
     def __post_init__(self) -> None:
-        for name, choices in (("prediction", PREDICTIONS), ("sampler", SAMPLERS), ("spacing", SPACINGS)):
+        known = {"prediction": (*PREDICTIONS, "preconditioned"), "sampler": SAMPLERS}
+        known |= {"spacing": SPACINGS, "time": TIMES}
+        for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"head.{name}={getattr(self, name)!r} is unknown; choices: {', '.join(choices)}")
         if not 1 <= self.train_steps <= 1000:
             raise ValueError(f"head.train_steps={self.train_steps} must lie in 1..1000")
         if not 1 <= self.steps <= self.train_steps:
             raise ValueError(f"head.steps={self.steps} must lie in 1..{self.train_steps} (head.train_steps)")
-        require_within(self, "head", {"clip": (0.0, 1000.0)})
+        if self.spacing == "tabulated":
+            tabulated(self.steps)
+        require_within(self, "head", {"clip": (0.0, 1000.0), **RATIO_LIMITS})
         if self.prediction == "noise" and not self.clip:
             raise ValueError(
                 "head.prediction='noise' needs head.clip: its first step divides by almost nothing. Give the largest "
@@ -61,56 +90,13 @@ class DiffusionConfig(HeadConfig):
             able = ", ".join(str(n) for n in range(1, T + 1) if T % n == 0)
             raise ValueError(
                 f"head.steps={self.steps} with head.sampler='ddim' and head.spacing='trailing' must divide "
-                f"head.train_steps={T}: {able}; head.sampler='dpmpp_2m' and head.spacing='leading' take any number"
+                f"head.train_steps={T}: {able}; head.sampler='multistep' and head.spacing='leading' take any number"
             )
-        if (self.sampler, self.spacing) == ("dpmpp_2m", "leading"):
-            raise ValueError("head.sampler='dpmpp_2m' takes head.spacing='trailing', got 'leading'")
+        if SAMPLERS[self.sampler] is multistep and self.spacing == "leading":
+            raise ValueError(f"head.sampler={self.sampler!r} takes head.spacing='trailing', got 'leading'")
 
 
-@dataclass(frozen=True)
-class Update:
-    """Weights with which a sampler adds up the next x; a weight of 0 leaves its term out."""
-
-    data: float  # of the predicted data, clipped
-    x: float = 0.0  # of the current x
-    noise: float = 0.0  # of the predicted noise
-    previous: float = 0.0  # of the data predicted one step earlier
-    fresh: float = 0.0  # of new noise
-
-
-Level = tuple[float, float]  # alpha, sigma
-
-
-def ddim(levels: list[Level], i: int) -> Update:
-    """Deterministic (Song 2021, Eq. 12 without noise): moves the predicted data and noise to the next level."""
-    alpha, sigma = levels[i + 1]
-    return Update(data=alpha, noise=sigma)
-
-
-def ddpm(levels: list[Level], i: int) -> Update:
-    """A draw from q(x_next | x, data) with the smaller of the two variances of Ho 2020 (Eq. 7, "fixed small")."""
-    (alpha, sigma), (next_alpha, next_sigma) = levels[i], levels[i + 1]
-    ratio = alpha / next_alpha
-    beta = 1 - ratio**2
-    return Update(
-        data=next_alpha * beta / sigma**2,
-        x=ratio * next_sigma**2 / sigma**2,
-        fresh=next_sigma / sigma * math.sqrt(beta),
-    )
-
-
-def dpmpp_2m(levels: list[Level], i: int) -> Update:
-    """Multistep, second order in the logarithm of alpha / sigma (Lu 2022b, Algorithm 2); the ends are first order."""
-    (alpha, sigma), (next_alpha, next_sigma) = levels[i], levels[i + 1]
-    data, x = next_alpha - next_sigma * alpha / sigma, next_sigma / sigma
-    if i == 0 or next_sigma == 0:
-        return Update(data=data, x=x)
-    before, now, after = (math.log(a / s) for a, s in levels[i - 1 : i + 2])
-    lead = (after - now) / (now - before) / 2
-    return Update(data=data * (1 + lead), x=x, previous=-data * lead)
-
-
-SAMPLERS = {"ddim": ddim, "ddpm": ddpm, "dpmpp_2m": dpmpp_2m}
+SAMPLERS = {"ddim": ddim, "ddpm": ddpm, "multistep": multistep, "dpmpp_2m": multistep}
 
 
 def visited(spacing: str, train_steps: int, steps: int) -> list[int]:
@@ -121,7 +107,28 @@ def visited(spacing: str, train_steps: int, steps: int) -> list[int]:
     """
     if spacing == "leading":
         return [(steps - 1 - i) * (train_steps // steps) for i in range(steps)]
-    return [round(train_steps * (steps - i) / steps) - 1 for i in range(steps)]
+    if spacing == "trailing":
+        return [round(train_steps * (steps - i) / steps) - 1 for i in range(steps)]
+    grid = power(steps) if spacing == "power" else tabulated(steps)
+    nearest = torch.bucketize(log_ratios(grid), between(levels(train_steps))).tolist()
+    chosen = [train_steps - 1]
+    for left, index in zip(range(steps - 1, 0, -1), nearest, strict=True):  # no level twice
+        chosen.append(min(chosen[-1] - 1, max(index, left - 1)))
+    return chosen
+
+
+def levels(train_steps: int) -> Coefficients:
+    """The noise levels of the training, next to the data first, in float64."""
+    # The device is named because a checkpoint's shapes are found out on the meta device, which computes nothing.
+    index = torch.arange(train_steps, dtype=torch.float64, device="cpu")
+    path = squared_cosine(1 - (index + 1) / train_steps, train_steps)
+    return along_angle(path.alpha, path.sigma)
+
+
+def between(c: Coefficients) -> Tensor:
+    """The values of ln(sigma / alpha) half way between neighbouring levels: `bucketize` finds the nearest level."""
+    log_ratio = (c.sigma / c.alpha).log()
+    return (log_ratio[1:] + log_ratio[:-1]) / 2
 
 
 class DiffusionHead(Head):
@@ -133,18 +140,19 @@ class DiffusionHead(Head):
 
     table: Tensor
     index: Tensor
+    between: Tensor
 
     def __init__(self, config: DiffusionConfig, cond_size: int):
         super().__init__()
         self.config = config
-        # The device is named because a checkpoint's shapes are found out on the meta device, which computes nothing.
-        index = torch.arange(config.train_steps, dtype=torch.float64, device="cpu")
-        path = squared_cosine(1 - (index + 1) / config.train_steps, config.train_steps)
-        table = torch.stack([path.alpha, path.sigma])
+        c = levels(config.train_steps)
+        table = torch.stack([c.alpha, c.sigma])
         chosen = visited(config.spacing, config.train_steps, config.steps)
-        levels = [(alpha, sigma) for alpha, sigma in table[:, chosen].T.tolist()] + [(1.0, 0.0)]
-        self.updates = [SAMPLERS[config.sampler](levels, i) for i in range(config.steps)]
+        steps = [(alpha, sigma) for alpha, sigma in table[:, chosen].T.tolist()] + [(1.0, 0.0)]
+        self.updates = [SAMPLERS[config.sampler](steps, i) for i in range(config.steps)]
+        self.readings = readings(config.prediction, along_angle(*table[:, chosen]), config.sigma_data)
         self.register_buffer("table", table.float(), persistent=False)
+        self.register_buffer("between", between(c).float(), persistent=False)
         self.register_buffer("index", torch.tensor(chosen, device="cpu"), persistent=False)
 
     @property
@@ -159,13 +167,26 @@ class DiffusionHead(Head):
     def loss(
         self, net: Net, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        """Mean squared error of the prediction at noise levels drawn uniformly (Ho 2020, Eq. 14)."""
-        index = torch.randint(self.config.train_steps, x1_BTA.shape[:1], generator=generator, device=x1_BTA.device)
+        """Mean squared error of the prediction at random noise levels (Ho 2020, Eq. 14)."""
+        config = self.config
+        index = self._levels(x1_BTA, generator)
         x0 = torch.randn(x1_BTA.shape, generator=generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
         c = along_angle(*self.table[:, index, None, None])
-        output = net(c.alpha * x1_BTA + c.sigma * x0, net.prepare(self._time(index), cond_BE))
-        targets = {"data": x1_BTA, "noise": x0, "velocity": c.d_alpha * x1_BTA + c.d_sigma * x0}
-        return masked_mean((output - targets[self.config.prediction]).square(), mask_BT)
+        x_t = c.alpha * x1_BTA + c.sigma * x0
+        if config.prediction == "preconditioned":
+            x_t, target = x_t / scale(c, config.sigma_data), preconditioned_target(x1_BTA, x0, c, config.sigma_data)
+        else:
+            target = {"data": x1_BTA, "noise": x0, "velocity": c.d_alpha * x1_BTA + c.d_sigma * x0}[config.prediction]
+        output = net(x_t, net.prepare(self._time(index), cond_BE))
+        return masked_mean((output - target).square(), mask_BT)
+
+    def _levels(self, x1_BTA: Tensor, generator: torch.Generator | None) -> Tensor:
+        """An index (B,) of the noise levels for each row."""
+        config, rows = self.config, x1_BTA.shape[:1]
+        if config.time == "uniform":
+            return torch.randint(config.train_steps, rows, generator=generator, device=x1_BTA.device)
+        noise = (config.log_mean, config.log_std, config.uniform_share)
+        return torch.bucketize(sample_log_ratio(rows, *noise, x1_BTA, generator), self.between)
 
     def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
         """Walks from the noise to the data; all time-dependent work is done for the K steps at once, before the loop.
@@ -175,23 +196,19 @@ class DiffusionHead(Head):
         clip, prediction = self.config.clip, self.config.prediction
         x, *fresh = noise_BTA.unbind(1) if self.config.sampler == "ddpm" else (noise_BTA,)
         prepared = net.prepare(self._time(self.index)[:, None].expand(-1, len(x)), cond_BE)
-        previous = x
-        for i, (update, alpha, sigma) in enumerate(zip(self.updates, *self.table[:, self.index], strict=True)):
-            c = along_angle(alpha, sigma)
-            output = net(x, prepared[i])
-            data = to_data(prediction, output, x, c)
-            data = data.clamp(-clip, clip) if clip else data
-            after = update.data * data
-            if update.x:
-                after = after + update.x * x
-            if update.noise:
-                after = after + update.noise * to_noise(prediction, output, x, c)
-            if update.previous:
-                after = after + update.previous * previous
-            if update.fresh:
-                after = after + update.fresh * fresh[i]
-            x, previous = after, data
-        return x
+        points = [along_angle(alpha, sigma) for alpha, sigma in zip(*self.table[:, self.index], strict=True)]
+
+        def denoise(x: Tensor, i: int) -> tuple[Tensor, Tensor | None]:
+            c, reading, wanted = points[i], self.readings[i], self.updates[i].noise != 0
+            if prediction == "preconditioned":
+                output = net(x / reading.scale, prepared[i])
+                data, noise = read(reading.data, x, output), read(reading.noise, x, output) if wanted else None
+            else:
+                output = net(x, prepared[i])
+                data, noise = to_data(prediction, output, x, c), to_noise(prediction, output, x, c) if wanted else None
+            return data.clamp(-clip, clip) if clip else data, noise
+
+        return walk(denoise, x, self.updates, fresh)
 
     def _time(self, index: Tensor) -> Tensor:
         """Generation time t at diffusion indices."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..fields import require_within
 from ..nets import Net
-from .base import Head, HeadConfig, masked_mean
+from ..paths import Coefficients, preconditioned_target, read, readings, sample_log_ratio, scale
+from .base import RATIO_LIMITS, Head, HeadConfig, masked_mean
 
 
 @dataclass
@@ -33,14 +34,22 @@ class EDMConfig(HeadConfig):
     rho: float = 7.0  # how much the levels crowd near the data
     log_mean: float = -0.5  # mean of ln(sigma) in training; the paper's -1.2 for sigma_data=0.5, moved by ln(1 / 0.5)
     log_std: float = 1.2  # its standard deviation
+    # share of the rows whose noise is that of uniform times on the linear path, so that neither end is starved
+    uniform_share: float = field(default=0.0, metadata={"before": 0.0})
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
             raise ValueError(f"head.steps={self.steps} must lie in 1..1000")
-        limits = {"sigma_data": (1e-3, 1e3), "sigma_min": (1e-6, 1e6), "sigma_max": (1e-6, 1e6), "rho": (0.1, 100.0)}
-        require_within(self, "head", {**limits, "log_mean": (-10.0, 10.0), "log_std": (1e-3, 5.0)})
+        limits = {"sigma_min": (1e-6, 1e6), "sigma_max": (1e-6, 1e6), "rho": (0.1, 100.0)}
+        require_within(self, "head", {**limits, **RATIO_LIMITS})
         if self.sigma_max <= self.sigma_min:
             raise ValueError(f"head.sigma_max={self.sigma_max} must be larger than head.sigma_min={self.sigma_min}")
+
+
+def exploding(level: Tensor) -> Coefficients:
+    """The path x = x1 + level x0, with the level itself for its time."""
+    one = torch.ones_like(level)
+    return Coefficients(one, level, torch.zeros_like(level), one)
 
 
 def karras_levels(config: EDMConfig) -> list[float]:
@@ -60,6 +69,9 @@ class EDMHead(Head):
         self.config = config
         self.levels = karras_levels(config)
         times = [math.log(level) / 4 for level in self.levels[:-1]]
+        # The device is named because a checkpoint's shapes are found out on the meta device, which computes nothing.
+        levels = torch.tensor(self.levels[:-1], dtype=torch.float64, device="cpu")
+        self.readings = readings("preconditioned", exploding(levels), config.sigma_data)
         self.register_buffer("times", torch.tensor(times, dtype=torch.float32), persistent=False)
 
     @property
@@ -74,12 +86,14 @@ class EDMHead(Head):
 
         With the weight 1 / c_out^2 that is the mean squared error of what the net itself must give.
         """
-        options = {"generator": generator, "device": x1_BTA.device, "dtype": x1_BTA.dtype}
-        log_level = self.config.log_mean + self.config.log_std * torch.randn(len(x1_BTA), **options)
-        level, spread = log_level.exp()[:, None, None], self.config.sigma_data
-        x0, total = torch.randn(x1_BTA.shape, **options), (level**2 + spread**2).sqrt()
-        target = (level / spread * x1_BTA - spread * x0) / total  # (x1 - c_skip x) / c_out, without the cancellation
-        output = net((x1_BTA + level * x0) / total, net.prepare(log_level / 4, cond_BE))
+        config, rows = self.config, x1_BTA.shape[:1]
+        noise = (config.log_mean, config.log_std, config.uniform_share)
+        log_level = sample_log_ratio(rows, *noise, x1_BTA, generator)
+        x0 = torch.randn(x1_BTA.shape, generator=generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
+        c = exploding(log_level.exp()[:, None, None])
+        target = preconditioned_target(x1_BTA, x0, c, config.sigma_data)
+        x = (x1_BTA + c.sigma * x0) / scale(c, config.sigma_data)
+        output = net(x, net.prepare(log_level / 4, cond_BE))
         return masked_mean((output - target).square(), mask_BT)
 
     def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
@@ -88,9 +102,8 @@ class EDMHead(Head):
 
         def slope(x: Tensor, i: int) -> Tensor:
             """Change of x with sigma at level i: (x - denoised x) / sigma."""
-            level, spread = self.levels[i], self.config.sigma_data
-            total = math.hypot(level, spread)
-            return (level / total**2) * x - (spread / total) * net(x / total, prepared[i])
+            reading = self.readings[i]
+            return read(reading.velocity, x, net(x / reading.scale, prepared[i]))
 
         x = self.levels[0] * noise_BTA
         for i in range(self.config.steps):

@@ -10,27 +10,48 @@ import torch
 from torch import Tensor, nn
 
 from ..coupling import COUPLINGS, couple
+from ..fields import require_within
+from ..grids import GRIDS, tabulated, times_on
 from ..nets import Net
-from ..paths import PATHS, TIMES, sample_time, to_data, to_velocity
+from ..paths import (
+    PATHS,
+    TIMES,
+    preconditioned_target,
+    read,
+    readings,
+    sample_log_ratio,
+    sample_time,
+    scale,
+    time_at,
+    to_data,
+    to_velocity,
+)
 from ..prefix import Prefix, first, pull_strength, soft_mask
-from ..solvers import SOLVERS, integrate, stage_times
-from .base import Head, HeadConfig, masked_mean
+from ..solvers import SOLVERS, integrate, multistep, stage_times, walk
+from .base import RATIO_LIMITS, Head, HeadConfig, masked_mean
 
-PREDICTIONS = ("velocity", "data")
+PREDICTIONS = ("velocity", "data", "preconditioned")
+MULTISTEP = "multistep"  # beside the methods of SOLVERS, which follow the velocity
+
+Answer = tuple[Tensor, Tensor, Tensor | None]  # the chunk that was asked about, the answer, a push on the velocity
 
 
 @dataclass
 class FlowConfig(HeadConfig):
     """Conditional flow matching (Lipman 2023, Liu 2023), any number of steps."""
 
-    sampling: ClassVar[tuple[str, ...]] = ("steps", "solver", "guidance", "max_guidance")
+    sampling: ClassVar[tuple[str, ...]] = ("steps", "solver", "grid", "guidance", "max_guidance")
 
     kind: str = "flow"
-    prediction: str = "data"  # what the net predicts: velocity | data
-    time: str = "beta"  # training times: uniform | beta (more near the noise) | logit_normal (more in the middle)
+    prediction: str = "data"  # what the net predicts: velocity | data | preconditioned (unit variance in and out)
+    # training times: uniform | beta (more near the noise) | logit_normal (more in the middle) | log_normal (by the
+    # ratio of noise to signal)
+    time: str = "beta"
     draws: int = 1  # (time, noise) pairs per encoded observation in training
     steps: int = 4  # solver steps K per decision
-    solver: str = "euler"  # euler | midpoint | heun | rk4
+    solver: str = "euler"  # euler | midpoint | heun | rk4 | multistep (DPM-Solver++ 2M, one evaluation a step)
+    # where the steps are: uniform | power (shorter towards the data) | tabulated (made for multistep; see grids.py)
+    grid: str = field(default="uniform", metadata={"before": "uniform"})
     # linear | cosine (keeps the variance of normalized data; it is curved, which euler needs many steps to follow)
     path: str = field(default="linear", metadata={"before": "linear"})
     # which noise meets which chunk in training: independent | optimal_transport (within a batch; see coupling.py)
@@ -45,19 +66,29 @@ class FlowConfig(HeadConfig):
     max_guidance: float = field(default=5.0, metadata={"before": 5.0})
     # control steps of a chunk that may be given beforehand (form trained); less than the chunk has; 0 trains none
     prefix_max: int = field(default=0, metadata={"before": 0})
+    # spread of the data, normalized units, where the prediction is preconditioned: 1 for mean_std, 0.5 for min_max
+    sigma_data: float = field(default=1.0, metadata={"before": 1.0})
+    log_mean: float = field(default=-1.2, metadata={"before": -1.2})  # mean of ln(sigma / alpha), time=log_normal
+    log_std: float = field(default=1.2, metadata={"before": 1.2})  # its standard deviation
+    # share of the rows, with time=log_normal, whose noise is that of uniform times on the linear path
+    uniform_share: float = field(default=0.1, metadata={"before": 0.1})
 
     def __post_init__(self) -> None:
-        choices = {"prediction": PREDICTIONS, "time": TIMES, "solver": SOLVERS, "path": PATHS, "coupling": COUPLINGS}
+        choices = {"prediction": PREDICTIONS, "time": (*TIMES, "log_normal"), "solver": (*SOLVERS, MULTISTEP)}
+        choices |= {"grid": GRIDS, "path": PATHS, "coupling": COUPLINGS}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"head.{name}={getattr(self, name)!r} is unknown; choices: {', '.join(known)}")
         for name in ("draws", "steps"):
             if not 1 <= getattr(self, name) <= 1000:
                 raise ValueError(f"head.{name}={getattr(self, name)} must lie in 1..1000")
-        if self.prediction == "data" and 1.0 in SOLVERS[self.solver].c:
+        if self.grid == "tabulated":
+            tabulated(self.steps)
+        require_within(self, "head", RATIO_LIMITS)
+        if self.prediction == "data" and self.solver in SOLVERS and 1.0 in SOLVERS[self.solver].c:
             raise ValueError(
                 f"head.solver={self.solver!r} evaluates at t=1, where the velocity of head.prediction='data' is "
-                "singular; use euler or midpoint"
+                "singular; use euler, midpoint or multistep"
             )
         most = {"coupling_condition": 1e9, "guidance": 100, "max_guidance": 1000, "prefix_max": 1000}
         for name, largest in most.items():
@@ -81,10 +112,20 @@ class FlowHead(Head):
     def __init__(self, config: FlowConfig, cond_size: int):
         super().__init__()
         self.config = config
-        self.tableau = SOLVERS[config.solver]
+        self.tableau = SOLVERS.get(config.solver)
+        self.stages = self.tableau.stages if self.tableau else 1
         self.path = PATHS[config.path]
-        times = torch.tensor(stage_times(self.tableau, config.steps), dtype=torch.float32)
-        self.register_buffer("times", times, persistent=False)  # (K,), when the net is asked
+        self.grid = times_on(config.path, config.grid, config.steps)
+        times = stage_times(self.tableau, self.grid) if self.tableau else self.grid[:-1]
+        # (K,), when the net is asked
+        self.register_buffer("times", torch.tensor(times, dtype=torch.float32), persistent=False)
+        # The device is named because a checkpoint's shapes are found out on the meta device, which computes nothing.
+        points = self.path(torch.tensor(times, dtype=torch.float64, device="cpu"))
+        self.readings = readings(config.prediction, points, config.sigma_data)
+        # Reading by numbers is quicker, but what is older keeps the order of its sums, to the last bit of an action.
+        self._quick = self.tableau is None or config.prediction == "preconditioned"
+        levels = [*zip(points.alpha.tolist(), points.sigma.tolist(), strict=True), (1.0, 0.0)]
+        self.updates = [] if self.tableau else [multistep(levels, i) for i in range(config.steps)]
         if config.condition_dropout:
             # Learned, for zero is what the encoder may well make of some observation; here the net can tell them apart.
             self.null = nn.Parameter(torch.zeros(cond_size))
@@ -92,7 +133,7 @@ class FlowHead(Head):
     @property
     def evaluations(self) -> int:
         """Network evaluations per decision; guidance doubles them, in batches of twice the rows."""
-        return self.config.steps * self.tableau.stages * (1 if self.config.guidance == 1 else 2)
+        return self.config.steps * self.stages * (1 if self.config.guidance == 1 else 2)
 
     def loss(
         self, net: Net, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, generator: torch.Generator | None
@@ -100,10 +141,11 @@ class FlowHead(Head):
         """Mean squared error of the prediction at random times (Lipman 2023, Eq. 9).
 
         With prediction=data the target is the chunk itself (on the linear path weight (1-t)^2 relative to the velocity
-        loss), which learns the conditional mean as fast as regression does.
+        loss), which learns the conditional mean as fast as regression does. With prediction=preconditioned it is what a
+        net must add to the share of x_t that the data have in it, at unit variance (Karras 2022).
         """
         config, (B, T, A) = self.config, x1_BTA.shape
-        t = sample_time(config.time, (config.draws, B), x1_BTA, generator)
+        t = self._times((config.draws, B), x1_BTA, generator)
         x0 = torch.randn((config.draws, B, T, A), generator=generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
         if config.coupling == "optimal_transport":
             x0 = couple(x0, x1_BTA, cond_BE, mask_BT, config.coupling_condition)
@@ -113,10 +155,21 @@ class FlowHead(Head):
             t, mask_BT = self._hold(t, mask_BT, generator)
         c = self.path(t.reshape(config.draws, B, -1, 1))
         x_t = c.alpha * x1_BTA + c.sigma * x0
-        target = c.d_alpha * x1_BTA + c.d_sigma * x0 if config.prediction == "velocity" else x1_BTA.expand_as(x0)
+        if config.prediction == "preconditioned":
+            x_t, target = x_t / scale(c, config.sigma_data), preconditioned_target(x1_BTA, x0, c, config.sigma_data)
+        else:
+            target = c.d_alpha * x1_BTA + c.d_sigma * x0 if config.prediction == "velocity" else x1_BTA.expand_as(x0)
         modulation = net.prepare(t, cond_BE, per_action=config.prefix_max > 0)
         output = net(x_t.flatten(0, 1), modulation.flatten(0, 1)).unflatten(0, (config.draws, B))
         return masked_mean((output - target).square(), mask_BT)
+
+    def _times(self, shape: tuple[int, ...], x1_BTA: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Training times of the given shape."""
+        config = self.config
+        if config.time != "log_normal":
+            return sample_time(config.time, shape, x1_BTA, generator)
+        noise = (config.log_mean, config.log_std, config.uniform_share)
+        return time_at(config.path, sample_log_ratio(shape, *noise, x1_BTA, generator))
 
     def _drop(self, cond_BE: Tensor, generator: torch.Generator | None) -> Tensor:
         """The conditions, some rows' replaced by the null vector (Ho & Salimans 2022, Algorithm 1)."""
@@ -142,11 +195,7 @@ class FlowHead(Head):
     def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
         """Integrates from the noise; all time-dependent work is done for the K steps at once, before the loop."""
         predict = self._predictor(net, self.times[:, None].expand(-1, len(noise_BTA)), cond_BE)
-
-        def velocity(x: Tensor, i: int) -> Tensor:
-            return to_velocity(self.config.prediction, predict(x, i), x, self.path(self.times[i]))
-
-        return integrate(velocity, noise_BTA, self.tableau, self.config.steps)
+        return self._solve(lambda x, i: (x, predict(x, i), None), noise_BTA)
 
     def continue_chunk(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor, prefix: Prefix) -> Tensor:
         """`sample`, but the chunk continues a prefix of normalized actions.
@@ -173,21 +222,63 @@ class FlowHead(Head):
             )
         return self._held(net, noise_BTA, cond_BE, prefix)
 
+    def _solve(self, answer: Callable[[Tensor, int], Answer], noise_BTA: Tensor) -> Tensor:
+        """Carries the noise to the data by the answers at each evaluation."""
+        if self.tableau is None:
+
+            def denoise(x: Tensor, i: int) -> tuple[Tensor, None]:
+                x, output, push = answer(x, i)
+                data = self._data(x, output, i)
+                if push is None:
+                    return data, None
+                c = self.path(self.times[i])  # where a velocity of 1 more means so much more in the data
+                return data + c.sigma / (c.sigma * c.d_alpha - c.alpha * c.d_sigma) * push, None
+
+            return walk(denoise, noise_BTA, self.updates)
+
+        def velocity(x: Tensor, i: int) -> Tensor:
+            x, output, push = answer(x, i)
+            velocity = self.velocity(x, output, i)
+            return velocity if push is None else velocity + push
+
+        return integrate(velocity, noise_BTA, self.tableau, self.grid)
+
+    def velocity(self, x_BTA: Tensor, output: Tensor, i: int) -> Tensor:
+        """The velocity at the i-th evaluation, from the chunk and what the net predicted for it."""
+        if self._quick:
+            return read(self.readings[i].velocity, x_BTA, output)
+        return to_velocity(self.config.prediction, output, x_BTA, self.path(self.times[i]))
+
+    def _data(self, x_BTA: Tensor, output: Tensor, i: int) -> Tensor:
+        """The data at the i-th evaluation."""
+        if self._quick:
+            return read(self.readings[i].data, x_BTA, output)
+        return to_data(self.config.prediction, output, x_BTA, self.path(self.times[i]))
+
+    def _seen(self, x_BTA: Tensor, i: int, held_BT1: Tensor | None = None) -> Tensor:
+        """What the net sees of a chunk at the i-th evaluation; a held action stands at the data, of their spread."""
+        if self.config.prediction != "preconditioned":
+            return x_BTA
+        size = self.readings[i].scale
+        return x_BTA / (size if held_BT1 is None else torch.where(held_BT1, self.config.sigma_data, size))
+
     def _predictor(
-        self, net: Net, t: Tensor, cond_BE: Tensor, per_action: bool = False
+        self, net: Net, t: Tensor, cond_BE: Tensor, held_BT: Tensor | None = None
     ) -> Callable[[Tensor, int], Tensor]:
-        """What the net predicts for chunks at the i-th of the times (K, B) or, one per action, (K, B, T).
+        """What the net predicts for chunks at the i-th of the times (K, B), or (K, B, T) where actions are held.
 
         Guided, it is unconditional + guidance * (conditional - unconditional), from one batch of twice the rows (Ho &
         Salimans 2022, Eq. 6). Predictions of one chunk are linear in each other, so it is the velocities' as well.
         """
+        held, per_action = None if held_BT is None else held_BT.unsqueeze(-1), held_BT is not None
         if self.config.guidance == 1:
             prepared = net.prepare(t, cond_BE, per_action)
-            return lambda x, i: net(x, prepared[i])
+            return lambda x, i: net(self._seen(x, i, held), prepared[i])
         both = torch.cat([cond_BE, self.null.expand_as(cond_BE)])
         doubled = net.prepare(torch.cat([t, t], dim=1), both, per_action)
 
         def predict(x: Tensor, i: int) -> Tensor:
+            x = self._seen(x, i, held)
             conditional, unconditional = net(torch.cat([x, x]), doubled[i]).unflatten(0, (2, -1)).unbind()
             return unconditional + self.config.guidance * (conditional - unconditional)
 
@@ -203,12 +294,10 @@ class FlowHead(Head):
         weight = soft_mask(prefix.delay_B, prefix.overlap_B, noise_BTA.shape[1]).unsqueeze(-1)
         known = torch.where(weight > 0, prefix.actions_BTA, 0)
 
-        def velocity(x: Tensor, i: int) -> Tensor:
-            c = self.path(self.times[i])
-
+        def answer(x: Tensor, i: int) -> Answer:
             def expected(x: Tensor) -> tuple[Tensor, Tensor]:
                 output = predict(x, i)
-                return to_data(self.config.prediction, output, x, c), output
+                return self._data(x, output, i), output
 
             if prefix.form == "exact":  # vjp differentiates under no_grad too, and in x alone
                 x1, transposed, output = torch.func.vjp(expected, x, has_aux=True)  # pyright: ignore[reportAssignmentType]
@@ -216,20 +305,20 @@ class FlowHead(Head):
             else:
                 x1, output = expected(x)
                 pull = weight * (known - x1)
-            return to_velocity(self.config.prediction, output, x, c) + pull_strength(c, self.config.max_guidance) * pull
+            return x, output, pull_strength(self.path(self.times[i]), self.config.max_guidance) * pull
 
-        return integrate(velocity, noise_BTA, self.tableau, self.config.steps)
+        return self._solve(answer, noise_BTA)
 
     def _held(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor, prefix: Prefix) -> Tensor:
         """Training-time real-time chunking (Black 2025, arXiv 2512.05964): the prefix stands at t=1 from the start."""
         held = first(prefix.delay_B, noise_BTA.shape[1])
-        predict = self._predictor(net, torch.where(held, 1, self.times[:, None, None]), cond_BE, per_action=True)
+        predict = self._predictor(net, torch.where(held, 1, self.times[:, None, None]), cond_BE, held)
 
         def hold(x: Tensor) -> Tensor:
             return torch.where(held.unsqueeze(-1), prefix.actions_BTA, x)
 
-        def velocity(x: Tensor, i: int) -> Tensor:
+        def answer(x: Tensor, i: int) -> Answer:
             x = hold(x)
-            return to_velocity(self.config.prediction, predict(x, i), x, self.path(self.times[i]))
+            return x, predict(x, i), None
 
-        return hold(integrate(velocity, noise_BTA, self.tableau, self.config.steps))
+        return hold(self._solve(answer, noise_BTA))

@@ -36,7 +36,12 @@ NETS_TO_TRY = {
     "cross": {"kind": "transformer", "width": 16, "blocks": 1, "heads": 2, "cross_attention": True},
 }
 WIDE = {"wide": {"kind": "transformer", "width": 128, "blocks": 1, "heads": 2}}  # weights of more than 8,192 numbers
-HEADS_TO_TRY = {name: {} for name in HEADS} | {"ddpm": {"kind": "diffusion", "sampler": "ddpm", "steps": 3}}
+MULTISTEP = {"prediction": "preconditioned", "sigma_data": 0.8, "steps": 6}
+HEADS_TO_TRY = {name: {} for name in HEADS} | {
+    "ddpm": {"kind": "diffusion", "sampler": "ddpm", "steps": 3},
+    "flow-multistep": {"kind": "flow", "solver": "multistep", "grid": "tabulated", **MULTISTEP},
+    "diffusion-multistep": {"kind": "diffusion", "sampler": "multistep", "spacing": "tabulated", **MULTISTEP},
+}
 OBSERVATION = {"state": Feature((3,), "float32", "m"), "goal": Feature((2,), "float32", "m")}
 
 

@@ -113,6 +113,7 @@ SAMPLERS = [
     {"solver": "midpoint", "steps": 3},
     {"prediction": "velocity", "path": "cosine", "solver": "rk4", "steps": 2},
     {"condition_dropout": 0.1, "guidance": 2.5},
+    {"prediction": "preconditioned", "sigma_data": 0.7, "solver": "multistep", "grid": "tabulated", "steps": 6},
 ]
 
 

@@ -36,9 +36,18 @@ NETS_TO_TRY = {
     "transformer": {"width": 16, "blocks": 1, "heads": 2},
     "cross": {"kind": "transformer", "width": 16, "blocks": 1, "heads": 2, "cross_attention": True},
 }
+MULTISTEP = {"prediction": "preconditioned", "sigma_data": 0.8}
 HEADS_TO_TRY = {name: {} for name in HEADS} | {
     "flow": {"steps": 3},
+    "flow-multistep": {"kind": "flow", "steps": 4, **MULTISTEP, "solver": "multistep", "grid": "tabulated"},
     "diffusion": {"steps": 4},
+    "diffusion-multistep": {
+        "kind": "diffusion",
+        "steps": 4,
+        **MULTISTEP,
+        "sampler": "multistep",
+        "spacing": "tabulated",
+    },
     "ddpm": {"kind": "diffusion", "sampler": "ddpm", "steps": 3},
     "edm": {"steps": 2},
 }
@@ -302,7 +311,9 @@ def test_training_compiles_the_loss_and_its_gradient(monkeypatch, head):
 
 def captured_cases() -> Iterator[Any]:
     """Every net with flow, heads with loops of their own, and a mixed action space; in both precisions."""
-    heads = [(net, "flow", None) for net in NETS_TO_TRY] + [("mlp", h, None) for h in ("ddpm", "edm", "mean_flow")]
+    heads = [(net, "flow", None) for net in NETS_TO_TRY] + [
+        ("mlp", h, None) for h in ("ddpm", "edm", "mean_flow", "flow-multistep")
+    ]
     for net, head, choices in [*heads, ("mlp", "flow", MIXED)]:
         marks = [] if (net, head, choices) == ("mlp", "flow", None) else pytest.mark.slow
         yield pytest.param(net, head, choices, "fp32", 1e-4, marks=marks)

@@ -14,10 +14,12 @@ from diffusers.schedulers import scheduling_ddpm
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from scipy import stats
 from torch import Tensor
 
 import policies
 from policies import Controller
+from policies.grids import power, tabulated
 from policies.heads.diffusion import SAMPLERS, SPACINGS, DiffusionConfig, DiffusionHead, visited
 from policies.nets import Net
 from policies.paths import PREDICTIONS
@@ -25,6 +27,7 @@ from policies.paths import PREDICTIONS
 COND = 3
 THEIR_NAMES = {"noise": "epsilon", "data": "sample", "velocity": "v_prediction"}
 UNCLIPPED = 1e9
+THEIR_SPACINGS = ["trailing", "leading"]
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -97,7 +100,7 @@ def their_scheduler(sampler: str, noise: Tensor, monkeypatch, **given):
     """The scheduler of diffusers, DDPM's with the variance of Diffusion Policy and our random numbers for its own."""
     if sampler == "ddim":
         return DDIMScheduler(**given)
-    if sampler == "dpmpp_2m":
+    if sampler == "multistep":
         return DPMSolverMultistepScheduler(final_sigmas_type="zero", **given)
     # They also draw after the last step, with variance 0.
     draws = iter([*noise.unbind(1)[1:], torch.randn(noise[:, 0].shape)])
@@ -110,8 +113,8 @@ GRID = [(100, steps) for steps in range(1, 21)] + [(100, 100), (60, 20), (40, 7)
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers calls np.array(tensor)
 @pytest.mark.parametrize("clip", [1.0, UNCLIPPED])
-@pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("spacing", THEIR_SPACINGS)
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "multistep"])
 def test_every_setting_is_that_of_diffusers_or_refused(monkeypatch, sampler, spacing, clip):
     """Whatever the number of steps, and with every kind of prediction."""
     compared, refused = 0, []
@@ -122,12 +125,12 @@ def test_every_setting_is_that_of_diffusers_or_refused(monkeypatch, sampler, spa
         except ValueError:
             refused.append((T, steps))
             continue
-        if sampler == "dpmpp_2m" and clip == 1:
+        if sampler == "multistep" and clip == 1:
             continue  # theirs does not clip
         rows, chunk_shape = (5, (3, 2)) if steps % 2 else (4, (4, 4))
         noise = torch.randn(rows, *ours.noise_shape(chunk_shape))
         given = {"num_train_timesteps": T, "timestep_spacing": spacing}
-        given |= options(prediction, None if sampler == "dpmpp_2m" else clip)
+        given |= options(prediction, None if sampler == "multistep" else clip)
         scheduler = their_scheduler(sampler, noise, monkeypatch, **given)
         if prediction == "noise" and clip == UNCLIPPED:
             exact(scheduler)
@@ -135,9 +138,21 @@ def test_every_setting_is_that_of_diffusers_or_refused(monkeypatch, sampler, spa
         compare(ours, scheduler, noise, T)
         compared += 1
     uneven = [(T, steps) for T, steps in GRID if T % steps]
-    expected = {("ddim", "trailing"): uneven, ("dpmpp_2m", "leading"): GRID}.get((sampler, spacing), [])
+    expected = {("ddim", "trailing"): uneven, ("multistep", "leading"): GRID}.get((sampler, spacing), [])
     assert refused == [setting for setting in expected for _ in PREDICTIONS]
-    assert compared == (0 if sampler == "dpmpp_2m" and clip == 1 else 3 * (len(GRID) - len(expected)))
+    assert compared == (0 if sampler == "multistep" and clip == 1 else 3 * (len(GRID) - len(expected)))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers calls np.array(tensor)
+@pytest.mark.parametrize(("spacing", "steps"), [("power", 5), ("power", 20), ("tabulated", 1), ("tabulated", 8)])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_multistep_on_a_grid_is_that_of_diffusers_at_the_same_levels(prediction, spacing, steps):
+    scheduler = DPMSolverMultistepScheduler(final_sigmas_type="zero", **options(prediction))
+    if prediction == "noise":
+        exact(scheduler)
+    scheduler.set_timesteps(timesteps=visited(spacing, 1000, steps))
+    ours = head(sampler="multistep", prediction=prediction, train_steps=1000, steps=steps, spacing=spacing)
+    compare(ours, scheduler, torch.randn(4, 4, 4), 1000)
 
 
 def test_a_setting_that_leaves_the_reference_is_for_stored_policies_only(make_policy, provenance, make_batch, tmp_path):
@@ -158,7 +173,7 @@ def test_a_setting_that_leaves_the_reference_is_for_stored_policies_only(make_po
 
 
 @pytest.mark.parametrize("T", [1, 7, 100])
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", THEIR_SPACINGS)
 def test_the_levels_are_those_of_diffusers(spacing, T):
     scheduler = DDPMScheduler(num_train_timesteps=T, timestep_spacing=spacing)
     for steps in range(1, T + 1):
@@ -211,7 +226,7 @@ def test_the_optimum_for_a_gaussian_gives_that_gaussian(sampler, prediction):
     torch.testing.assert_close(moved.T @ moved, covariance, atol=0.02 * covariance.max().item(), rtol=0)
 
 
-@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp_2m", 2)])
+@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("multistep", 2)])
 def test_the_error_falls_with_the_order_of_the_sampler(sampler, order):
     """On levels uniform in log(alpha / sigma), against the flow of a Gaussian, which keeps every axis's quantile."""
     root = torch.randn(6, 6) * 0.4
@@ -307,9 +322,14 @@ def test_a_checkpoint_keeps_all_the_noise_of_its_golden_action(ddpm, make_batch,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prediction": "score"}, "head.prediction='score' is unknown; choices: velocity, data, noise"),
-        ({"sampler": "euler"}, "head.sampler='euler' is unknown; choices: ddim, ddpm, dpmpp_2m"),
-        ({"spacing": "linspace"}, "head.spacing='linspace' is unknown; choices: trailing, leading"),
+        ({"prediction": "score"}, "head.prediction='score' is unknown; choices: velocity, data, noise, preconditioned"),
+        ({"sampler": "euler"}, "head.sampler='euler' is unknown; choices: ddim, ddpm, multistep, dpmpp_2m"),
+        ({"spacing": "linspace"}, "head.spacing='linspace' is unknown; choices: trailing, leading, power, tabulated"),
+        ({"spacing": "tabulated", "steps": 17}, "a tabulated grid for 1 to 16 steps, got 17; take the grid 'power'"),
+        ({"time": "beta"}, "head.time='beta' is unknown; choices: uniform, log_normal"),
+        ({"log_std": 0.0}, "head.log_std=0.0 must lie in 0.001..5"),
+        ({"sigma_data": math.nan}, "head.sigma_data=nan must lie in 0.001..1000"),
+        ({"uniform_share": 1.1}, "head.uniform_share=1.1 must lie in 0..1"),
         ({"train_steps": 0}, "head.train_steps=0 must lie in 1..1000"),
         ({"train_steps": 1001}, "head.train_steps=1001 must lie in 1..1000"),
         ({"steps": 0}, "head.steps=0 must lie in 1..100"),
@@ -325,4 +345,54 @@ def test_a_wrong_option_is_an_error(options, message):
 
 
 def test_every_sampler_is_named_in_the_configuration():
-    assert set(SAMPLERS) == {"ddim", "ddpm", "dpmpp_2m"}
+    assert set(SAMPLERS) == {"ddim", "ddpm", "multistep", "dpmpp_2m"}
+    assert SAMPLERS["dpmpp_2m"] is SAMPLERS["multistep"]  # in checkpoints it may have its older name
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("T", [1, 3, 16, 100, 1000])
+def test_no_level_is_visited_twice(spacing, T):
+    for steps in range(1, min(T, 16) + 1):
+        chosen = visited(spacing, T, steps)
+        assert len(chosen) == len(set(chosen)) == steps
+        assert chosen == sorted(chosen, reverse=True)
+        assert chosen[0] == T - 1 or spacing == "leading"
+        assert chosen[-1] >= 0
+
+
+@pytest.mark.parametrize("spacing", ["power", "tabulated"])
+def test_a_grid_visits_the_levels_of_the_nearest_ratio(spacing):
+    """By the ratio of the clipped cosine table of diffusers, level by level."""
+    bar = DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2").alphas_cumprod.double().numpy()
+    log_ratio = np.log(bar / (1 - bar)) / 2
+    times = np.array((power if spacing == "power" else tabulated)(8)[1:-1])
+    wanted = np.log(times / (1 - times))
+    nearest = np.abs(log_ratio - wanted[:, None]).argmin(1)
+    assert np.abs(nearest - visited(spacing, 1000, 8)[1:]).max() <= 1  # the table of diffusers is in float32
+
+
+def test_preconditioned_is_the_velocity_along_the_angle_for_data_of_spread_one():
+    """And with a spread of its own it is not."""
+    net, cond, mask = Wavy((4, 4)), torch.randn(5, COND), torch.ones(5, 4, dtype=torch.bool)
+    noise, x1 = torch.randn(2, 5, 4, 4)
+    for sampler in ("ddim", "multistep"):
+        pair = [head(prediction=p, sampler=sampler, steps=6) for p in ("velocity", "preconditioned")]
+        one, other = (each.sample(net, noise, cond) for each in pair)
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
+        one, other = (each.loss(net, x1, cond, mask, seeded(0)) for each in pair)
+        torch.testing.assert_close(one, other)
+        apart = head(prediction="preconditioned", sampler=sampler, steps=6, sigma_data=0.5)
+        assert not torch.allclose(apart.sample(net, noise, cond), pair[0].sample(net, noise, cond), atol=0.01)
+
+
+def test_log_normal_levels_are_those_nearest_to_a_normal_ratio():
+    ours = head(time="log_normal", log_mean=-1.0, log_std=0.8, uniform_share=0.0)
+    index = ours._levels(torch.zeros(200_000, 1, 1), seeded(0))
+    share = torch.bincount(index, minlength=100) / len(index)
+    log_ratio = (ours.table[1] / ours.table[0]).log().double().numpy()
+    ends = np.concatenate([[-np.inf], (log_ratio[1:] + log_ratio[:-1]) / 2, [np.inf]])
+    expected = np.diff(stats.norm.cdf(ends, -1.0, 0.8))
+    assert np.abs(share.numpy() - expected).max() < 4 * math.sqrt(expected.max() / 200_000)
+    guarded = head(time="log_normal", log_mean=-9.0, log_std=0.1, uniform_share=0.2)
+    index = guarded._levels(torch.zeros(20_000, 1, 1), seeded(0))
+    assert (index > 0).float().mean().item() == pytest.approx(0.2, abs=0.02)  # the noise is taught all the same

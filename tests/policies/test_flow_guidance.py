@@ -32,9 +32,13 @@ class TwoGaussians(Net):
     def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
         self.rows.append(len(x_BTA))
         t, mean, deviation = (part[..., None] for part in modulation.split(1, dim=-1))
-        whitened = (x_BTA - t * mean) / (t**2 * deviation**2 + (1 - t) ** 2)
+        size = (t**2 + (1 - t) ** 2).sqrt()
+        x = x_BTA * size if self.prediction == "preconditioned" else x_BTA
+        whitened = (x - t * mean) / (t**2 * deviation**2 + (1 - t) ** 2)
         data = mean + t * deviation**2 * whitened
-        return data if self.prediction == "data" else data - (1 - t) * whitened
+        answers = {"data": data, "velocity": data - (1 - t) * whitened}
+        answers["preconditioned"] = (1 - t) * (data - t * whitened) / size
+        return answers[self.prediction]
 
 
 def guided(weight: float) -> tuple[float, float]:
@@ -53,8 +57,11 @@ def guided(weight: float) -> tuple[float, float]:
     return mean, math.prod(s**w for w, _, s in parts)
 
 
-def flow(prediction: str, weight: float, steps: int = 60) -> tuple[FlowHead, TwoGaussians]:
-    config = FlowConfig(prediction=prediction, solver="midpoint", steps=steps, guidance=weight, condition_dropout=0.1)
+def flow(
+    prediction: str, weight: float, steps: int = 60, solver: str = "midpoint", grid: str = "uniform"
+) -> tuple[FlowHead, TwoGaussians]:
+    options = {"solver": solver, "grid": grid, "guidance": weight, "condition_dropout": 0.1}
+    config = FlowConfig(prediction=prediction, steps=steps, **options)
     head = FlowHead(config, COND)
     head.null.data.fill_(7.0)
     return head, TwoGaussians(prediction)
@@ -62,8 +69,9 @@ def flow(prediction: str, weight: float, steps: int = 60) -> tuple[FlowHead, Two
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 2.0, 3.0])
-def test_guidance_of_gaussians_is_its_closed_form(prediction, weight):
-    head, net = flow(prediction, weight)
+@pytest.mark.parametrize(("solver", "grid"), [("midpoint", "uniform"), ("multistep", "power")])
+def test_guidance_of_gaussians_is_its_closed_form(prediction, weight, solver, grid):
+    head, net = flow(prediction, weight, 60, solver, grid)
     noise = torch.randn(100, 2, 3)
     found = head.sample(net, noise, torch.zeros(100, COND))
     mean, deviation = guided(weight)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -39,31 +42,49 @@ def make(tiny, randomize):
 
 
 def reference(head: FlowHead, net: Net, noise: Tensor, cond: Tensor, known: Tensor, weight: Tensor) -> Tensor:
-    """Real-time chunking on the linear path with Euler steps, its Jacobian from central differences."""
-    x, steps, beta, width = noise, head.config.steps, head.config.max_guidance, 1e-5
+    """Real-time chunking on the linear path, its Jacobian from central differences.
+
+    With Euler steps, or with the multistep ones of Lu 2022b (Algorithm 2), which see the data at the pull's end.
+    """
+    x, beta, width, prediction = noise, head.config.max_guidance, 1e-5, head.config.prediction
+    times, kept = head.grid, []
     moves = width * torch.eye(T * A, dtype=x.dtype).view(-1, 1, T, A)
 
     def expected(x: Tensor, t: float) -> Tensor:
         rows = x.reshape(-1, T, A)
+        n = (t**2 + (1 - t) ** 2) ** 0.5  # Karras 2022 for data of spread 1, on the linear path
         output = net(
-            rows, net.prepare(torch.full((len(rows),), t, dtype=x.dtype), cond.repeat(len(rows) // len(cond), 1))
+            rows / n if prediction == "preconditioned" else rows,
+            net.prepare(torch.full((len(rows),), t, dtype=x.dtype), cond.repeat(len(rows) // len(cond), 1)),
         )
-        return (output if head.config.prediction == "data" else rows + (1 - t) * output).view_as(x)
+        data = {"data": output, "velocity": rows + (1 - t) * output}
+        data["preconditioned"] = t / n**2 * rows + (1 - t) / n * output
+        return data[prediction].view_as(x)
 
-    for k in range(steps):
-        t = k / steps
+    for t, after in pairwise(times):
         x1 = expected(x, t)
         columns = (expected(x + moves, t) - expected(x - moves, t)) / (2 * width)  # d x1 / d x[i], for each i
         pull = (weight * (known - x1) * columns).sum(dim=(2, 3)).T.view_as(x)
         strength = min(beta, (1 - t) / t * (t**2 + (1 - t) ** 2) / (1 - t) ** 2) if t else beta
-        x = x + ((x1 - x) / (1 - t) + strength * pull) / steps
+        velocity = (x1 - x) / (1 - t) + strength * pull
+        if head.config.solver == "euler":
+            x = x + (after - t) * velocity
+            continue
+        kept.append((math.log(t / (1 - t)) if t else -math.inf, x + (1 - t) * velocity))
+        (now, data), ahead = kept[-1], math.log(after / (1 - after)) if after < 1 else math.inf
+        if len(kept) > 1 and after < 1 and kept[-2][0] > -math.inf:
+            before, earlier = kept[-2]
+            data = data + (ahead - now) / (now - before) / 2 * (data - earlier)
+        x = (1 - after) / (1 - t) * x + after * (1 - math.exp(now - ahead)) * data
     return x
 
 
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_exact_is_the_algorithm_with_a_finite_difference_jacobian(make, net, prediction):
-    head, net, cond, noise, known = make(net, torch.float64, prediction=prediction, steps=4)
+@pytest.mark.parametrize(("solver", "grid"), [("euler", "uniform"), ("euler", "power"), ("multistep", "tabulated")])
+def test_exact_is_the_algorithm_with_a_finite_difference_jacobian(make, net, prediction, solver, grid):
+    head, net, cond, noise, known = make(net, torch.float64, prediction=prediction, steps=4, solver=solver, grid=grid)
+    head.times = torch.tensor(head.grid[:-1], dtype=torch.float64)  # as exact as the reference
     hard = torch.zeros(6, T, 1, dtype=torch.float64)
     hard[1:, :2] = 1  # delay and overlap 2: a weight of 1 or 0
     prefix = prefix_of(known, "exact", [0, 2, 2, 2, 2, 2], [0, 2, 2, 2, 2, 2])
@@ -114,10 +135,14 @@ class GaussianNet(Net):
         t = modulation[..., None].expand_as(x_BTA).flatten(1)
         c = self.head.path(t)
         total = c.alpha[:, :, None] * self.covariance * c.alpha[:, None] + torch.diag_embed(c.sigma**2)
-        whitened = torch.linalg.solve(total, x_BTA.flatten(1))
+        size = (c.alpha**2 + c.sigma**2).sqrt()
+        prediction = self.head.config.prediction
+        x = x_BTA.flatten(1) * (size if prediction == "preconditioned" else 1)
+        whitened = torch.linalg.solve(total, x)
         data = (c.alpha * whitened) @ self.covariance
-        output = data if self.head.config.prediction == "data" else c.d_alpha * data + c.d_sigma * c.sigma * whitened
-        return output.view_as(x_BTA)
+        outputs = {"data": data, "velocity": c.d_alpha * data + c.d_sigma * c.sigma * whitened}
+        outputs["preconditioned"] = c.sigma * (data - c.alpha * whitened) / size
+        return outputs[prediction].view_as(x_BTA)
 
 
 @pytest.mark.parametrize(
@@ -206,12 +231,22 @@ def test_rows_are_independent_and_one_that_continues_nothing_is_the_plain_sample
         assert torch.equal(head.continue_chunk(net, noise, cond, prefix_of(beyond, form)), found)
 
 
-@pytest.mark.parametrize(("prediction", "solver"), [("velocity", "rk4"), ("velocity", "heun"), ("data", "midpoint")])
+SOLVED = [
+    ("velocity", "rk4", "uniform"),
+    ("velocity", "heun", "uniform"),
+    ("data", "midpoint", "uniform"),
+    ("preconditioned", "heun", "power"),
+    *((prediction, "multistep", grid) for prediction in PREDICTIONS for grid in ("uniform", "tabulated")),
+]
+
+
+@pytest.mark.parametrize(("prediction", "solver", "grid"), SOLVED)
 @pytest.mark.parametrize("path", ["linear", "cosine"])
 @pytest.mark.parametrize("form", FORMS)
-def test_every_solver_and_path_leads_to_the_prefix(prediction, solver, path, form):
+def test_every_solver_and_path_leads_to_the_prefix(prediction, solver, grid, path, form):
     known, covariance = smooth_chunks(50, T, 1.0)
-    head = FlowHead(FlowConfig(prediction=prediction, solver=solver, path=path, steps=8, prefix_max=3), 1)
+    options = {"prediction": prediction, "solver": solver, "grid": grid, "path": path}
+    head = FlowHead(FlowConfig(steps=8, prefix_max=3, **options), 1)
     counts = torch.arange(50) % 4
     found = head.continue_chunk(
         GaussianNet(head, covariance), torch.randn(50, T, 1), torch.zeros(50, 1), Prefix(known, counts, counts, form)
@@ -221,10 +256,11 @@ def test_every_solver_and_path_leads_to_the_prefix(prediction, solver, path, for
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_what_follows_a_held_prefix_is_drawn_from_the_conditional_distribution(prediction):
+@pytest.mark.parametrize("solver", ["midpoint", "multistep"])
+def test_what_follows_a_held_prefix_is_drawn_from_the_conditional_distribution(prediction, solver):
     """The optimal flow given the prefix carries noise x0 to E + Cov^(1/2) x0 of the rest given the prefix."""
     known, covariance = smooth_chunks(30, 6, 1.5)
-    head = FlowHead(FlowConfig(prediction=prediction, solver="midpoint", steps=100, prefix_max=4), 1)
+    head = FlowHead(FlowConfig(prediction=prediction, solver=solver, steps=100, prefix_max=4), 1)
     noise = torch.randn(30, 6, 1)
     for d in (0, 1, 4):
         delay = torch.full((30,), d)

@@ -23,9 +23,15 @@ GOLDEN: dict[str, list[tuple[dict[str, Any], float]]] = {
         ({}, 0.89294052),
         ({"prediction": "noise", "clip": 1.0}, 0.90526915),
         ({"prediction": "velocity", "train_steps": 50}, 1.5292865),
+        ({"prediction": "preconditioned", "sigma_data": 0.5}, 1.891083),
+        ({"time": "log_normal", "log_mean": 0.5, "log_std": 1.0, "uniform_share": 0.3}, 0.818669),
     ],
     "drift": [({}, 0.64494669), ({"samples": 2}, 1.0994494), ({"temperatures": [0.02, 0.05, 0.2]}, 0.5855155)],
-    "edm": [({}, 1.7650707), ({"sigma_data": 0.5, "log_mean": -1.2, "log_std": 1.0}, 2.1564155)],
+    "edm": [
+        ({}, 1.7650707),
+        ({"sigma_data": 0.5, "log_mean": -1.2, "log_std": 1.0}, 2.1564155),
+        ({"uniform_share": 0.4}, 1.071741),
+    ],
     "flow": [
         ({}, 0.72806484),
         ({"prediction": "velocity", "time": "logit_normal", "draws": 3}, 1.9353291),
@@ -34,6 +40,9 @@ GOLDEN: dict[str, list[tuple[dict[str, Any], float]]] = {
         ({"coupling": "optimal_transport", "coupling_condition": 0.0}, 0.62003988),
         ({"condition_dropout": 0.5}, 0.70511705),
         ({"prefix_max": 3}, 0.71545094),
+        ({"prediction": "preconditioned", "time": "log_normal"}, 0.981093),
+        ({"prediction": "preconditioned", "path": "cosine", "sigma_data": 0.5, "prefix_max": 3}, 1.883905),
+        ({"time": "log_normal", "log_mean": 0.0, "log_std": 0.5, "uniform_share": 0.0, "draws": 2}, 0.9017138),
     ],
     "mean_flow": [
         ({}, 1.8106846),

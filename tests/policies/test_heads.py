@@ -26,9 +26,10 @@ NOISE_WEIGHTS = {"inlet.weight", "down.0.blocks.0.first.0.weight", "down.0.block
 FLOWS = [
     {"prediction": prediction, "solver": solver}
     for prediction in PREDICTIONS
-    for solver, tableau in SOLVERS.items()
-    if prediction == "velocity" or 1.0 not in tableau.c
+    for solver in (*SOLVERS, "multistep")
+    if prediction != "data" or solver not in ("heun", "rk4")
 ]
+ORDER = {name: tableau.order for name, tableau in SOLVERS.items()} | {"multistep": 2}
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -49,9 +50,13 @@ class GaussianNet(Net):
         t, mean = modulation[:, :1], modulation[:, 1:]
         eye = torch.eye(len(self.covariance))
         variance = t[..., None] ** 2 * self.covariance + (1 - t[..., None]) ** 2 * eye
-        whitened = torch.linalg.solve(variance, (x_BTA.flatten(1) - t * mean)[..., None])[..., 0]
+        size = (t**2 + (1 - t) ** 2).sqrt()  # of what a preconditioned net sees, and of its target
+        x = x_BTA.flatten(1) * (size if self.prediction == "preconditioned" else 1)
+        whitened = torch.linalg.solve(variance, (x - t * mean)[..., None])[..., 0]
         data = mean + t * (whitened @ self.covariance)
-        output = data if self.prediction == "data" else data - (1 - t) * whitened
+        outputs = {"data": data, "velocity": data - (1 - t) * whitened}
+        outputs["preconditioned"] = (1 - t) * (data - t * whitened) / size
+        output = outputs[self.prediction]
         return (output + self.bias).view_as(x_BTA)
 
 
@@ -67,7 +72,7 @@ def random_covariance(size: int) -> tuple[Tensor, Tensor]:
 def test_the_optimal_flow_of_a_gaussian_gives_that_gaussian(options, horizon, action):
     """The optimal flow carries x0 to mean + covariance^(1/2) x0, each sample by itself."""
     covariance, root = random_covariance(horizon * action)
-    steps = {1: 400, 2: 60, 4: 20}[SOLVERS[options["solver"]].order]
+    steps = {1: 400, 2: 60, 4: 20}[ORDER[options["solver"]]]
     head = FlowHead(FlowConfig(steps=steps, **options), COND)
     noise = torch.randn(3000, horizon, action)
     mean = torch.randn(horizon * action)
@@ -99,7 +104,8 @@ def least_loss(prediction: str, time: str, s: float) -> float:
 
     def variance(t: float) -> float:
         total = t**2 * s**2 + (1 - t) ** 2
-        return s**2 / total * ((1 - t) ** 2 if prediction == "data" else 1)
+        weight = {"data": (1 - t) ** 2, "velocity": 1, "preconditioned": t**2 + (1 - t) ** 2}[prediction]
+        return s**2 / total * weight
 
     return quadrature.quad(lambda t: DENSITIES[time](t) * variance(t), 1e-9, 1 - 1e-9, limit=200)[0]
 
@@ -183,6 +189,16 @@ def ways_taken(head: Head, net: Net, value: float) -> tuple[Tensor, float, float
             if kind not in JUMPERS
         ),
         pytest.param("flow", {"prediction": "velocity"}, marks=pytest.mark.slow),
+        pytest.param(
+            "flow",
+            {"prediction": "preconditioned", "time": "log_normal", "solver": "multistep", "grid": "tabulated"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "diffusion",
+            {"prediction": "preconditioned", "time": "log_normal", "sampler": "multistep"},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_two_ways_to_do_it(tiny, kind, options):
@@ -409,22 +425,31 @@ def test_evaluations_are_counted(make_head, head, net):
 
 @pytest.mark.parametrize("options", FLOWS, ids=lambda o: "-".join(o.values()))
 def test_evaluations_of_a_flow_are_steps_times_stages(options):
-    assert FlowHead(FlowConfig(steps=3, **options), COND).evaluations == 3 * SOLVERS[options["solver"]].stages
+    stages = {"midpoint": 2, "heun": 2, "rk4": 4}.get(options["solver"], 1)
+    assert FlowHead(FlowConfig(steps=3, **options), COND).evaluations == 3 * stages
 
 
 @pytest.mark.parametrize("solver", ["heun", "rk4"])
 def test_a_data_prediction_refuses_a_solver_that_looks_at_the_end(solver):
     """At t=1 the velocity is (x1 - x) / 0: with heun the smallest error of the net became a jump of the arm."""
-    with pytest.raises(ValueError, match=rf"head.solver='{solver}' evaluates at t=1.*use euler or midpoint"):
+    with pytest.raises(ValueError, match=rf"head.solver='{solver}' evaluates at t=1.*use euler, midpoint or multistep"):
         FlowConfig(prediction="data", solver=solver)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prediction": "noise"}, "head.prediction='noise' is unknown; choices: velocity, data"),
-        ({"time": "cosine"}, "head.time='cosine' is unknown; choices: uniform, beta, logit_normal"),
-        ({"solver": "dopri5"}, "head.solver='dopri5' is unknown; choices: euler, midpoint, heun, rk4"),
+        ({"prediction": "noise"}, "head.prediction='noise' is unknown; choices: velocity, data, preconditioned"),
+        ({"time": "cosine"}, "head.time='cosine' is unknown; choices: uniform, beta, logit_normal, log_normal"),
+        ({"solver": "dopri5"}, "head.solver='dopri5' is unknown; choices: euler, midpoint, heun, rk4, multistep"),
+        ({"grid": "cosine"}, "head.grid='cosine' is unknown; choices: uniform, power, tabulated"),
+        (
+            {"grid": "tabulated", "steps": 20},
+            "there is a tabulated grid for 1 to 16 steps, got 20; take the grid 'power'",
+        ),
+        ({"sigma_data": 0.0}, "head.sigma_data=0.0 must lie in 0.001..1000"),
+        ({"log_std": -1.0}, "head.log_std=-1.0 must lie in 0.001..5"),
+        ({"uniform_share": -0.1}, "head.uniform_share=-0.1 must lie in 0..1"),
         ({"draws": 0}, "head.draws=0 must lie in 1..1000"),
         ({"steps": 0}, "head.steps=0 must lie in 1..1000"),
     ],

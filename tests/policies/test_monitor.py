@@ -12,6 +12,7 @@ import torch
 from policies import AsyncController, ChunkConfig, Controller, ExecutionConfig, Policy, load, save
 from policies.conformal import Band
 from policies.density import DensityConfig, learn_density
+from policies.grids import uniform
 from policies.monitor import (
     FILES,
     FOLDER,
@@ -64,7 +65,7 @@ def test_acceleration_is_that_of_the_integrated_velocity(make_policy, options, g
         policy.head.null.normal_()
     observation, noise = inputs(policy)
     head, tableau = policy.head.config, SOLVERS[policy.head.config.solver]
-    times, visited = stage_times(tableau, head.steps), []
+    times, visited = stage_times(tableau, uniform(head.steps)), []
 
     def velocity(x, i):
         t = torch.full((1,), times[i])
@@ -78,7 +79,7 @@ def test_acceleration_is_that_of_the_integrated_velocity(make_policy, options, g
         return visited[-1]
 
     with torch.no_grad():
-        integrate(velocity, torch.tensor(noise), tableau, head.steps)
+        integrate(velocity, torch.tensor(noise), tableau, uniform(head.steps))
     watched = WatchedPolicy(policy, ["acceleration"])
     watched.plan(observation, noise)
     expected = float(acceleration(torch.cat(visited[:: tableau.stages])))

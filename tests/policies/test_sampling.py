@@ -11,6 +11,7 @@ import torch
 
 from policies import Policy
 from policies.coupling import COUPLINGS
+from policies.grids import GRIDS
 from policies.heads import HEADS
 from policies.heads.diffusion import SAMPLERS, SPACINGS
 from policies.paths import PATHS, PREDICTIONS, TIMES
@@ -25,11 +26,15 @@ MATTERING: dict[str, dict[str, Any]] = {
         "condition_dropout": 0.2,
         "guidance": 1.5,
         "prefix_max": 2,
-    }
+        "prediction": "preconditioned",
+        "time": "log_normal",
+    },
+    "diffusion": {"prediction": "preconditioned", "time": "log_normal"},
 }
 # Other values to try; a number is also tried half as large, twice as large and by one larger.
-NAMES = {"solver": SOLVERS, "sampler": SAMPLERS, "spacing": SPACINGS}
-NAMES |= {"prediction": PREDICTIONS, "time": TIMES, "path": PATHS, "coupling": COUPLINGS}
+NAMES = {"solver": (*SOLVERS, "multistep"), "sampler": SAMPLERS, "spacing": SPACINGS, "grid": GRIDS}
+NAMES |= {"prediction": (*PREDICTIONS, "preconditioned"), "time": (*TIMES, "log_normal")}
+NAMES |= {"path": PATHS, "coupling": COUPLINGS}
 OTHERS: dict[str, list[Any]] = {name: list(choices) for name, choices in NAMES.items()}
 OTHERS |= {"temperatures": [[0.5]], "improved": [False], "coupling_condition": [1e6]}
 SAMPLING = [(kind, name) for kind, (config, _) in HEADS.items() for name in config.sampling]
@@ -141,7 +146,7 @@ def test_a_sampler_that_draws_again_takes_its_own_noise(make_policy):
         (
             "flow",
             {"clip": 1.0},
-            "head=flow has no field 'clip'; what can be changed: steps, solver, guidance",
+            "head=flow has no field 'clip'; what can be changed: steps, solver, grid, guidance",
         ),
         ("flow", {"self": 1}, "head=flow has no field 'self'"),
         ("flow", {"kind": "diffusion"}, r"head\.kind belongs to the training of head=flow and cannot be changed"),

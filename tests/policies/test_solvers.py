@@ -3,6 +3,7 @@ import pytest
 import torch
 from scipy.linalg import expm
 
+from policies.grids import uniform
 from policies.solvers import SOLVERS, integrate, stage_times
 
 M = np.array([[-1.0, 2.0, 0.3], [-2.0, -0.5, 0.0], [0.1, 0.7, -1.5]])
@@ -13,8 +14,8 @@ X0 = np.array([1.0, -1.0, 0.5])
 def solve(name, steps, derivative, x0):
     """Integrates dx/dt = derivative(x, t) in float64."""
     tableau = SOLVERS[name]
-    times = stage_times(tableau, steps)
-    return integrate(lambda x, i: derivative(x, times[i]), torch.as_tensor(x0), tableau, steps)
+    times = stage_times(tableau, uniform(steps))
+    return integrate(lambda x, i: derivative(x, times[i]), torch.as_tensor(x0), tableau, uniform(steps))
 
 
 def linear_case():
@@ -54,7 +55,7 @@ def test_stages_lie_where_their_own_coefficients_put_them(name):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_velocity_is_asked_once_for_every_stage_in_order(name):
     asked = []
-    integrate(lambda x, i: asked.append(i) or torch.zeros_like(x), torch.zeros(2), SOLVERS[name], 3)
+    integrate(lambda x, i: asked.append(i) or torch.zeros_like(x), torch.zeros(2), SOLVERS[name], uniform(3))
     assert asked == list(range(3 * SOLVERS[name].stages))
 
 
@@ -68,7 +69,7 @@ def test_the_velocity_is_asked_once_for_every_stage_in_order(name):
     ],
 )
 def test_stage_times_of_two_steps(name, expected):
-    assert stage_times(SOLVERS[name], 2) == expected
+    assert stage_times(SOLVERS[name], uniform(2)) == expected
 
 
 @pytest.mark.parametrize(
@@ -88,5 +89,5 @@ def test_one_step_by_hand(name, expected):
 def test_a_constant_velocity_is_integrated_exactly_and_the_start_is_left_alone(name):
     start = torch.randn(3, 4, 2)
     before, velocity = start.clone(), torch.randn(3, 4, 2)
-    torch.testing.assert_close(integrate(lambda x, i: velocity, start, SOLVERS[name], 7), start + velocity)
+    torch.testing.assert_close(integrate(lambda x, i: velocity, start, SOLVERS[name], uniform(7)), start + velocity)
     assert torch.equal(start, before)
