@@ -6,9 +6,9 @@
 
 A cell is one task, a number of demonstrations, a recipe (arm) and a training seed: train on one core, at most 120 CPU
 seconds, then evaluate on held-out episodes. The first n demonstrations of a task are the same for every n. Arms that
-differ only in the sampler share a trained policy. By default the tasks are those on which recipes are tuned, with start states
-that are reported nowhere. Finished cells and policies are kept below --cells, so a killed sweep goes on where it was;
---workers processes share the cells out among themselves.
+differ only in the sampler share a trained policy. By default the tasks are those on which recipes are tuned, with start
+states that are reported nowhere. Finished cells and policies are kept below --cells, so a killed sweep goes on where it
+was; --workers processes share the cells out among themselves.
 """
 
 from __future__ import annotations
