@@ -195,7 +195,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, nargs="+", choices=STEPS, default=STEPS, help="numbers of evaluations")
-    parser.add_argument("--rounds", type=int, default=1, help="of Nelder-Mead from the best start's end")
+    parser.add_argument("--rounds", type=int, default=3, help="of Nelder-Mead from the best start's end")
     parser.add_argument("--cells", type=Path, default=Path("outputs/grids"), help="folder of the grids that were found")
     parser.add_argument("--summary", action="store_true", help="find nothing, only write the result file")
     parser.add_argument("--out", type=Path, default=None, help="result file (default: in benchmarks/results)")
