@@ -76,7 +76,7 @@ class Exact:
         self.cases = cases
         most = max(len(case.modes) for case in cases)
         fill = [(case, most - len(case.modes)) for case in cases]
-        table = {"dtype": torch.float64}
+        table: dict[str, Any] = {"dtype": torch.float64}
         self.modes = torch.tensor([[*c.modes, *[c.modes[0]] * n] for c, n in fill], **table).T[..., None]  # (M, C, 1)
         self.shares = torch.tensor([[*c.shares, *[0.0] * n] for c, n in fill], **table).T[..., None]
         self.spread = torch.tensor([c.spread for c in cases], **table)[:, None]  # (C, 1)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 from argparse import Namespace
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from benchmarks import cells, data_efficiency
 from benchmarks.data_efficiency import ARMS, EXPERT, TRAININGS, TUNING, Cell, plan, run, summarize
 from conf.cli import compose
+from policies.heads import HEADS
 
 CELL = Cell("pick-place-v3", 10, "default", 0, 5_000_000, 4)
 
@@ -28,19 +31,34 @@ def test_a_plan_has_the_experts_first_and_every_cell_once():
     assert len(plan(asked(tasks=["all"], arms=["default"], seeds=[0]))) == 100
 
 
+@pytest.fixture(scope="module")
+def default():
+    """Composed once, for it takes a second."""
+    return compose(CELL.overrides)
+
+
+def trained_head(default, name: str):
+    """The head of a training, and its other settings with a value each."""
+    settings = {key: yaml.safe_load(value) for key, value in (line.split("=") for line in TRAININGS[name])}
+    kind = settings.pop("head", default.head.kind)
+    fields = {key.removeprefix("head."): settings.pop(key) for key in list(settings) if key.startswith("head.")}
+    head = default.head if kind == default.head.kind else HEADS[kind][0]()
+    return replace(head, **fields), settings
+
+
 @pytest.mark.parametrize("name", TRAININGS)
-def test_every_training_is_a_recipe(name):
-    arm = next(arm for arm, (training, _) in ARMS.items() if training == name)
-    config = compose(replace(CELL, arm=arm).overrides)
-    assert (config.demos.episodes, config.seed, config.eval.seed) == (10, 0, 5_000_000)
-    assert name == "default" or config != compose(CELL.overrides)
+def test_every_training_changes_settings_that_there_are(default, name):
+    assert (default.demos.episodes, default.seed, default.eval.seed) == (10, 0, 5_000_000)
+    head, others = trained_head(default, name)
+    assert all(operator.attrgetter(key)(default) != value for key, value in others.items())
+    assert bool(others or head != default.head) == (name != "default")
+    assert set(TRAININGS[name]) <= set(replace(CELL, arm=name).overrides)
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_every_sampler_is_one_of_its_head(arm):
+def test_every_sampler_is_one_of_its_head(default, arm):
     training, fields = ARMS[arm]
-    config = compose(TRAININGS[training]).head
-    changed = config.resampled(fields)
+    changed = trained_head(default, training)[0].resampled(fields)
     assert all(getattr(changed, name) == value for name, value in fields.items())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ class Wavy(Net):
 def test_multistep_is_that_of_diffusers_on_the_straight_path(prediction, grid, steps, shape):
     kind, sign = THEIRS[prediction]
     options = {"use_flow_sigmas": True, "prediction_type": kind, "final_sigmas_type": "zero", "solver_order": 2}
-    scheduler = DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", lower_order_final=True, **options)
+    scheduler: Any = DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", lower_order_final=True, **options)
     times = times_on("linear", grid, steps)
     scheduler.set_timesteps(steps)
     scheduler.sigmas = 1 - torch.tensor(times, dtype=torch.float64)  # theirs starts a little below pure noise
