@@ -16,14 +16,14 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 import envs
 import eval as evaluation
 import policies
 from conf import cli, schema
-from conf.resume import require_same, stored_overrides
+from conf.resume import as_it_began, completed, require_same, stored_overrides
 from demos.collect import collect
 from demos.episode import Episode
 from demos.store import Store
@@ -232,7 +232,7 @@ def train(config: schema.TrainRoot, overrides: list[str], state: dict[str, Any] 
     collect_seconds = time.perf_counter() - started
     trainer = Trainer(config, policies.Spec.from_dict(store.features), store, device, fitted=state is not None)
     if state is not None:
-        require_same(state.get("config"), asdict(config), config.resume)
+        require_same(completed(state.get("config"), OmegaConf.structured(config)), asdict(config), config.resume)
         trainer.restore(state)
     size = sum(p.numel() for p in trainer.policy.parameters())
     print(f"{len(store)} demonstrations, {len(trainer.windows)} windows, {size:,} parameters, {device}, -> {out}")
@@ -299,14 +299,16 @@ def provenance(config: schema.TrainRoot, store: Store, git_sha: str = "") -> pol
 def compose(cfg: DictConfig) -> tuple[schema.TrainRoot, list[str], dict[str, Any] | None]:
     """The typed configuration, the command line's overrides, and the state to resume from.
 
-    A resumed run takes the overrides it was started with, followed by those given now.
+    A resumed run takes the overrides it was started with, defaults of then that are others now, and what is given now.
     """
     now, state, folder = list(HydraConfig.get().overrides.task), None, Path(cfg.resume)
     overrides = now
     if cfg.resume:
         folder = folder / "checkpoint" if folder.name != "checkpoint" else folder
         state = policies.load_train_state(folder)
-        overrides = stored_overrides(state, folder) + overrides
+        stored = stored_overrides(state, folder)
+        began = as_it_began(state.get("config"), hydra.compose("train", [*stored, *now]))
+        overrides = [*stored_overrides({"overrides": [*stored, *began]}, folder), *now]
         cfg = hydra.compose("train", overrides)
     config: schema.TrainRoot = cli.typed(cfg)
     if config.resume:

@@ -1,6 +1,6 @@
 """The time grids of policies/grids.py: made here, from exact denoisers, for the multistep solver.
 
-    python -m benchmarks.grids                   find what is missing, then write the result file
+    python -m benchmarks.grids                   find what is missing, then write the result file and print the table
     python -m benchmarks.grids --summary         only write the result file from the finished grids
 
 A grid that is found is kept below --cells, so a killed search goes on where it was. The result file holds the grids,
@@ -43,7 +43,8 @@ from policies.solvers import ddim, multistep, walk
 QUANTILES = 201
 SHARE_WEIGHT = 10.0
 STEPS = range(2, 17)
-SHOWN = (1, 2, 4, 6, 8, 10, 16)  # numbers of evaluations in the table
+SHOWN = (2, 4, 6, 8, 10, 16)  # numbers of evaluations in the table
+COLUMNS = (("euler", "uniform"), ("multistep", "uniform"), ("multistep", "power"), ("multistep", "tabulated"))
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,19 @@ def measured(exact: Exact) -> list[dict[str, Any]]:
     return rows
 
 
+def page(rows: list[dict[str, Any]]) -> str:
+    """The table of docs/heads.md: least and largest ratio, largest error of a share."""
+    told = {(row["solver"], row["grid"], row["evaluations"]): row for row in rows}
+    lines = [f"| evaluations | {' | '.join(map(', '.join, COLUMNS))} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for steps in SHOWN:
+        cells_of = [told[(*column, steps)] for column in COLUMNS]
+        values = [
+            f"{min(row['ratio']):.2f} to {max(row['ratio']):.2f}, {max(row['share_error']):.3f}" for row in cells_of
+        ]
+        lines.append(f"| {steps} | {' | '.join(values)} |".replace(" 0.", " ."))
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -215,8 +229,10 @@ def main() -> None:
         "cases": [{"name": case.name, **asdict(case)} for case in exact.cases],
         "power": POWER,
         "found": found,
+        "objectives": {steps: exact.objective(exact.sample(times)) for steps, times in found.items()},
         "rows": measured(exact),
     }
+    print(page(content["rows"]))
     print(write("grids", content, arguments.out, device="cpu", threads=1))
 
 

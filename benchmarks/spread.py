@@ -22,6 +22,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -269,32 +270,28 @@ def page(result: dict[str, Any], exact: bool) -> str:
 
 
 def draw_picture(result: dict[str, Any], path: Path) -> None:
-    """Ratio and share over the evaluations, one column per spread; lines are learned, dots are exact."""
+    """Ratio and share over the evaluations, one column per spread; lines are learned, dots are of the exact model."""
     from matplotlib.figure import Figure
 
+    told: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in sorted(result["table"], key=lambda row: row["evaluations"]):
+        told.setdefault((row["arm"], row["sampler"], row["exact"], row["spread"]), []).append(row)
     figure = Figure(figsize=(10, 5.5), layout="constrained")
     axes = figure.subplots(2, len(SPREADS), sharex=True, sharey="row")
-    for column, spread in enumerate(SPREADS):
-        for row, (name, right) in enumerate((("ratio", 1.0), ("share", SHARE))):
-            axis = axes[row, column]
-            axis.axhline(right, color="black", linewidth=0.8)
-            for arm, sampler in PICTURED:
-                for exact, style in ((False, "-"), (True, "o")):
-                    points = [
-                        (told["evaluations"], told[name])
-                        for told in result["table"]
-                        if (told["arm"], told["sampler"], told["exact"], told["spread"])
-                        == (arm, sampler, exact, spread)
-                    ]
-                    if points:
-                        axis.plot(
-                            *zip(*sorted(points), strict=True), style, label=None if exact else f"{arm}, {sampler}"
-                        )
-            axis.set_ylim(*((0, 2) if name == "ratio" else (0.2, 0.4)))
+    quantities = (("ratio", 1.0, (0, 2)), ("share", SHARE, (0.2, 0.4)))
+    for (row, (name, right, limits)), (column, spread) in product(enumerate(quantities), enumerate(SPREADS)):
+        axis = axes[row, column]
+        axis.axhline(right, color="black", linewidth=0.8)
+        for number, (arm, sampler) in enumerate(PICTURED):
+            exact_arm = next(other for other in EXACT if ARMS[other][0] == ARMS[arm][0])
+            for key, style in (((arm, sampler, False, spread), "-"), ((exact_arm, sampler, True, spread), "o")):
+                points = [(one["evaluations"], one[name]) for one in told.get(key, [])]
+                title = f"{arm}, {sampler}" if style == "-" else None
+                axis.plot(*np.array(points).reshape(-1, 2).T, style, color=f"C{number}", label=title)
+        axis.set_ylim(*limits)
         axes[0, column].set_title(f"spread {spread:g}")
         axes[1, column].set_xlabel("evaluations")
-    axes[0, 0].set_ylabel("spread found / spread")
-    axes[1, 0].set_ylabel("share of the first way")
+        axes[row, 0].set_ylabel(name)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=110)
 

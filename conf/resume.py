@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from policies.normalizer import NormalizerConfig
 
 # They say where things go and what is imported, which the user at hand decides.
 NOT_FROM_A_FILE = {"resume", "out", "wandb", "hydra", "modules"}
+# What is learned follows from these parts of the configuration; a resumed run has them as it began.
+LEARNED = {"chunk", "normalizer", "encoder", "net", "head", "train"}
 # Fields that are gone: a run that began with them goes on, for what they led to stands in its weights.
 REMOVED = tuple(f"normalizer.{name}" for name in NormalizerConfig.removed)
 
@@ -52,13 +57,44 @@ def stored_overrides(state: Mapping[str, Any], where: Path) -> list[str]:
     ]
 
 
+def completed(saved: object, config: DictConfig) -> dict[str, Any]:
+    """A stored configuration with the fields that came later, as `policies.fields.build` completes a checkpoint's."""
+    told, kind = dict(saved) if isinstance(saved, Mapping) else {}, OmegaConf.get_type(config)
+    for f in fields(kind) if is_dataclass(kind) else ():
+        if f.name not in told and "before" in f.metadata:
+            told[f.name] = f.metadata["before"]
+        elif f.name in told and isinstance(config[f.name], DictConfig):
+            told[f.name] = completed(told[f.name], config[f.name])
+    return told
+
+
+def as_it_began(saved: object, config: DictConfig) -> list[str]:
+    """Overrides for what the run began with by default, or without a choice, and now has another default."""
+    now: Any = OmegaConf.to_container(config)
+    changed = differences(completed(saved, config), now)
+    kinds = {key.removesuffix(".kind") for key, _, _ in changed if key.endswith(".kind")}  # another class altogether
+    return [
+        f"{key}={json.dumps(old)}"
+        for key, old, new in changed
+        if key.split(".")[0] in LEARNED - kinds and not _free(key) and _plain(old) and new is not None
+    ]
+
+
 def require_same(saved: object, config: Mapping[str, Any], where: str) -> None:
     """Raises `ValueError` naming the first field that would make the resumed run another run."""
     for key, old, new in differences(saved if isinstance(saved, Mapping) else {}, config):
         if (key, old, new) == ("env.kwargs", None, {}):
             continue  # a run from before there were any
-        if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME):
+        if not _free(key):
             raise ValueError(f"{where} was trained with {key}={old!r}, now it is {new!r}; start a new run to change it")
+
+
+def _plain(value: object) -> bool:
+    return all(map(_plain, value)) if isinstance(value, list) else isinstance(value, str | int | float)
+
+
+def _free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 PREDICTIONS = ("velocity", "data", "noise")
 TIMES = ("uniform", "beta", "logit_normal")
-SMALLEST = 1e-4  # alpha and sigma count as at least this where they divide; below any that a sampler meets
+SMALLEST = 1e-4  # alpha and sigma count as at least this where they divide, if nothing else is said
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,12 @@ def to_velocity(prediction: str, output: Tensor, x_t: Tensor, c: Coefficients) -
     return c.d_alpha * to_data(prediction, output, x_t, c) + c.d_sigma * to_noise(prediction, output, x_t, c)
 
 
-def to_data(prediction: str, output: Tensor, x_t: Tensor, c: Coefficients) -> Tensor:
-    """Data x1 from what the network predicted; from noise it is singular where alpha = 0."""
+def to_data(prediction: str, output: Tensor, x_t: Tensor, c: Coefficients, least_alpha: float = SMALLEST) -> Tensor:
+    """Data x1 from what the network predicted; from noise it is singular where alpha = `least_alpha` = 0."""
     if prediction == "data":
         return output
     if prediction == "noise":
-        return (x_t - c.sigma * output) / c.alpha.clamp(min=SMALLEST)
+        return (x_t - c.sigma * output) / c.alpha.clamp(min=least_alpha)
     _require_known(prediction)
     return (c.d_sigma * x_t - c.sigma * output) / (c.alpha * c.d_sigma - c.sigma * c.d_alpha)
 

@@ -3,14 +3,18 @@
 import errno
 import os
 import sys
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
+import policies
 import train
 from conf import cli, resume
 from policies.claim import claimed
+from policies.heads import HEADS
 
 
 def call(*words):
@@ -104,3 +108,51 @@ def test_an_output_below_a_file_is_told_in_one_line(tmp_path):
     (tmp_path / "file").touch()
     told = call(f"out={tmp_path}/file/run")
     assert "is a file; choose another path" in told or "a file lies where a folder is needed" in told
+
+
+@pytest.fixture
+def resumed(monkeypatch, tmp_path):
+    """`resumed(config, *words)`: the configuration in which a run of an earlier version, with this one, goes on."""
+
+    def go_on(saved, overrides, *words):
+        seen = []
+        monkeypatch.setattr(policies, "load_train_state", lambda _: {"overrides": overrides, "config": saved})
+        monkeypatch.setattr(train, "train", lambda config, overrides, state: seen.append(config) or 0)
+        told = call(f"resume={tmp_path}/run", *words)
+        assert not told, told
+        resume.require_same(resume.completed(saved, OmegaConf.structured(seen[0])), asdict(seen[0]), "here")
+        return seen[0]
+
+    return go_on
+
+
+@pytest.mark.parametrize("head", ["diffusion", "mean_flow"])  # that have other defaults by now
+def test_a_run_from_before_a_field_goes_on_as_it_was(resumed, head):
+    """With what the field's absence meant in a checkpoint."""
+    saved = asdict(cli.compose([f"head={head}", "seed=3"]))
+    later = {f.name: f.metadata["before"] for f in fields(HEADS[head][0]) if "before" in f.metadata}
+    assert any(saved["head"][name] != before for name, before in later.items())
+    saved["head"] = {name: value for name, value in saved["head"].items() if name not in later}
+    config = resumed(saved, [f"head={head}", "seed=3"])
+    assert {name: getattr(config.head, name) for name in later} == later
+
+
+def test_a_run_goes_on_with_the_defaults_that_it_began_with(resumed):
+    """But for what may change, and for what is asked for now, which is refused afterwards."""
+    saved = asdict(cli.compose(["seed=3"]))
+    saved["head"] |= {"prediction": "velocity", "steps": 7}
+    saved["train"] |= {"weight_decay": 0.25, "log_every": 7}
+    config = resumed(saved, ["seed=3"])
+    assert (config.head.prediction, config.head.steps, config.train.weight_decay) == ("velocity", 7, 0.25)
+    assert config.train.log_every != 7
+    with pytest.raises(ValueError, match=r"head\.steps=7, now it is 8; start a new run"):
+        resumed(saved, ["seed=3"], "head.steps=8")
+    with pytest.raises(ValueError, match="start a new run"):
+        resumed(saved, ["seed=3"], "head=diffusion")
+
+
+def test_a_default_from_a_file_is_no_interpolation(resumed):
+    saved = asdict(cli.compose([]))
+    saved["head"]["prediction"] = "${oc.env:HOME}"
+    with pytest.raises(AssertionError, match="no interpolation is taken from a file"):
+        resumed(saved, [])

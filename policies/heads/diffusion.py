@@ -39,7 +39,7 @@ class DiffusionConfig(HeadConfig):
     robots sampler=ddim, steps=16, spacing=leading.
     """
 
-    sampling: ClassVar[tuple[str, ...]] = ("sampler", "steps", "spacing", "clip")
+    sampling: ClassVar[tuple[str, ...]] = ("sampler", "steps", "spacing", "clip", "least_alpha")
 
     kind: str = "diffusion"
     # what the net predicts: noise | data | velocity (v-prediction, Salimans 2022) | preconditioned (Karras 2022)
@@ -51,6 +51,8 @@ class DiffusionConfig(HeadConfig):
     # levels that are visited: trailing (from pure noise) | leading (Diffusion Policy's) | power | tabulated (grids.py)
     spacing: str = "trailing"
     clip: float = 0.0  # largest size of a predicted normalized action; 0: not clipped
+    # alpha counts as at least this where a predicted noise is taken off the chunk; with 1,000 levels it is 0.00005
+    least_alpha: float = field(default=0.0, metadata={"before": 1e-4})
     # spread of the data, normalized units, where the prediction is preconditioned: 1 for mean_std, 0.5 for min_max
     sigma_data: float = field(default=1.0, metadata={"before": 1.0})
     # training levels: uniform | log_normal (the one nearest to a normal ln(sigma / alpha))
@@ -72,7 +74,7 @@ class DiffusionConfig(HeadConfig):
             raise ValueError(f"head.steps={self.steps} must lie in 1..{self.train_steps} (head.train_steps)")
         if self.spacing == "tabulated":
             tabulated(self.steps)
-        require_within(self, "head", {"clip": (0.0, 1000.0), **RATIO_LIMITS})
+        require_within(self, "head", {"clip": (0.0, 1000.0), "least_alpha": (0.0, 1.0), **RATIO_LIMITS})
         if self.prediction == "noise" and not self.clip:
             raise ValueError(
                 "head.prediction='noise' needs head.clip: its first step divides by almost nothing. Give the largest "
@@ -193,7 +195,7 @@ class DiffusionHead(Head):
 
         Clipping changes the predicted data and leaves the predicted noise, as in Diffusion Policy.
         """
-        clip, prediction = self.config.clip, self.config.prediction
+        clip, prediction, least = self.config.clip, self.config.prediction, self.config.least_alpha
         x, *fresh = noise_BTA.unbind(1) if self.config.sampler == "ddpm" else (noise_BTA,)
         prepared = net.prepare(self._time(self.index)[:, None].expand(-1, len(x)), cond_BE)
         points = [along_angle(alpha, sigma) for alpha, sigma in zip(*self.table[:, self.index], strict=True)]
@@ -205,7 +207,8 @@ class DiffusionHead(Head):
                 data, noise = read(reading.data, x, output), read(reading.noise, x, output) if wanted else None
             else:
                 output = net(x, prepared[i])
-                data, noise = to_data(prediction, output, x, c), to_noise(prediction, output, x, c) if wanted else None
+                data = to_data(prediction, output, x, c, least)
+                noise = to_noise(prediction, output, x, c) if wanted else None
             return data.clamp(-clip, clip) if clip else data, noise
 
         return walk(denoise, x, self.updates, fresh)

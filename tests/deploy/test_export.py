@@ -36,7 +36,7 @@ NETS_TO_TRY = {
     "cross": {"kind": "transformer", "width": 16, "blocks": 1, "heads": 2, "cross_attention": True},
 }
 WIDE = {"wide": {"kind": "transformer", "width": 128, "blocks": 1, "heads": 2}}  # weights of more than 8,192 numbers
-MULTISTEP = {"prediction": "preconditioned", "sigma_data": 0.8, "steps": 6}
+MULTISTEP = {"prediction": "preconditioned", "sigma_data": 0.8, "steps": 4}
 HEADS_TO_TRY = {name: {} for name in HEADS} | {
     "ddpm": {"kind": "diffusion", "sampler": "ddpm", "steps": 3},
     "flow-multistep": {"kind": "flow", "solver": "multistep", "grid": "tabulated", **MULTISTEP},
@@ -508,10 +508,25 @@ def test_int8_leaves_the_last_quarter_of_the_evaluations_as_it_is(evaluations, k
 
 
 @pytest.fixture(scope="module")
-def flow(tmp_path_factory) -> tuple[Policy, bytes]:
+def flow(tmp_path_factory) -> tuple[Policy, artifact.Manifest, bytes]:
     path = tmp_path_factory.mktemp("flow") / "policy"
-    policy, _ = write_unchecked(path, "mlp", "flow", rows=4)  # of width 16, chunks of 8 numbers
-    return policy, (path / "policy.onnx").read_bytes()
+    policy, manifest = write_unchecked(path, "mlp", "flow-multistep", rows=4)  # of width 16, chunks of 8 numbers
+    return policy, manifest, (path / "policy.onnx").read_bytes()
+
+
+def test_a_multistep_sampler_is_the_policys_and_nearly_so_in_int8(flow, monkeypatch):
+    policy, manifest, model = flow
+    given = inputs(policy, 5)
+    expected, scale = policy.plan(*given), policy.action_normalizer.scale.numpy()
+    monkeypatch.setattr(tracing, "NARROW", 2)  # the policy is small
+    for precision, held, low, high in (("fp32", model, 0, 1e-5), ("int8", tracing.rounded(model), 1e-4, 0.4)):
+        planner = runner.Runner(replace(manifest, precision=precision), held)
+        together = planner.plan(*given)
+        assert low <= np.abs((together - expected) / scale).max() < high
+        for row in range(5):
+            one = {name: value[row : row + 1] for name, value in given[0].items()}
+            alone = planner.plan(one, given[1][row : row + 1])[0]
+            np.testing.assert_allclose(alone, together[row], *((0, 0) if precision == "int8" else (1e-5, 1e-5)))
 
 
 @pytest.mark.parametrize("narrow", [2, 8])
@@ -521,7 +536,7 @@ def test_int8_leaves_the_encoding_of_the_observation_and_narrow_weights_as_they_
     Or where it belongs to the last evaluations, which have weights of their own.
     """
     monkeypatch.setattr(tracing, "NARROW", narrow)
-    policy, model = flow
+    policy, _, model = flow
     rounded = onnx.load_from_string(tracing.rounded(model))
     weights = {weight.name: min(weight.dims, default=0) for weight in rounded.graph.initializer}
     kinds = ("MatMulInteger", "MatMul", "Gemm")

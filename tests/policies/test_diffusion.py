@@ -19,6 +19,7 @@ from torch import Tensor
 
 import policies
 from policies import Controller
+from policies.fields import build
 from policies.grids import power, tabulated
 from policies.heads.diffusion import SAMPLERS, SPACINGS, DiffusionConfig, DiffusionHead, visited
 from policies.nets import Net
@@ -81,7 +82,10 @@ def compare(head: DiffusionHead, scheduler, noise: Tensor, T: int) -> None:
 
 
 def exact(scheduler):
-    """The scheduler with its table in float64: in float32 the last 1 - beta, 0.001, has only four digits."""
+    """The scheduler with its table in float64: in float32 the last 1 - beta, 0.001, has only four digits.
+
+    And of a product of 1,000 ratios only five are left.
+    """
     T, rate = scheduler.config.num_train_timesteps, math.pi / 2 / 1.008
     ratios = [(math.cos(rate * ((k + 1) / T + 0.008)) / math.cos(rate * (k / T + 0.008))) ** 2 for k in range(T)]
     table = torch.tensor(ratios, dtype=torch.float64).clamp(min=0.001).cumprod(0)
@@ -108,7 +112,7 @@ def their_scheduler(sampler: str, noise: Tensor, monkeypatch, **given):
     return DDPMScheduler(variance_type="fixed_small", **given)
 
 
-GRID = [(100, steps) for steps in range(1, 21)] + [(100, 100), (60, 20), (40, 7), (50, 50)]
+GRID = [(100, steps) for steps in range(1, 21)] + [(100, 100), (60, 20), (40, 7), (50, 50), (1000, 10), (1000, 16)]
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers calls np.array(tensor)
@@ -132,7 +136,7 @@ def test_every_setting_is_that_of_diffusers_or_refused(monkeypatch, sampler, spa
         given = {"num_train_timesteps": T, "timestep_spacing": spacing}
         given |= options(prediction, None if sampler == "multistep" else clip)
         scheduler = their_scheduler(sampler, noise, monkeypatch, **given)
-        if prediction == "noise" and clip == UNCLIPPED:
+        if T > 100 or (prediction == "noise" and clip == UNCLIPPED):
             exact(scheduler)
         scheduler.set_timesteps(steps)
         compare(ours, scheduler, noise, T)
@@ -147,11 +151,29 @@ def test_every_setting_is_that_of_diffusers_or_refused(monkeypatch, sampler, spa
 @pytest.mark.parametrize(("spacing", "steps"), [("power", 5), ("power", 20), ("tabulated", 1), ("tabulated", 8)])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_multistep_on_a_grid_is_that_of_diffusers_at_the_same_levels(prediction, spacing, steps):
-    theirs = DPMSolverMultistepScheduler(final_sigmas_type="zero", num_train_timesteps=100, **options(prediction))
-    scheduler = exact(theirs)
-    scheduler.set_timesteps(timesteps=visited(spacing, 100, steps))
-    ours = head(sampler="multistep", prediction=prediction, train_steps=100, steps=steps, spacing=spacing)
-    compare(ours, scheduler, torch.randn(4, 4, 4), 100)
+    for T in (100, 1000):
+        theirs = DPMSolverMultistepScheduler(final_sigmas_type="zero", num_train_timesteps=T, **options(prediction))
+        scheduler = exact(theirs)
+        scheduler.set_timesteps(timesteps=visited(spacing, T, steps))
+        ours = head(sampler="multistep", prediction=prediction, train_steps=T, steps=steps, spacing=spacing)
+        compare(ours, scheduler, torch.randn(4, 4, 4), T)
+
+
+def test_a_stored_policy_divides_by_the_alpha_it_divided_by():
+    """Until `least_alpha` was a field it was 0.0001, twice the least of 1,000 levels; none of 100 is as small."""
+    given = {"prediction": "noise", "train_steps": 1000, "steps": 1, "clip": 1.0, "spacing": "trailing"}
+    new = DiffusionConfig(**given)
+    before = build(DiffusionConfig, {n: v for n, v in asdict(new).items() if n != "least_alpha"}, "head")
+    least = math.sqrt(0.001) * math.cos(math.pi / 2 / 1.008 * 1.007) / math.cos(math.pi / 2 / 1.008 * 0.008)
+
+    class Almost(Wavy):
+        def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
+            return x_BTA * (1 - 3e-5)
+
+    noise = torch.linspace(0.3, 0.9, 16).view(1, 4, 4)
+    for config, alpha in ((new, least), (before, 1e-4)):
+        found = DiffusionHead(config, COND).sample(Almost((4, 4)), noise, torch.zeros(1, COND))
+        torch.testing.assert_close(found, noise * 3e-5 / alpha, rtol=5e-3, atol=0)
 
 
 def test_a_setting_that_leaves_the_reference_is_for_stored_policies_only(make_policy, provenance, make_batch, tmp_path):
