@@ -245,10 +245,12 @@ def test_the_policy_stays_as_it_is():
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, as it loads its compiler
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("bf16", 3e-2)])
-def test_compile_for_real(tmp_path, monkeypatch, precision, bound):
+@pytest.mark.parametrize(
+    ("head", "precision", "bound"), [("flow", "fp32", 1e-5), ("flow", "bf16", 3e-2), ("flow-multistep", "fp32", 1e-5)]
+)
+def test_compile_for_real(tmp_path, monkeypatch, head, precision, bound):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    policy = make(steps=2)
+    policy = make(head=head, steps=2 if head == "flow" else 4)
     given = inputs(policy, 1)
     expected = sample(policy, given)
     plain = policy.sample(*given)
@@ -280,11 +282,16 @@ def make_trainer(*overrides: str) -> train.Trainer:
     return trainer
 
 
+TRAINED = {head: [f"head={head}"] for head in HEADS}
+TRAINED |= {
+    f"{head}-preconditioned": [f"head={head}", "head.prediction=preconditioned", "head.time=log_normal"]
+    for head in ("flow", "diffusion")
+}
 QUICK = ("flow",)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own; it only hides it
-@pytest.mark.parametrize("head", [h if h in QUICK else pytest.param(h, marks=pytest.mark.slow) for h in HEADS])
+@pytest.mark.parametrize("head", [h if h in QUICK else pytest.param(h, marks=pytest.mark.slow) for h in TRAINED])
 def test_training_compiles_the_loss_and_its_gradient(monkeypatch, head):
     graphs, compiler = [], torch.compile
 
@@ -297,7 +304,7 @@ def test_training_compiles_the_loss_and_its_gradient(monkeypatch, head):
     monkeypatch.setattr(train, "require_compiler", lambda: None)  # this backend needs none
     results = []
     for compiled in (False, True):
-        trainer = make_trainer(f"head={head}", f"train.compile={compiled}")
+        trainer = make_trainer(*TRAINED[head], f"train.compile={compiled}")
         assert not graphs
         batch = trainer.windows.draw(8, torch.Generator().manual_seed(0))
         loss = trainer.loss(batch, torch.Generator().manual_seed(1))

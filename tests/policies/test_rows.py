@@ -19,6 +19,9 @@ STATE = Feature((3,), "float32", "m", None, None)
 SPEC = Spec({"state": STATE, "camera": Feature((4, 4, 3), "uint8", "", None, None)}, STATE, 0.1)
 
 
+MULTISTEP = {"prediction": "preconditioned", "sigma_data": 0.8, "steps": 6}
+
+
 class Sums:
     """Sums of its noise; `odd(rows)` names the rows that are summed backwards, and `mixes` adds a neighbour's scale."""
 
@@ -76,9 +79,18 @@ def test_the_rows_are_tried_in_the_mode_in_which_they_decide():
 
 
 @pytest.mark.parametrize("rows", [2, 3, 5, 16, 17])
-@pytest.mark.parametrize(("net", "head"), [("mlp", "flow"), ("unet1d", "flow"), ("transformer", "drift")])
-def test_a_decision_depends_neither_on_its_row_nor_on_the_others(make_policy, net, head, rows):
-    policy = make_policy(net=net, head=head, width=32).requires_grad_(False)
+@pytest.mark.parametrize(
+    ("net", "head", "options"),
+    [
+        ("mlp", "flow", {}),
+        ("unet1d", "flow", {}),
+        ("transformer", "drift", {}),
+        ("mlp", "flow", {**MULTISTEP, "solver": "multistep", "grid": "tabulated"}),
+        ("mlp", "diffusion", {**MULTISTEP, "sampler": "multistep", "spacing": "tabulated"}),
+    ],
+)
+def test_a_decision_depends_neither_on_its_row_nor_on_the_others(make_policy, net, head, options, rows):
+    policy = make_policy(net=net, head=head, width=32, **options).requires_grad_(False)
     rows = Controller(policy, inference_batch=rows).inference_batch
     generator = np.random.default_rng(1)
 
