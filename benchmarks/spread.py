@@ -6,7 +6,7 @@
 
 The data are chunks of 4 steps and 2 numbers, in 0.3 of all cases near +1 and else near -1 in every number, each number
 normally distributed about its way with a spread of .05, .1 or .3. Every head with every prediction and sampler draws
-20,000 chunks at several numbers of evaluations: from the exact model, where that has a closed form, and from nets (an
+5,000 chunks at several numbers of evaluations: from the exact model, where that has a closed form, and from nets (an
 mlp of width 128, 4,000 steps of 256 chunks), three training seeds each. A cell is one spread with one trained head, or
 with one exact one. Finished cells are kept below --cells; start the command once per core that you want to give it.
 
@@ -44,7 +44,7 @@ SHARE = 0.3  # of the way at +1; the other is at -1
 SPREADS = (0.05, 0.1, 0.3)
 SEEDS = (0, 1, 2)
 EVALUATIONS = (1, 2, 4, 6, 8, 10)
-SAMPLES = 20_000
+SAMPLES = 5_000
 STEPS = 4000  # of the training
 BATCH = 256
 PICTURE = Path("docs/spread.png")
