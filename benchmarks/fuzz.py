@@ -11,6 +11,7 @@ target is a function that takes a folder and gives a case, and one line in TARGE
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import random
@@ -349,6 +350,7 @@ def fuzz(name: str, numbers: range, seed: int) -> dict[str, Any]:
         start, before = time.perf_counter(), 0.0
         for done, number in enumerate(numbers):
             if done == len(numbers) // 10:  # what follows should need no more memory
+                gc.collect()  # garbage that goes later would hide what comes
                 Path("/proc/self/clear_refs").write_text("5")  # makes the largest that it had what it has now
                 before = largest_mib()
             try:

@@ -57,7 +57,8 @@ def trainer() -> tuple[dict[str, Any], list[torch.Tensor]]:
 def other_tensor(rng: random.Random, old: torch.Tensor) -> torch.Tensor:
     """The tensor in another shape or dtype, or with other numbers."""
     new = [old.to(rng.choice(TENSOR_DTYPES)), old.flatten(), old[None], old[None][:0], old.expand(3, *old.shape)]
-    new.append(torch.full_like(old, rng.choice((0, 1) if old.dtype == torch.uint8 else (*FLOATS, 0.0, -1.0, 1e30))))
+    number = rng.choice((0, 1) if old.dtype == torch.uint8 else (*FLOATS, 0.0, -1.0, 1e30))
+    new.append(torch.full(old.shape, number).to(old.dtype))  # of which a narrow dtype makes what it can
     return rng.choice(new)
 
 

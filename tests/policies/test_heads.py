@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -391,18 +392,22 @@ def test_more_draws_make_the_loss_less_noisy(make_head, net):
 @pytest.mark.parametrize(("head", "net"), PAIRS)
 @pytest.mark.parametrize("rows", [4, 7, 16])  # 4: as many rows as steps and actions
 def test_a_row_gives_the_same_chunk_wherever_it_stands(make_head, head, net, rows):
-    """Bit for bit at one batch size, whoever stands beside it; up to rounding at another."""
+    """Whoever stands beside it, and in a batch of any size, up to rounding.
+
+    Which batch sizes give it bit for bit depends on the processor; controllers find one (test_rows.py).
+    """
     head, net, cond, noise, _ = make_head(head, net, rows=rows)
     with torch.no_grad():
         chunks = head.sample(net, noise, cond)
         assert chunks.shape == noise.shape
         assert torch.equal(head.sample(net, noise, cond), chunks)
         order = torch.randperm(rows)
-        assert torch.equal(head.sample(net, noise[order], cond[order]), chunks[order])
+        same = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-5)
+        same(head.sample(net, noise[order], cond[order]), chunks[order])
         others = head.sample(net, torch.randn(rows, 4, 4).index_copy(0, torch.tensor([0]), noise[:1]), cond)
-        assert torch.equal(others[0], chunks[0])
+        same(others[0], chunks[0])
         for size in (1, 2, rows - 1):
-            torch.testing.assert_close(head.sample(net, noise[:size], cond[:size]), chunks[:size], atol=1e-5, rtol=1e-5)
+            same(head.sample(net, noise[:size], cond[:size]), chunks[:size])
 
 
 @pytest.mark.parametrize(("head", "net"), PAIRS)
