@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,15 +43,15 @@ def configure(overrides: list[str], episodes: int) -> schema.TrainRoot:
     return compose([*overrides, *lanes, "train.threads=1", "train.device=cpu"])
 
 
-def learn(config: schema.TrainRoot, most_cpu_s: float = math.inf) -> tuple[train.Trainer, dict[str, Any]]:
-    """The trained policy, and what to remember of its training, which ends early after so many seconds of the CPU."""
+def learn(config: schema.TrainRoot) -> tuple[train.Trainer, dict[str, Any]]:
+    """The trained policy, and what to remember of its training."""
     device = select_device(config.train.device, config.train.threads)
     started = time.perf_counter()
     store = collect(config.env, config.demos, progress=False)
     collected = time.perf_counter()
     trainer = train.Trainer(config, policies.Spec.from_dict(store.features), store, device)
     begun = time.process_time()
-    while trainer.step < config.train.steps and time.process_time() - begun < most_cpu_s:
+    while trainer.step < config.train.steps:
         trainer.advance()
     trainer.require_finite()
     return trainer, {
@@ -93,7 +92,7 @@ def claim(path: Path) -> Iterator[Callable[[dict[str, Any]], None] | None]:
         yield None if path.exists() else save
 
 
-def trained(folder: Path, name: str, config: schema.TrainRoot, most_cpu_s: float = math.inf) -> policies.Policy | None:
+def trained(folder: Path, name: str, config: schema.TrainRoot) -> policies.Policy | None:
     """The policy of this name, trained by the first process that asks; None while another one is at it.
 
     The checkpoint stays in the folder, for several cells that evaluate one policy and for a run that was killed.
@@ -101,7 +100,7 @@ def trained(folder: Path, name: str, config: schema.TrainRoot, most_cpu_s: float
     checkpoint = folder / name
     with claim(folder / f"{name}.trained.json") as save:
         if save is not None:
-            trainer, about = learn(config, most_cpu_s)
+            trainer, about = learn(config)
             source = train.provenance(config, collect(config.env, config.demos, progress=False))
             golden = trainer.windows.gather(torch.arange(4)).observation
             policies.save(checkpoint, trainer.ema.module, source, golden, {"step": trainer.step, "history": []})

@@ -69,14 +69,14 @@ def test_arms_that_differ_in_the_sampler_share_a_policy_and_others_do_not():
     assert len({cell.trained for cell in apart} | {one}) == 4
 
 
-def test_a_cell_samples_as_its_arm_says_and_tells_of_a_training_that_was_cut(tmp_path, monkeypatch):
+def test_a_cell_samples_as_its_arm_says_and_tells_of_a_training_that_took_too_long(tmp_path, monkeypatch):
     told, policy = [], SimpleNamespace(head=SimpleNamespace(evaluations=8))
     policy.with_head = lambda **fields: told.append(fields) or policy
 
-    def trained(folder, name, config, most):
-        told.append((name, config.train.threads, most))
+    def trained(folder, name, config):
+        told.append((name, config.train.threads))
         folder.mkdir(parents=True)
-        (folder / f"{name}.trained.json").write_text('{"name": "x", "steps": 1500, "train_cpu_seconds": 120.0}')
+        (folder / f"{name}.trained.json").write_text('{"name": "x", "steps": 2000, "train_cpu_seconds": 120.1}')
         return policy
 
     monkeypatch.setattr(cells, "trained", trained)
@@ -84,11 +84,11 @@ def test_a_cell_samples_as_its_arm_says_and_tells_of_a_training_that_was_cut(tmp
     monkeypatch.setattr(data_efficiency.evaluation, "evaluate", lambda *_: records)
     kept = run(tmp_path, replace(CELL, arm="multistep-8"))
     assert told == [
-        ("pick-place-v3-10-preconditioned-0", 1, 120.0),
+        ("pick-place-v3-10-preconditioned-0", 1),
         {"solver": "multistep", "grid": "tabulated", "steps": 8},
     ]
     assert kept is not None
-    assert (kept["outcomes"], kept["cut"], kept["evaluations_per_decision"]) == ("0111", True, 8)
+    assert (kept["outcomes"], kept["too_long"], kept["evaluations_per_decision"]) == ("0111", True, 8)
 
 
 def test_the_summary_compares_with_experts_and_with_the_default_on_the_same_episodes(tmp_path):
