@@ -6,10 +6,10 @@
 
 A cell is one task, a number of demonstrations, a recipe (arm) and a training seed: train on one core, then evaluate on
 held-out episodes. A training that took more than 120 seconds of the CPU is marked; it is not cut, for then its learning
-rate would end high, and what else the machine does would decide how much is learned. The first n demonstrations of a task
-are the same for every n. Arms that differ only in the sampler share a trained policy. By default the tasks are those on
-which recipes are tuned, with start states that are reported nowhere. Finished cells and policies are kept below --cells,
-so a killed sweep goes on where it was; --workers processes share the cells out among themselves.
+rate would end high, and what else the machine does would decide how much is learned. The first n demonstrations of a
+task are the same for every n. Arms that differ only in the sampler share a trained policy. By default the tasks are
+those on which recipes are tuned, with start states that are reported nowhere. Finished cells and policies are kept
+below --cells, so a killed sweep goes on where it was; --workers processes share the cells out among themselves.
 """
 
 from __future__ import annotations
