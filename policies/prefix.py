@@ -81,13 +81,13 @@ def first(count_B: Tensor, horizon: int) -> Tensor:
 def soft_mask(delay_B: Tensor, overlap_B: Tensor, horizon: int) -> Tensor:
     """Weight W (B, T) in 0..1 of each step of the previous chunk (Black 2025, arXiv 2506.07339, Eq. 5).
 
-    1 before the delay, 0 from the overlap on, and c (e^c - 1) / (e - 1) between them with c falling linearly. The
-    linear ramp meets both ends by itself: clipped it is 1 before the delay and 0 from the overlap on.
+    1 before the delay, 0 from the overlap on, and c (e^c - 1) / (e - 1) between them with c falling linearly. Clipped,
+    the linear ramp meets both ends by itself; exactly 1, too, where a processor's exponential is not.
     """
     step = torch.arange(1, horizon + 1, device=delay_B.device)
     delay, overlap = delay_B.unsqueeze(-1), overlap_B.unsqueeze(-1)
     c = (1 - (step - delay) / (overlap - delay + 1)).clamp(0, 1)
-    return c * torch.expm1(c) / math.expm1(1)
+    return torch.where(c == 1, 1.0, c * torch.expm1(c) / math.expm1(1))
 
 
 def pull_strength(c: Coefficients, maximum: float) -> Tensor:

@@ -48,7 +48,9 @@ def evaluate(policy, **options):
     return [(r.seed, r.success, r.steps, r.return_, r.perturbation) for r in records]
 
 
-@pytest.mark.parametrize("latency", [{"delay": 2}, {"latencies_ms": [20.0, 90.0, 140.0]}])
+@pytest.mark.parametrize(
+    "latency", [{"latencies_ms": [20.0, 90.0, 140.0]}, pytest.param({"delay": 2}, marks=pytest.mark.slow)]
+)
 def test_delayed_and_perturbed_records_do_not_depend_on_what_runs_beside_them(policy, latency):
     perturb = PerturbConfig(observation_noise_relative=0.1, action_delay=1, push=2.0, frame_drop=0.2)
     conditions = {"mode": "rtc_identity", "perturb": perturb, **latency}

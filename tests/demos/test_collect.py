@@ -252,7 +252,7 @@ def uninterrupted(tmp_path_factory):
     return gather(PointConfig(delay_s=0.005), cache_dir=cache, episodes=8).hash()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_killed_collection_continues_where_it_was(tmp_path, workers, uninterrupted):
     process = collecting(str(tmp_path), workers)
     deadline = time.monotonic() + 60

@@ -185,7 +185,7 @@ def ways_taken(head: Head, net: Net, value: float) -> tuple[Tensor, float, float
     ("kind", "options"),
     [
         *(
-            pytest.param(kind, {}, marks=[] if kind in ("flow", "diffusion", "regression") else pytest.mark.slow)
+            pytest.param(kind, {}, marks=[] if kind in ("flow", "diffusion") else pytest.mark.slow)
             for kind in HEADS
             if kind not in JUMPERS
         ),
@@ -222,7 +222,8 @@ def test_two_ways_to_do_it(tiny, kind, options):
     assert kind in DETERMINISTIC or shares[1] - shares[0] == pytest.approx(0.5, abs=APART)
 
 
-@pytest.mark.parametrize("kind", ["shortcut", pytest.param("mean_flow", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", JUMPERS)
 def test_two_ways_in_several_jumps_which_a_single_one_blurs(tiny, kind):
     """From two jumps on, chunks are near a way, in about the right proportion.
 
