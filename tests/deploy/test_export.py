@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -19,6 +21,7 @@ import torch
 from jaxtyping import config as annotations
 
 from deploy import artifact, export, runner, runner_torch, tracing
+from deploy.exported import is_export
 from policies import ChunkConfig, Controller, Feature, Policy, PolicyConfig, Provenance, Spec, save
 from policies.controller import ContinuingPlanner, Planner
 from policies.encoders.state import StateEncoderConfig
@@ -170,6 +173,32 @@ def test_a_runner_stands_where_a_controller_expects_a_policy(exported):
         np.testing.assert_allclose(other, one, atol=1e-5)
     with pytest.raises(ValueError, match=r"mode='rtc_exact' is not possible with this policy, only receding"):
         Controller(planner, execution=replace(sides[0].execution, mode="rtc_exact"))
+
+
+def test_an_export_killed_between_the_steps_of_its_replacement_is_the_earlier_one(exported, tmp_path):
+    path, policy, _ = exported
+    shutil.copytree(path, tmp_path / "policy.previous")  # the new one has not got the name yet
+    assert is_export(tmp_path / "policy")
+    assert differs(policy, runner.load(tmp_path / "policy"), 3) == differs(policy, runner.load(path), 3)
+
+
+def test_a_full_disk_leaves_the_earlier_export(exported, tmp_path, monkeypatch):
+    path, policy, manifest = exported
+    shutil.copytree(path, tmp_path / "policy")
+    monkeypatch.setattr(export, "_model", lambda *_: (path / "policy.onnx").read_bytes())
+    monkeypatch.setattr(export, "measured", lambda told, *_: replace(told, parity=manifest.parity))
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            write(tmp_path / "policy", policy, rows=150)
+    assert os.listdir(tmp_path) == ["policy"]
+    for file in path.iterdir():
+        assert (tmp_path / "policy" / file.name).read_bytes() == file.read_bytes()
+    assert write(tmp_path / "policy", policy, rows=150).parity == manifest.parity  # with space again
 
 
 def test_the_manifest_tells_the_truth(exported):
