@@ -29,6 +29,7 @@ def test_the_wheel_holds_the_packages_only(wheel):
         assert needed in names
 
 
+@pytest.mark.slow
 def test_the_wheel_works_alone(wheel, tmp_path):
     program = "import policies, envs, demos; assert 'site' in policies.__file__, policies.__file__"
     site = tmp_path / "site"

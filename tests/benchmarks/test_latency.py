@@ -26,6 +26,7 @@ def matrices(module: torch.nn.Module) -> int:
     return sum(p.numel() for name, p in module.named_parameters() if name.endswith("weight") and p.ndim > 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", [["net=mlp", *SMALL], ["net=transformer", "net.heads=2", *SMALL], SMALL_UNET])
 def test_weights_are_read_as_often_as_they_are_used(net):
     policy = random_policy([*net, "head=regression"])
@@ -83,6 +84,7 @@ def test_percentiles_are_in_milliseconds():
     assert percentiles([n / 1e3 for n in range(101)]) == pytest.approx({"p50_ms": 50, "p95_ms": 95, "p99_ms": 99})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", latency.HEADS)
 def test_the_names_of_the_heads_tell_their_evaluations(head):
     name, _, count = head.partition("-")

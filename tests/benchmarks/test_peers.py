@@ -166,6 +166,7 @@ def test_the_schedule_ends_within_the_time():
     assert config.train.steps == 2000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", [*peers.ARMS, *peers_speed.TRAINED, *peers_speed.DECIDING])
 def test_our_arms_are_valid_and_have_the_shapes_of_the_peer(arm):
     tables = {

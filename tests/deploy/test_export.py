@@ -543,6 +543,7 @@ def flow(tmp_path_factory) -> tuple[Policy, artifact.Manifest, bytes]:
     return policy, manifest, (path / "policy.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_multistep_sampler_is_the_policys_and_nearly_so_in_int8(flow, monkeypatch):
     policy, manifest, model = flow
     given = inputs(policy, 5)

@@ -116,7 +116,7 @@ GRID = [(100, steps) for steps in range(1, 21)] + [(100, 100), (60, 20), (40, 7)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers calls np.array(tensor)
-@pytest.mark.parametrize("clip", [1.0, UNCLIPPED])
+@pytest.mark.parametrize("clip", [1.0, pytest.param(UNCLIPPED, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("spacing", THEIR_SPACINGS)
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "multistep"])
 def test_every_setting_is_that_of_diffusers_or_refused(monkeypatch, sampler, spacing, clip):

@@ -69,7 +69,7 @@ def random_covariance(size: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("options", FLOWS, ids=lambda o: "-".join(o.values()))
-@pytest.mark.parametrize(("horizon", "action"), [(3, 2), (2, 2)])
+@pytest.mark.parametrize(("horizon", "action"), [(3, 2), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_the_optimal_flow_of_a_gaussian_gives_that_gaussian(options, horizon, action):
     """The optimal flow carries x0 to mean + covariance^(1/2) x0, each sample by itself."""
     covariance, root = random_covariance(horizon * action)
@@ -391,7 +391,9 @@ def test_more_draws_make_the_loss_less_noisy(make_head, net):
 
 
 @pytest.mark.parametrize(("head", "net"), PAIRS)
-@pytest.mark.parametrize("rows", [4, 7, 16])  # 4: as many rows as steps and actions
+@pytest.mark.parametrize(
+    "rows", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (7, 16))]
+)  # 4: as many as steps
 def test_a_row_gives_the_same_chunk_wherever_it_stands(make_head, head, net, rows):
     """Whoever stands beside it, and in a batch of any size, up to rounding.
 
