@@ -69,7 +69,13 @@ def trained(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("form", ["eager", "onnx-fp32", pytest.param("onnx-int8", marks=pytest.mark.slow)])
+SLOW = {"onnx-int8"}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in FORMS if f != "compiled-bf16"],
+)
 def test_a_form_decides_nearly_as_the_checkpoint_does(form, trained, monkeypatch):
     """Compiling is tested in tests/policies/test_compiled.py."""
     monkeypatch.setattr(annotations, "jaxtyping_disable", True)  # the tracer follows every call, checks included

@@ -67,7 +67,7 @@ def test_a_checkpoint_controls_a_world_and_the_journal_is_replayed(checkpoint, t
     safety = SafetyConfig(velocity=[2.0], acceleration=[80.0], chunk_jump=[0.05])
     box = Box("state", [0], [0], [0.02], [-0.5], [0.3])
     options = {"asynchronous": asynchronous, "safety": safety, "workspace": box, "noise_seed": 7}
-    options |= {"rate_hz": 25.0, "seconds": 0.8, "runtime": RuntimeConfig(on_overrun="catch_up", budget=1.0)}  # if busy
+    options |= {"rate_hz": 25.0, "seconds": 0.8, "runtime": RuntimeConfig(on_overrun="catch_up", budget=1.0)}
     line, ended = run.control(root(checkpoint, tmp_path, **options))
     assert ended in ("time", "over")
     timing = r"detour: (\d+) steps at 25 Hz, \d+ missed, jitter p99 [\d.]+ ms; .*; 0 alarms; ended: (?:time|over) "

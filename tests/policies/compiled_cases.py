@@ -117,16 +117,12 @@ def calls(graph: torch.fx.GraphModule) -> Counter[str]:
     return Counter(getattr(node.target, "__name__", "") for node in graph.graph.nodes if node.op == "call_function")
 
 
-QUICK_GRAPHS = [("mlp", "flow", 3), ("cross", "flow", 1)]
-
-
 def cases() -> Iterator[Any]:
     """Every head on the mlp and every net with flow; a single row goes through `RowLinear`, several do not."""
     pairs = [*(("mlp", head) for head in HEADS_TO_TRY), *((net, "flow") for net in NETS_TO_TRY if net != "mlp")]
     for net, head in pairs:
         for rows in (1, 3, 16):
-            quick = (net, head, rows) in QUICK_GRAPHS
-            yield pytest.param(net, head, rows, marks=[] if quick else pytest.mark.slow)
+            yield net, head, rows
 
 
 @pytest.mark.parametrize(("net", "head", "rows"), [*cases()])
@@ -212,7 +208,7 @@ def test_bf16_is_fp32_where_a_cpu_gains_nothing():
     assert error(policy, CompiledSampler(policy, "bf16", Graphs())(*given), sample(policy, given)) < 1e-5
 
 
-@pytest.mark.parametrize("net", ["mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in NETS_TO_TRY if n != "mlp")])
+@pytest.mark.parametrize("net", NETS_TO_TRY)
 def test_bf16_of_many_rows_is_autocasting(net):
     policy, graphs = make(net, steps=2), Graphs()
     given = inputs(policy, MATRIX_ROWS)
@@ -244,7 +240,6 @@ def test_the_policy_stays_as_it_is():
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, as it loads its compiler
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "precision", "bound"), [("flow", "fp32", 1e-5), ("flow", "bf16", 3e-2), ("flow-multistep", "fp32", 1e-5)]
 )
@@ -287,11 +282,10 @@ TRAINED |= {
     f"{head}-preconditioned": [f"head={head}", "head.prediction=preconditioned", "head.time=log_normal"]
     for head in ("flow", "diffusion")
 }
-QUICK = ("flow",)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own; it only hides it
-@pytest.mark.parametrize("head", [h if h in QUICK else pytest.param(h, marks=pytest.mark.slow) for h in TRAINED])
+@pytest.mark.parametrize("head", TRAINED)
 def test_training_compiles_the_loss_and_its_gradient(monkeypatch, head):
     graphs, compiler = [], torch.compile
 

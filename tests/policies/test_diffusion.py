@@ -47,7 +47,10 @@ class Wavy(Net):
     def __init__(self, chunk_shape: tuple[int, int]):
         super().__init__()
         size = chunk_shape[0] * chunk_shape[1]
-        self.mix, self.cond = torch.randn(size, size) / size**0.5, torch.randn(COND, size)
+        self.mix: Tensor
+        self.cond: Tensor
+        self.register_buffer("mix", torch.randn(size, size) / size**0.5)
+        self.register_buffer("cond", torch.randn(COND, size))
         self.asked: list[Tensor] = []
 
     def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:

@@ -20,26 +20,10 @@ from policies.heads.flow import FlowConfig, FlowHead
 from policies.nets import Net
 from policies.paths import PATHS
 from policies.solvers import SOLVERS, ddim, stage_times
+from tests.policies.test_diffusion import COND, Wavy
 
-COND = 3
 # What diffusers calls a prediction on the straight path, and how its output is ours.
 THEIRS = {"velocity": ("flow_prediction", -1.0), "data": ("sample", 1.0)}
-
-
-class Wavy(Net):
-    """A fixed smooth function of chunk, time and conditioning that notes the chunks it was asked about."""
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.mix, self.cond = torch.randn(size, size).double() / size**0.5, torch.randn(COND, size).double()
-        self.asked: list[Tensor] = []
-
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        return torch.sin(5 * t)[..., None] + cond @ self.cond
-
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        self.asked.append(x_BTA)
-        return torch.sin(x_BTA.flatten(1) @ self.mix + modulation).view_as(x_BTA)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers calls np.array(tensor)
@@ -56,7 +40,7 @@ def test_multistep_is_that_of_diffusers_on_the_straight_path(prediction, grid, s
     scheduler.set_timesteps(steps)
     scheduler.sigmas = 1 - torch.tensor(times, dtype=torch.float64)  # theirs starts a little below pure noise
     config = FlowConfig(solver="multistep", grid=grid, steps=steps, prediction=prediction)
-    head, net = FlowHead(config, COND).double(), Wavy(shape[1] * shape[2])
+    head, net = FlowHead(config, COND).double(), Wavy(shape[1:]).double()
     noise, cond = torch.randn(shape, dtype=torch.float64), torch.randn(shape[0], COND, dtype=torch.float64)
     x = noise
     for k, t in enumerate(times[:-1]):
