@@ -65,6 +65,12 @@ TRAININGS: dict[str, list[str]] = {
     "chunk-8": [*PRECONDITIONED, "chunk.prediction_horizon=8"],
     "chunk-32": [*PRECONDITIONED, "chunk.prediction_horizon=32"],
     "width-128": [*PRECONDITIONED, "net.width=128"],
+    # What helped, together; 1,500 steps keep within MOST_CPU_S.
+    "history-1-chunk-8": [*PRECONDITIONED, "chunk.history=1", "chunk.prediction_horizon=8"],
+    "together": [*PRECONDITIONED, "chunk.history=1", "chunk.prediction_horizon=8", "train.steps=1500"],
+    # The registered choice (docs/decisions.md, 44).
+    "candidate": [*PRECONDITIONED, "chunk.history=1", "train.steps=1500"],
+    "together-edm": ["head=edm", "chunk.history=1", "chunk.prediction_horizon=8", "train.steps=1500"],
 }
 MULTISTEP = {"solver": "multistep", "grid": "tabulated"}
 # Arms: what is trained, and the fields of the head that the sampler has otherwise.
