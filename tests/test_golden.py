@@ -96,9 +96,11 @@ def test_the_export_decides_the_same(expected):
 
 @pytest.mark.parametrize("form", ["checkpoint", "export"])
 def test_the_monitor_scores_the_same(form, expected):
-    policy = policies.load(V2 / "monitored") if form == "checkpoint" else load(V2 / "export-onnx")
-    calibrated = load_monitor(V2 / "monitored", policy) if form == "checkpoint" else policy.manifest.monitor
-    monitor = Monitor(calibrated, policy)
+    policy, exported = policies.load(V2 / "monitored"), load(V2 / "export-onnx")
+    stored = exported.manifest.monitor
+    assert stored is not None
+    calibrated, of = (load_monitor(V2 / "monitored", policy), policy) if form == "checkpoint" else (stored, exported)
+    monitor = Monitor(calibrated, of)
     decisions(monitor.policy, expected)
     np.testing.assert_allclose(monitor.policy.scores_ND, expected["monitor/scores"], rtol=1e-3)
     assert monitor.band.limit == pytest.approx(5.862353412159165)

@@ -95,7 +95,7 @@ def main() -> None:
         checkpoint(name, store)
         expected |= of_policy(name, policies.load(HERE / name), expected)
     expected |= trained(expected) | unfinished(expected)
-    np.savez(HERE / "expected.npz", **expected)
+    np.savez(HERE / "expected.npz", allow_pickle=False, **expected)
 
 
 def python(*words: str, cwd: Path = HERE) -> None:
