@@ -15,11 +15,12 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 import policies
-import train
 from conf import schema
 from conf.cli import compose
-from demos.collect import collect
-from envs.records import EpisodeRecord, wilson
+from flowhand.commands import train
+from flowhand.commands.collect import collect
+from flowhand.contracts.features import Spec
+from flowhand.evaluation.records import EpisodeRecord, wilson
 from policies.device import select_device
 
 WAIT_S = 5.0  # before looking again whether another process has finished what a cell needs
@@ -49,7 +50,7 @@ def learn(config: schema.TrainRoot) -> tuple[train.Trainer, dict[str, Any]]:
     started = time.perf_counter()
     store = collect(config.env, config.demos, progress=False)
     collected = time.perf_counter()
-    trainer = train.Trainer(config, policies.Spec.from_dict(store.features), store, device)
+    trainer = train.Trainer(config, Spec.from_dict(store.features), store, device)
     begun = time.process_time()
     while trainer.step < config.train.steps:
         trainer.advance()

@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-import eval as evaluation
 from benchmarks import cells
 from benchmarks.result import write
 from envs.metaworld import TASKS
-from envs.statistics import compare_paired
+from flowhand.commands import eval as evaluation
+from flowhand.evaluation.statistics import compare_paired
 
 TUNING = ("hand-insert-v3", "peg-insert-side-v3", "pick-place-v3", "stick-push-v3", "lever-pull-v3")
 TUNING_SEED = 5_000_000  # of the first episode: start states for choosing; 1,000,000 is where reported ones begin

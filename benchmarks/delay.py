@@ -32,11 +32,11 @@ from typing import Any
 
 import numpy as np
 
-import eval as evaluation
 from benchmarks import cells
 from benchmarks.heads import modes
 from benchmarks.result import write
-from envs.statistics import compare_paired
+from flowhand.commands import eval as evaluation
+from flowhand.evaluation.statistics import compare_paired
 
 # Name: what is trained, and what disturbs it in the evaluation.
 WORLDS: dict[str, tuple[list[str], list[str]]] = {

@@ -32,12 +32,15 @@ import envs
 import policies
 from benchmarks import cells
 from benchmarks.result import write
-from demos.collect import CollectConfig, attempt
-from deploy import tracing
-from deploy.artifact import Manifest, fingerprint
-from deploy.export import ROWS, ExportConfig, export
-from deploy.runner import Runner, load
+from conf.artifact import ExportConfig
+from conf.demonstrations import CollectConfig
+from flowhand.commands.collect import attempt
+from flowhand.commands.export import ROWS, export
+from flowhand.contracts.artifact import Manifest, fingerprint
+from flowhand.contracts.features import Spec
+from flowhand.deploy.runner import Runner, load
 from policies.device import select_device
+from policies.export import tracing
 from policies.heads import HEADS
 
 NETS = {
@@ -59,7 +62,7 @@ def held_out(rows: int, history: int, horizon: int) -> dict[str, torch.Tensor]:
     """Observation histories (rows, O, *shape) along the expert's path from held-out starts."""
     episodes, seed = [], 1_000_000
     with closing(envs.make(envs.MetaWorldConfig(task="reach-v3"))) as env:
-        spec = policies.Spec.from_dict(env.features)
+        spec = Spec.from_dict(env.features)
         while sum(map(len, episodes)) < rows:
             episode = attempt(env, CollectConfig(noise=0.0, after_success=horizon), seed)
             episodes += [episode] if episode else []

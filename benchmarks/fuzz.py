@@ -43,20 +43,29 @@ from benchmarks.fuzz_inputs import (
 from benchmarks.result import write
 from benchmarks.toy_server import ToyPolicy
 from conf import cli
-from deploy.artifact import MANIFEST, fingerprint, read
-from deploy.client import Client, unpack
-from deploy.export import ExportConfig, export
-from deploy.journal import observation_of
-from deploy.journal import read as read_journal
-from deploy.replay import open_journal, replay
-from deploy.runner import load
-from deploy.runtime import REASONS
-from deploy.safety import Safety, SafetyConfig
-from deploy.session import Session
-from policies.conformal import Band
-from policies.density import Density, DensityConfig
-from policies.execution import ExecutionConfig
-from policies.monitor import CalibratedMonitor, Calibration, MonitorConfig, WatchedPolicy, load_monitor, save_monitor
+from conf.artifact import ExportConfig
+from flowhand.commands.export import export
+from flowhand.contracts.artifact import MANIFEST, fingerprint, read
+from flowhand.contracts.band import Band
+from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.features import Spec
+from flowhand.control.journal import observation_of
+from flowhand.control.journal import read as read_journal
+from flowhand.control.replay import open_journal, replay
+from flowhand.control.runtime import REASONS
+from flowhand.control.safety import Safety, SafetyConfig
+from flowhand.deploy.client import Client, unpack
+from flowhand.deploy.runner import load
+from flowhand.deploy.server.session import Session
+from policies.monitor.calibrated import (
+    CalibratedMonitor,
+    Calibration,
+    MonitorConfig,
+    WatchedPolicy,
+    load_monitor,
+    save_monitor,
+)
+from policies.monitor.density import Density, DensityConfig
 
 Case = Callable[[random.Random], str]  # runs one case and says how it ended
 
@@ -114,7 +123,7 @@ def small_policy() -> policies.Policy:
     """A policy that is quick to make, with random weights."""
     config = cli.compose(["encoder.width=8", "net.width=8", "net.blocks=1", "chunk.prediction_horizon=4"])
     feature = {"shape": [2], "dtype": "float32", "unit": "m", "low": None, "high": None}
-    spec = policies.Spec.from_dict({"observation": {"state": feature}, "action": feature, "control_dt_s": 0.1})
+    spec = Spec.from_dict({"observation": {"state": feature}, "action": feature, "control_dt_s": 0.1})
     policy = policies.Policy(config.policy, spec)
     policy.fit_normalizers({"state": torch.randn(20, 2)}, torch.randn(20, 2))
     return policy.eval().requires_grad_(False)
@@ -256,7 +265,7 @@ class Halving:
 
 def journal(folder: Path) -> Case:
     """Reading the journal of a run, of which what is before the damage must be there and nothing else; its replay."""
-    logging.getLogger("deploy.safety").setLevel(logging.CRITICAL)  # it says what it refuses
+    logging.getLogger("flowhand.control.safety").setLevel(logging.CRITICAL)  # it says what it refuses
     path, spec = folder / "journal", small_policy().spec
     writer, policy = open_journal(path, spec, {"note": ["any"]}), Halving()
     limits = SafetyConfig(velocity=[5.0], acceleration=[90.0], max_chunk_age_s=1.0, chunk_jump=[0.1])

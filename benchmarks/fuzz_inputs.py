@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from deploy.client import DTYPES, pack
+from flowhand.deploy.client import DTYPES, pack
 
 NUMBERS = (0, -1, 1, 2, 127, 128, 255, 2**31, 2**32, 2**63, -(2**63), 2**64 - 1, 0.0, -0.0, 1e308, 1e39, 1e-320)
 FLOATS = (float("nan"), float("inf"), -float("inf"))

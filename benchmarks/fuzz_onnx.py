@@ -1,8 +1,8 @@
 """ONNX files of which tags, lengths, numbers and places were changed: a target of `benchmarks/fuzz.py`.
 
-What `deploy.self_contained` takes must be read the same by the official parser: writing it again gives the same bytes,
-and nothing in it names another file, a foreign operator or a loop. Then the runtime gets it, in a folder with a file
-that the hostile fields name, which it may not open (told by inotify).
+What `flowhand.deploy.onnx_file` takes must be read the same by the official parser: writing it again gives the same
+bytes, and nothing in it names another file, a foreign operator or a loop. Then the runtime gets it, in a folder with a
+file that the hostile fields name, which it may not open (told by inotify).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from benchmarks.fuzz_inputs import mutated, one_line
-from deploy import runner
-from deploy.self_contained import require_self_contained
+from flowhand.deploy import runner
+from flowhand.deploy.onnx_file import require_self_contained
 
 SECRET = "secret.bin"  # 64 bytes, the size of a weight
 IN_ACCESS, IN_OPEN = 0x1, 0x20

@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.fuzz_inputs import mutated, mutated_text, one_line, other_json
-from demos import Episode, Store, StoreMeta
-from policies.spec import Spec
+from flowhand.contracts.episode import Episode
+from flowhand.contracts.features import Spec
+from flowhand.demos.meta import StoreMeta
+from flowhand.demos.native import Store
 
 VECTOR = {"shape": [2], "dtype": "float32", "unit": "m", "low": [-1.0, -1.0], "high": [1.0, 1.0]}
 IMAGE = {"shape": [2, 2, 3], "dtype": "uint8", "unit": "", "low": None, "high": None}

@@ -1,10 +1,10 @@
-"""The time grids of policies/grids.py: made here, from exact denoisers, for the multistep solver.
+"""The time grids of policies/generation/grids.py: made here, from exact denoisers, for the multistep solver.
 
     python -m benchmarks.grids                   find what is missing, then write the result file and print the table
     python -m benchmarks.grids --summary         only write the result file from the finished grids
 
 A grid that is found is kept below --cells, so a killed search goes on where it was. The result file holds the grids,
-which are then copied into policies/grids.py, and what those that stand there do.
+which are then copied into policies/generation/grids.py, and what those that stand there do.
 
 A case is a mixture of normal distributions on a line, whose exact denoiser is known, and so is what a sampler should
 give: single ones of spread .05 to 1, and two and three separated modes of spread .05, .1 and .3. The distance of two
@@ -37,8 +37,8 @@ from torch import Tensor
 
 from benchmarks import cells
 from benchmarks.result import write
-from policies.grids import POWER, power, tabulated, uniform
-from policies.solvers import ddim, multistep, walk
+from policies.generation.grids import POWER, power, tabulated, uniform
+from policies.generation.solvers import ddim, multistep, walk
 
 QUANTILES = 201
 SHARE_WEIGHT = 10.0

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 
-import eval as evaluation
 import policies
-import train
 from benchmarks import cells
 from benchmarks.result import write
-from envs.records import EpisodeRecord, wilson
-from envs.statistics import compare_paired
+from flowhand.commands import eval as evaluation
+from flowhand.commands import train
+from flowhand.evaluation.records import EpisodeRecord, wilson
+from flowhand.evaluation.statistics import compare_paired
 
 TASKS = (
     "assembly",

@@ -33,10 +33,11 @@ from benchmarks import latency_cuda
 from benchmarks.latency_floor import LARGE, Machine, work
 from benchmarks.latency_turns import random_policy, take_turns
 from benchmarks.result import write
-from deploy.export import ExportConfig, export, held_out
-from deploy.runner import load
+from conf.artifact import ExportConfig
+from flowhand.commands.export import export, held_out
+from flowhand.contracts.planner import Planner
+from flowhand.deploy.runner import load
 from policies import Policy
-from policies.controller import Planner
 from policies.device import select_device
 
 HEADS = {

@@ -16,12 +16,13 @@ import policies
 from benchmarks.latency_floor import timed
 from benchmarks.training import FEATURES
 from conf.cli import compose
+from flowhand.contracts.features import Spec
 
 
 def random_policy(overrides: list[str]) -> policies.Policy:
     """A policy with random weights, small enough that actions stay near their spread, and fitted normalizers."""
     torch.manual_seed(0)
-    policy = policies.Policy(compose(overrides).policy, policies.Spec.from_dict(FEATURES))
+    policy = policies.Policy(compose(overrides).policy, Spec.from_dict(FEATURES))
     data = {name: torch.randn(1000, f.size) for name, f in policy.spec.observation.items()}
     policy.fit_normalizers(data, torch.randn(1000, policy.spec.action.size))
     with torch.no_grad():

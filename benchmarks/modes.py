@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import eval as evaluation
 from benchmarks import cells
 from benchmarks.heads import ARMS, modes
 from benchmarks.result import write
-from envs.records import summarize
+from flowhand.commands import eval as evaluation
+from flowhand.evaluation.records import summarize
 
 
 def measure(arm: str, episodes: int) -> list[dict[str, Any]]:

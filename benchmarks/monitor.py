@@ -32,15 +32,15 @@ from typing import Any
 import numpy as np
 
 import envs
-import policies
 from benchmarks import cells
 from benchmarks.monitor_alarms import best, judge_world, pool, table
 from benchmarks.result import write
 from conf import schema
-from deploy.calibrate import demonstrations, learn, watched_episodes
-from policies.conformal import fit
+from flowhand.commands.calibrate import demonstrations, learn, watched_episodes
+from flowhand.contracts.band import fit
+from flowhand.contracts.execution import ExecutionConfig
 from policies.device import cpu_threads
-from policies.monitor import (
+from policies.monitor.calibrated import (
     CalibratedMonitor,
     Calibration,
     MonitorConfig,
@@ -131,7 +131,7 @@ def run_cell(cell: Cell, plan: Plan) -> dict[str, Any] | None:
     ready = condition == "calibration" or (plan.folder / f"{world}-calibration.json").exists()
     if policy is None or not ready:
         return None
-    execution, monitor, density = policies.ExecutionConfig(), None, None
+    execution, monitor, density = ExecutionConfig(), None, None
     if condition == "calibration":
         monitor = MonitorConfig(possible(policy, execution), plan.alpha, 0.0)
         with cpu_threads(1):

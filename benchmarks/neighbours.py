@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
-import policies
-import train
 from conf.cli import compose
-from policies.device import usable_cores, usable_threads
+from flowhand.commands import train
+from flowhand.contracts.features import Spec
+from flowhand.contracts.provenance import usable_cores
+from policies.device import usable_threads
 from policies.threads import ThreadChooser, ladder
 
 MINUTE_S, TURN_S = 60.0, 5.0
@@ -80,7 +81,7 @@ def minute(contenders: dict[str, Contender]) -> dict[str, Any]:
 
 def measure(features: dict[str, Any], episodes: list[Any], minutes: int) -> dict[str, Any]:
     """So many counted minutes of each stretch."""
-    most, spec = usable_threads(), policies.Spec.from_dict(features)
+    most, spec = usable_threads(), Spec.from_dict(features)
     choices = {"chosen": ladder(most), "one": [1], "all": [most]}
     config = compose(["train.precision=fp32", "train.device=cpu"])
     cpu = torch.device("cpu")

@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import envs
-import policies
-import train
 from benchmarks import cells
 from benchmarks.peers_sides import (
     DIFFUSION,
@@ -37,8 +35,10 @@ from benchmarks.peers_sides import (
 from benchmarks.peers_speed import bars, run_decisions, run_training
 from benchmarks.result import write
 from conf import schema
-from envs.records import wilson
-from envs.rollout import rollout
+from flowhand.commands import train
+from flowhand.control.controller import Controller
+from flowhand.evaluation.records import wilson
+from flowhand.evaluation.rollout import rollout
 from policies.device import select_device
 
 # Name: our configuration, and how many actions are executed per decision: the arm's own default first.
@@ -88,7 +88,7 @@ def run_arm(arm: str, s: Side, a: argparse.Namespace, budget: float) -> dict[str
     results = {}
     for horizon in horizons:
         started = time.perf_counter()
-        controller = policies.Controller(policy, horizon, config.eval.inference_batch)
+        controller = Controller(policy, horizon, config.eval.inference_batch)
         seeds = range(config.eval.seed, config.eval.seed + a.episodes)
         records = rollout(partial(envs.make, config.env), controller, seeds, n_envs=config.eval.n_envs)
         results[horizon] = {**cells.outcomes(records), "evaluate_seconds": time.perf_counter() - started}

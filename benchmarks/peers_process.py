@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from policies.spec import ChunkConfig, Spec
+from flowhand.contracts.features import ChunkConfig, Spec
 
 # The newest release for every Python from 3.11 on (0.5 and later ask for 3.12). It pins torch < 2.11, and a comparison
 # wants one torch on both sides; so it is installed without its dependencies, and then with those that a policy needs.
@@ -63,7 +63,7 @@ def install(folder: Path) -> Path:
 
 
 class Peer:
-    """A program that answers questions on its standard input; between them it waits and takes no processor time.
+    """A program that answers requests on its standard input; between them it waits and takes no processor time.
 
     Args:
         command: what to run. It says one line by itself as soon as it is ready.

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import policies
-import train
 from benchmarks import cells
 from benchmarks.peers_process import Peer, PeerPlanner, install
 from conf import schema
-from demos.collect import collect
-from demos.episode import Episode
-from demos.store import Store
+from flowhand.commands import train
+from flowhand.commands.collect import collect
+from flowhand.contracts.episode import Episode
+from flowhand.contracts.features import ChunkConfig, Spec
+from flowhand.demos.native import Store
 from policies.device import select_device
 
 DIMS, BATCH, RATE = [64, 128, 256], 64, 5e-4
@@ -44,9 +44,9 @@ class Side:
     device: torch.device
 
     @property
-    def spec(self) -> policies.Spec:
+    def spec(self) -> Spec:
         """What both sides see and command."""
-        return policies.Spec.from_dict(self.store.features)
+        return Spec.from_dict(self.store.features)
 
 
 def configure(overrides: list[str], a: argparse.Namespace, demonstrations: int) -> schema.TrainRoot:
@@ -89,7 +89,7 @@ def planner(s: Side) -> PeerPlanner:
     chunk = s.config.chunk
     ahead = chunk.prediction_horizon - chunk.history + 1
     noise_shape = (chunk.prediction_horizon, s.spec.action.size)
-    return PeerPlanner(s.peer, s.spec, policies.ChunkConfig(chunk.history, ahead, 1), noise_shape)
+    return PeerPlanner(s.peer, s.spec, ChunkConfig(chunk.history, ahead, 1), noise_shape)
 
 
 def replace_steps(config: schema.TrainRoot, steps: int) -> schema.TrainRoot:

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 import policies
-import train
 from benchmarks.peers_sides import BATCH, DIFFUSION, UNET, WARM, Side, configure, rehearse, replace_steps
 from conf import schema
-from deploy.export import ExportConfig, export
-from deploy.runner import Runner, load
-from policies.controller import Planner
+from conf.artifact import ExportConfig
+from flowhand.commands import train
+from flowhand.commands.export import export
+from flowhand.contracts.planner import Planner
+from flowhand.deploy.runner import Runner, load
 
 FP32 = "train.precision=fp32"
 TRAINED = {  # whose training speed is compared

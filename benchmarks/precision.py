@@ -5,7 +5,7 @@
     python -m benchmarks.precision --restore FILE   go on from the cells that a result file holds
 
 A cell is one task with one form of the same trained policy: eager (the checkpoint as it is), compiled-bf16
-(`compile=bf16`), onnx-fp32 and onnx-int8 (`deploy.export`); eager and int8 with fewer evaluations too. Every form
+(`compile=bf16`), onnx-fp32 and onnx-int8 (`flowhand export`); eager and int8 with fewer evaluations too. Every form
 decides from the same noise on the same held-out seeds. Finished cells, policies and exports are kept below --cells, so
 a killed run goes on where it was.
 """
@@ -20,13 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import eval as evaluation
 import policies
 from benchmarks import cells
 from benchmarks.result import write
-from deploy.export import ExportConfig, export, of_checkpoint
-from deploy.runner import Runner, load
-from envs.statistics import compare_paired
+from conf.artifact import ExportConfig
+from flowhand.commands import eval as evaluation
+from flowhand.commands.export import export, of_checkpoint
+from flowhand.deploy.runner import Runner, load
+from flowhand.evaluation.statistics import compare_paired
 
 CHOSEN_ON = ("peg-insert-side", "soccer", "stick-pull", "pick-place-wall")  # tasks that shaped int8's rounding
 UNSEEN = ("basketball", "bin-picking", "disassemble", "hand-insert")  # tasks that did not

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-import eval as evaluation
-from policies.machine import revision
+from flowhand.commands import eval as evaluation
+from flowhand.contracts.provenance import revision
 
 FOLDER = Path(__file__).parent / "results"
 

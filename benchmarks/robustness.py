@@ -24,9 +24,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import eval as evaluation
 from benchmarks import cells
 from benchmarks.result import write
+from flowhand.commands import eval as evaluation
 
 WORLDS: dict[str, list[str]] = {
     "push": ["env.task=push-v3", "env.max_steps=250"],

@@ -33,15 +33,16 @@ import envs
 import policies
 from benchmarks.result import write
 from conf.cli import compose
-from deploy.deciding import Decider
-from deploy.export import export
-from deploy.journal import read
-from deploy.replay import open_journal, replay
-from deploy.runner import load as load_exported
-from deploy.runtime import Runtime, RuntimeConfig
-from deploy.safety import Safety, SafetyConfig
 from envs.base import load_mujoco
-from policies.controller import Planner
+from flowhand.commands.export import export
+from flowhand.contracts.features import Spec
+from flowhand.contracts.planner import Planner
+from flowhand.control.inference_thread import Decider
+from flowhand.control.journal import read
+from flowhand.control.replay import open_journal, replay
+from flowhand.control.runtime import Runtime, RuntimeConfig
+from flowhand.control.safety import Safety, SafetyConfig
+from flowhand.deploy.runner import load as load_exported
 
 SCENE = Path(envs.__file__).parent / "assets" / "detour.xml"
 LIMITS = SafetyConfig(velocity=[5.0], acceleration=[100.0], rest=[0.0, 0.0])  # of the wanted velocity: m/s^2, m/s^3
@@ -148,7 +149,7 @@ class FaultyPlanner:
 def default_policy(control_dt_s: float) -> policies.Policy:
     """The default policy for the robot, with random weights: they cost what trained ones cost."""
     with closing(envs.make(envs.DetourConfig())) as env:
-        spec = replace(policies.Spec.from_dict(env.features), control_dt_s=control_dt_s)
+        spec = replace(Spec.from_dict(env.features), control_dt_s=control_dt_s)
     policy = policies.Policy(compose(["env=detour"]).policy, spec)
     generator = torch.Generator().manual_seed(0)
     for parameter in policy.parameters():  # the net starts at zero, which no machine may profit from

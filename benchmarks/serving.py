@@ -2,7 +2,7 @@
 
     python -m benchmarks.serving [--robots N] [--hz F] [--seconds S] [--batch ROWS] [--requests R] [--out FILE]
 
-The server is `python -m deploy.serve` with the default policy, in a process of its own on the same cores. Each robot
+The server is `flowhand serve` with the default policy, in a process of its own on the same cores. Each robot
 asks for a chunk at every control step of its own clock, whatever became of the last request, so a slow server is not
 asked less often. The overhead is measured with a single robot: time of the request as the robot sees it, minus the
 time of the inference call as the server measures it.
@@ -30,13 +30,14 @@ import policies
 from benchmarks.result import write
 from benchmarks.training import FEATURES
 from conf.cli import compose
-from deploy.client import Client, pack, unpack
-from policies.device import usable_cores
+from flowhand.contracts.features import Spec
+from flowhand.contracts.provenance import usable_cores
+from flowhand.deploy.client import Client, pack, unpack
 
 
 def checkpoint(folder: Path) -> Path:
     """A checkpoint of the default policy with random weights."""
-    config, spec = compose([]), policies.Spec.from_dict(FEATURES)
+    config, spec = compose([]), Spec.from_dict(FEATURES)
     policy = policies.Policy(config.policy, spec)
     data = {name: torch.randn(100, feature.size) for name, feature in spec.observation.items()}
     policy.fit_normalizers(data, torch.randn(100, spec.action.size))
@@ -118,7 +119,7 @@ def main() -> None:
         for name, rows in (("fleet", arguments.batch), ("single", 1)):
             words = [f"checkpoint={path}", "device=cpu", "threads=1", "port=0", f"inference_batch={rows}"]
             words += ["max_connections=1000", "max_connections_each=1000", "max_request_hz=100000"]
-            command = [sys.executable, "-m", "deploy.serve", *words]
+            command = [sys.executable, "-m", "flowhand", "serve", *words]
             environment = {variable: value for variable, value in os.environ.items() if variable != "FLOWHAND_API_KEY"}
             server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
             assert server.stdout is not None

@@ -33,11 +33,13 @@ from torch import Tensor, nn
 from benchmarks import cells
 from benchmarks.result import write
 from policies import EMA
-from policies.heads import HEADS, Head
+from policies.generation.paths import Coefficients, along_angle, preconditioned_target, squared_cosine
+from policies.heads import HEADS
+from policies.heads.base import Head
 from policies.heads.edm import exploding
-from policies.nets import NETS, Net
+from policies.nets import NETS
+from policies.nets.base import Net
 from policies.nets.mlp import MLPConfig
-from policies.paths import Coefficients, along_angle, preconditioned_target, squared_cosine
 
 SHAPE = (4, 2)
 SHARE = 0.3  # of the way at +1; the other is at -1

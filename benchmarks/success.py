@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-import eval as evaluation
 from benchmarks import cells
 from benchmarks.result import processor, write
 from conf.cli import compose
 from envs.metaworld import TASKS
-from envs.records import wilson
-from envs.statistics import compare_paired
+from flowhand.commands import eval as evaluation
+from flowhand.evaluation.records import wilson
+from flowhand.evaluation.statistics import compare_paired
 
 HEADS = ("flow", "regression")
 # The recipe was chosen on these tasks (with seeds from 5,000,000 on); the others had no influence on it.

@@ -1,6 +1,6 @@
 """A policy in a few lines of numpy, and a server of it that starts at once: for tests and benchmarks of the wire.
 
-    python -m benchmarks.toy_server [NAME=VALUE ...]     (fields of deploy.server_config.ServerConfig, and sleep_ms)
+    python -m benchmarks.toy_server [NAME=VALUE ...]     (fields of ServerConfig, and sleep_ms)
 
 Prints the port. The key, if there is to be one, stands in FLOWHAND_API_KEY.
 """
@@ -16,9 +16,9 @@ from dataclasses import fields
 
 import numpy as np
 
-from deploy.server import PolicyServer
-from deploy.server_config import ServerConfig
-from policies.spec import ChunkConfig, Feature, Spec
+from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from flowhand.deploy.server.config import ServerConfig
+from flowhand.deploy.server.server import PolicyServer
 
 
 class ToyPolicy:

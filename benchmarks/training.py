@@ -26,14 +26,14 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import policies
-import train
 from benchmarks import neighbours
 from benchmarks.latency_floor import Machine, wait
 from benchmarks.result import write
 from conf import schema
 from conf.cli import compose
-from demos.episode import Episode
+from flowhand.commands import train
+from flowhand.contracts.episode import Episode
+from flowhand.contracts.features import Spec
 from policies.device import select_device
 
 FEATURES: dict[str, Any] = {
@@ -99,7 +99,7 @@ def seconds_per_call(work: Callable[[], object], at_least: float, device: torch.
     return (time.perf_counter() - start) / calls
 
 
-def shapes_of_a_step(config: schema.TrainRoot, spec: policies.Spec, device: torch.device) -> list[tuple[int, int, int]]:
+def shapes_of_a_step(config: schema.TrainRoot, spec: Spec, device: torch.device) -> list[tuple[int, int, int]]:
     """The matrix products of a step that is not compiled; of one that is, nothing could be recorded."""
     trainer = train.Trainer(replace(config, train=replace(config.train, compile=False)), spec, episodes(), device)
     with RecordProducts() as recorded:
@@ -109,7 +109,7 @@ def shapes_of_a_step(config: schema.TrainRoot, spec: policies.Spec, device: torc
 
 def measure(overrides: list[str], machine: Machine, threads: int, rounds: int) -> dict[str, Any]:
     """Samples per second and fraction of the matrix-multiplication rate of one configuration."""
-    config, spec, device = compose(overrides), policies.Spec.from_dict(FEATURES), machine.device
+    config, spec, device = compose(overrides), Spec.from_dict(FEATURES), machine.device
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     shapes = shapes_of_a_step(config, spec, device)
     trainer, multiply = train.Trainer(config, spec, episodes(), device), products(shapes, dtype, device)

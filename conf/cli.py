@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import envs
+from flowhand.contracts.modules import import_modules
 
 from . import schema
 
@@ -40,8 +40,22 @@ OUTSIDE = {  # what the system says that is no defect of the program, and what t
 }
 
 
-def run(main: Callable[[], object]) -> None:
-    """Runs a Hydra main function whose body stands in `one_line_errors`, and catches what composing raises."""
+def program(verb: str, body: Callable[[DictConfig], int | None]) -> None:
+    """Composes the verb's configuration from the command line, and runs the body with it.
+
+    What the body returns is the number of a signal that ended it: the program then ends with the shell's exit status
+    for that signal.
+    """
+    schema.register()
+
+    @hydra.main(version_base="1.3", config_path="pkg://conf", config_name=verb)
+    def main(cfg: DictConfig) -> None:
+        ended = None
+        with one_line_errors():
+            ended = body(cfg)
+        if ended:
+            sys.exit(128 + ended)
+
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits itself, and hides where other errors come from
     failed.clear()
     with one_line_errors(of_one_run=False):
@@ -76,7 +90,7 @@ def typed(config: DictConfig, given: Sequence[str] | None = None) -> Any:
         raise ValueError(
             f"modules={modules} stands in a file, and only you may name code to run: repeat it as an argument"
         )
-    envs.import_modules(modules)
+    import_modules(modules)
     return OmegaConf.to_object(config)
 
 

@@ -58,7 +58,7 @@ def stored_overrides(state: Mapping[str, Any], where: Path) -> list[str]:
 
 
 def completed(saved: object, config: DictConfig) -> dict[str, Any]:
-    """A stored configuration with the fields that came later, as `policies.fields.build` completes a checkpoint's."""
+    """A stored configuration with the fields that came later, as `strict.build` completes a checkpoint's."""
     told, kind = dict(saved) if isinstance(saved, Mapping) else {}, OmegaConf.get_type(config)
     for f in fields(kind) if is_dataclass(kind) else ():
         if f.name not in told and "before" in f.metadata:

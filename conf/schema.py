@@ -12,22 +12,27 @@ from typing import Any, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from demos.collect import CollectConfig
-from deploy.export import ExportConfig
-from deploy.runtime import RuntimeConfig
-from deploy.safety import SafetyConfig
-from deploy.server_config import ServerConfig
-from deploy.workspace import Box
 from envs import ENVS
 from envs.base import EnvConfig
 from envs.perturb import PerturbConfig
-from policies.encoders import ENCODERS, EncoderConfig
-from policies.execution import ExecutionConfig
-from policies.heads import HEADS, HeadConfig
-from policies.monitor import MonitorConfig
-from policies.nets import NETS, NetConfig
+from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.features import ChunkConfig
+from flowhand.control.runtime import RuntimeConfig
+from flowhand.control.safety import SafetyConfig
+from flowhand.control.workspace import Box
+from flowhand.deploy.server.config import ServerConfig
+from policies.encoders import ENCODERS
+from policies.encoders.base import EncoderConfig
+from policies.heads import HEADS
+from policies.heads.base import HeadConfig
+from policies.monitor.calibrated import MonitorConfig
+from policies.nets import NETS
+from policies.nets.base import NetConfig
 from policies.normalizer import NormalizerConfig
-from policies.policy import ChunkConfig, PolicyConfig
+from policies.policy import PolicyConfig
+
+from .artifact import ExportConfig
+from .demonstrations import CollectConfig
 
 
 @dataclass
@@ -174,7 +179,7 @@ class EvalRoot:
 
 @dataclass
 class CollectRoot:
-    """What `python -m demos.collect` reads."""
+    """What `flowhand collect` reads."""
 
     env: EnvConfig = MISSING
     modules: list[str] = field(default_factory=list)  # packages to import first, which register worlds; no file may
@@ -183,7 +188,7 @@ class CollectRoot:
 
 @dataclass
 class ServeRoot(ServerConfig):
-    """What `python -m deploy.serve` reads: beside these fields, those of the server."""
+    """What `flowhand serve` reads: beside these fields, those of the server."""
 
     checkpoint: str = MISSING  # folder of a checkpoint or of an export
     head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10
@@ -193,13 +198,12 @@ class ServeRoot(ServerConfig):
 
 
 @dataclass
-class DeployRoot:
-    """What `python -m deploy.run` reads."""
+class ControlRoot:
+    """What `flowhand control` reads."""
 
-    checkpoint: str = ""  # checkpoint folder
+    checkpoint: str = MISSING  # checkpoint folder
     artifact: str = ""  # folder of an exported policy (format=onnx) that decides in place of the checkpoint
     monitor: bool = False  # let the checkpoint's calibrated monitor watch; runtime.on_alarm says what an alarm does
-    replay: str = ""  # a journal: instead of controlling, decide again what it says, and compare to the last bit
     head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10
     env: EnvConfig | None = None  # the robot's world; another one than the checkpoint's own
     modules: list[str] = field(default_factory=list)  # packages to import first, which register worlds; no file may
@@ -224,15 +228,24 @@ class DeployRoot:
 
 
 @dataclass
+class VerifyRoot:
+    """What `flowhand verify` reads."""
+
+    journal: str = MISSING  # file that `flowhand control` wrote
+    checkpoint: str = ""  # where the checkpoint is now; empty: where it was then
+    artifact: str = ""  # where the exported policy is now, if one decided; empty: where it was then
+
+
+@dataclass
 class CalibrateRoot(MonitorConfig):
-    """What `python -m deploy.calibrate` reads: beside these fields, those of the monitor."""
+    """What `flowhand calibrate` reads: beside these fields, those of the monitor."""
 
     checkpoint: str = MISSING  # checkpoint folder
     env: EnvConfig | None = None  # another world than the checkpoint's own
     modules: list[str] = field(default_factory=list)  # packages to import first, which register worlds; no file may
     demos: CollectConfig | None = None  # how its demonstrations were collected; None: as its training state says
     episodes: int = 200  # to roll out undisturbed; the successful ones calibrate
-    seed: int = 3_000_000  # of the first; below lie demonstrations, evaluation (1,000,000) and deploy.run (2,000,000)
+    seed: int = 3_000_000  # of the first; below lie demonstrations, evaluation (1,000,000) and control (2,000,000)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)  # as the robot will have it, delay included
     noise_seed: int = 0  # another value draws other noise for the same start states
     n_envs: int = 4  # simulations side by side; does not change any score
@@ -251,7 +264,7 @@ class CalibrateRoot(MonitorConfig):
 
 @dataclass
 class ExportRoot(ExportConfig):
-    """What `python -m deploy.export` reads: beside these fields, those of the export."""
+    """What `flowhand export` reads: beside these fields, those of the export."""
 
     checkpoint: str = MISSING  # checkpoint folder
     monitor: bool = False  # export the checkpoint's monitor too, its scores as a second output of the graph
@@ -266,7 +279,8 @@ def register() -> None:
     store.store(name="eval_schema", node=EvalRoot)
     store.store(name="collect_schema", node=CollectRoot)
     store.store(name="serve_schema", node=ServeRoot)
-    store.store(name="deploy_schema", node=DeployRoot)
+    store.store(name="control_schema", node=ControlRoot)
+    store.store(name="verify_schema", node=VerifyRoot)
     store.store(name="export_schema", node=ExportRoot)
     store.store(name="calibrate_schema", node=CalibrateRoot)
     store.store(group="env", name="base_none", node=EnvConfig(kind="none"))

@@ -6,11 +6,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .base import Env, EnvConfig, Feature, Features, Observation, RenderingUnavailable, choose_gl_backend, nearest
+from flowhand.contracts.modules import import_modules, imported_modules
+from flowhand.contracts.strict import nearest
+from flowhand.contracts.world import Feature, Features, Observation
+
+from .base import Env, EnvConfig, RenderingUnavailable, choose_gl_backend
 from .detour import DetourConfig, DetourEnv
 from .gymnasium_env import GymnasiumConfig, GymnasiumEnv
 from .metaworld import MetaWorldConfig, MetaWorldEnv
-from .modules import import_modules, imported_modules
 from .perturb import PerturbConfig, PerturbedEnv
 
 # Here, because it must come before the first import of mujoco, by whomever.

@@ -8,40 +8,17 @@ about that.
 from __future__ import annotations
 
 import ctypes.util
-import difflib
-import operator
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, ClassVar, NotRequired, TypedDict
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 
-Observation = dict[str, np.ndarray]
-Expert = Callable[[np.ndarray], np.ndarray]
-
-
-class Feature(TypedDict):
-    """One array of an observation or an action: shape, dtype, unit, and the range of each element where it is known."""
-
-    shape: list[int]
-    dtype: str
-    unit: str
-    low: list[float] | None
-    high: list[float] | None
-    choices: NotRequired[list[int]]  # of an action with discrete dimensions: how many choices each has; 0: continuous
-
-
-class Features(TypedDict):
-    """Everything a policy must know about a world, as a plain dictionary that fits into JSON."""
-
-    observation: dict[str, Feature]
-    action: Feature
-    control_dt_s: float
+from flowhand.contracts.world import Expert, Features, Observation
 
 
 @dataclass
@@ -102,40 +79,6 @@ class Env(gymnasium.Env[Observation, np.ndarray]):
 
 class RenderingUnavailable(RuntimeError):  # noqa: N818 - it names a state of the machine, not a mistake
     """No OpenGL backend works here; the message names what to install."""
-
-
-def check_action(action: np.ndarray, features: Features, *, where: str) -> np.ndarray:
-    """Return the action as float32 (A,).
-
-    Raises:
-        ValueError: the shape is wrong or an element is not finite; `where` (seed, step) is part of the message.
-    """
-    action = np.asarray(action, dtype=np.float32)
-    expected = tuple(features["action"]["shape"])
-    if action.shape != expected:
-        raise ValueError(f"{where}: got an action of shape {action.shape}, expected {expected}")
-    if not np.isfinite(action).all():
-        raise ValueError(f"{where}: the action is not finite: {action.tolist()}")
-    return action
-
-
-def whole(name: str, value: Any) -> int:
-    """A seed or a count from outside as an int of Python: sums of NumPy's integers wrap around.
-
-    Raises:
-        ValueError: it is no integer; a bool is none either.
-    """
-    if not isinstance(value, bool):
-        with suppress(TypeError):
-            return operator.index(value)
-    raise ValueError(f"{name} is {value!r}, expected an integer")
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """Say which of the choices the name may have meant, for an error message."""
-    choices = sorted(choices)
-    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
-    return f"did you mean {', '.join(close)}?" if close else f"choose one of {', '.join(choices)}"
 
 
 def load_mujoco() -> ModuleType:

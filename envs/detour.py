@@ -28,17 +28,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .base import (
-    Env,
-    EnvConfig,
-    Features,
-    Observation,
-    Physics,
-    RenderingUnavailable,
-    load_mujoco,
-    rendering_help,
-    whole,
-)
+from flowhand.contracts.strict import whole
+from flowhand.contracts.world import Features, Observation
+
+from .base import Env, EnvConfig, Physics, RenderingUnavailable, load_mujoco, rendering_help
 
 if TYPE_CHECKING:
     import mujoco

@@ -13,8 +13,11 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.spaces import Box, Dict, Space
 
-from . import returned
-from .base import Env, EnvConfig, Feature, Observation, Physics, RenderingUnavailable, nearest, rendering_help, whole
+from flowhand.contracts import world
+from flowhand.contracts.strict import nearest, whole
+from flowhand.contracts.world import Feature, Observation
+
+from .base import Env, EnvConfig, Physics, RenderingUnavailable, rendering_help
 from .spaces import ActionVector
 
 ADAPTERS_OWN = {"id", "max_episode_steps", "disable_env_checker", "render_mode"}  # arguments of gymnasium.make
@@ -53,7 +56,7 @@ class GymnasiumConfig(EnvConfig):
         self.kwargs = _plain_arguments({} if self.kwargs is None else self.kwargs)
         self.max_steps = operator.index(self.max_steps)
         for name in ("control_dt_s", "success_return"):
-            value = returned.plain(getattr(self, name))  # stored as it is meant, whichever of numpy's types it has
+            value = world.plain(getattr(self, name))  # stored as it is meant, whichever of numpy's types it has
             setattr(self, name, float(value) if isinstance(value, int) else value)
         if self.success_return is not None and not math.isfinite(self.success_return):
             raise ValueError(f"success_return is {self.success_return}, expected a finite sum of rewards")
@@ -111,7 +114,7 @@ class GymnasiumEnv(Env):
         """
         native = self._actions.native(np.asarray(action))
         observation, reward, terminated, truncated, info = self._raw.step(native)
-        self._return += returned.real(reward, "the reward")
+        self._return += world.real(reward, "the reward")
         info = {**info, "success": self._success(info)}
         return self._observation(observation), float(reward), bool(terminated), bool(truncated), info
 
@@ -144,7 +147,7 @@ class GymnasiumEnv(Env):
                 f"{sorted(map(str, info)) or 'nothing'}; set success_key to one of these, or success_return to the sum "
                 "of rewards that counts as success"
             )
-        return returned.truth(info[self.config.success_key], f"info[{self.config.success_key!r}]")
+        return world.truth(info[self.config.success_key], f"info[{self.config.success_key!r}]")
 
     def _observation(self, raw: Any) -> Observation:
         if not isinstance(raw, dict):
@@ -233,9 +236,7 @@ def _feature(box: Box, shape: list[int], dtype: str) -> Feature:
 def _control_dt_s(env: gymnasium.Env, config: GymnasiumConfig) -> float:
     if config.control_dt_s:
         return config.control_dt_s
-    own, rate = (
-        returned.plain(value) for value in (getattr(env.unwrapped, "dt", None), env.metadata.get("render_fps"))
-    )
+    own, rate = (world.plain(value) for value in (getattr(env.unwrapped, "dt", None), env.metadata.get("render_fps")))
     if isinstance(own, int | float) and 0 < own < math.inf:
         return float(own)
     if isinstance(rate, int | float) and 0 < rate < math.inf:

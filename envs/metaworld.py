@@ -29,20 +29,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium.spaces import Box
 
-from .base import (
-    Env,
-    EnvConfig,
-    Feature,
-    Features,
-    Observation,
-    Physics,
-    RenderingUnavailable,
-    check_rendering,
-    load_mujoco,
-    nearest,
-    rendering_help,
-    whole,
-)
+from flowhand.contracts.strict import nearest, whole
+from flowhand.contracts.world import Feature, Features, Observation
+
+from .base import Env, EnvConfig, Physics, RenderingUnavailable, check_rendering, load_mujoco, rendering_help
 
 if TYPE_CHECKING:
     import mujoco

@@ -17,7 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from .base import Env, Observation, Physics, load_mujoco, nearest, whole
+from flowhand.contracts.strict import nearest, whole
+from flowhand.contracts.world import Observation
+
+from .base import Env, Physics, load_mujoco
 
 STRENGTHS = {  # the value of each that leaves the world as it is
     "initial_shift": 0.0,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
-from .base import Feature
+from flowhand.contracts.world import Feature
 
 Leaf = Box | Discrete | MultiDiscrete | MultiBinary
 

@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from flowhand.contracts.durable import Snapshot, opened, replacing
+from flowhand.contracts.features import Spec
+from flowhand.contracts.provenance import Provenance
+from flowhand.contracts.strict import build, mapping, parse_json
+
 from .batch import DTYPES
-from .config import build, mapping, policy_config
-from .fields import parse_json
-from .folder import Snapshot, opened, replacing
+from .config import policy_config
 from .policy import Policy, PolicyConfig
-from .spec import Spec
 from .train_state import unpacked
 
 FORMAT_VERSION = 1
@@ -39,22 +41,6 @@ MOST_HEADER_BYTES = 2**24  # of a file of tensors, beside the tensors themselves
 MOST_TENSOR_BYTES = 2**33  # of all tensors of a file: a configuration can ask for any number
 
 Source = Path | str | Snapshot  # of what is read: a directory, or the files of one that is held open
-
-
-@dataclass
-class Provenance:
-    """Where a policy comes from: what evaluation needs to know and a reader wants to know."""
-
-    env: dict[str, Any]  # the environment's configuration, kind included
-    env_version: str  # versions of the simulator packages
-    task: str  # instruction in words
-    demonstrations: str  # content hash of the demonstrations
-    demonstration_seeds: list[int]  # start-state seeds of the demonstrations; evaluation must not use them
-    versions: dict[str, str]  # packages at the time of training
-    git_sha: str  # commit of the working tree, "" if there was none
-    train_steps: int  # optimizer steps behind these weights
-    # Packages that were imported for the world; a person must name them again, since nothing here is ever imported.
-    modules: list[str] = field(default_factory=list, metadata={"before": []})
 
 
 def save(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .spec import Feature
+from flowhand.contracts.features import Feature
 
 
 class ActionCodec:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from flowhand.contracts.features import ChunkConfig
+from flowhand.contracts.strict import build, mapping
+
 from .encoders import ENCODERS
-from .fields import build, mapping
 from .heads import HEADS
 from .nets import NETS
 from .normalizer import NormalizerConfig
-from .policy import ChunkConfig, PolicyConfig
+from .policy import PolicyConfig
 
 TABLES = {"encoder": ENCODERS, "net": NETS, "head": HEADS}
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from flowhand.contracts.provenance import usable_cores
 
 
 def select_device(name: str, threads: int = 0) -> torch.device:
@@ -32,14 +35,6 @@ def select_device(name: str, threads: int = 0) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device {name!r} is not supported; choices: auto, cpu, cuda, cuda:N")
     return device
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use, by its affinity and, in a container, by its quota; at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")  # "<microseconds> <period>" or "max <period>"
-    allowed, _, period = quota.read_text().partition(" ") if quota.is_file() else ("max", "", "")
-    return cores if allowed == "max" else max(1, min(cores, int(allowed) // int(period)))
 
 
 def usable_threads() -> int:
@@ -69,3 +64,14 @@ def cpu_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def hardware(device: torch.device, threads: int | str | None = None) -> str:
+    """The processor that computed, in words, with torch's CPU threads: this process's now, unless others are told."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
+    return f"{cpu}, {usable_cores()} cores, {threads or torch.get_num_threads()} torch threads"

@@ -12,19 +12,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowhand.contracts.features import ChunkConfig, Spec
+from flowhand.contracts.planner import PrefixArrays
+
 from .batch import Batch
 from .codec import ActionCodec
-from .compiled import CompiledSampler
-from .encoders import ENCODERS, EncoderConfig
+from .compile import CompiledSampler
+from .encoders import ENCODERS
+from .encoders.base import EncoderConfig
 from .encoders.state import StateEncoderConfig
-from .execution import PrefixArrays
-from .heads import HEADS, HeadConfig
+from .generation.prefix import Prefix
+from .heads import HEADS
+from .heads.base import HeadConfig
 from .heads.flow import FlowConfig
-from .nets import NETS, Net, NetConfig
+from .nets import NETS
+from .nets.base import Net, NetConfig
 from .nets.mlp import MLPConfig
 from .normalizer import Normalizer, NormalizerConfig
-from .prefix import Prefix
-from .spec import ChunkConfig, Spec
 
 ALIGNMENT = 64  # bytes, at a multiple of which torch allocates on a CPU
 

@@ -6,14 +6,15 @@ from hydra.core.global_hydra import GlobalHydra
 
 from conf import cli, schema
 
-VERBS = ("train", "eval", "collect", "deploy", "serve", "export", "calibrate")
+VERBS = ("train", "eval", "collect", "control", "serve", "export", "calibrate", "verify")
+GIVEN = {**dict.fromkeys(VERBS[3:7], ("checkpoint",)), "eval": ("checkpoint",), "verify": ("journal",)}
 
 
 def told(verb, *overrides):
     """What one line says of this command line; empty if it is taken."""
     GlobalHydra.instance().clear()
     schema.register()
-    given = [] if verb in ("train", "collect", "deploy") else ["checkpoint=somewhere"]
+    given = [f"{name}=somewhere" for name in GIVEN.get(verb, ())]
     try:
         with hydra.initialize(version_base="1.3", config_path="../conf"), cli.one_line_errors():
             cli.typed(hydra.compose(verb, [*given, *overrides]))
@@ -33,10 +34,10 @@ def test_an_unknown_key_is_refused_by_every_verb(verb, sign):
 @pytest.mark.parametrize(
     ("verb", "override", "expected"),
     [
-        ("deploy", "+safety.velocty=[0.1]", "unknown configuration key 'safety.velocty'; did you mean 'velocity'?"),
-        ("deploy", "++safety.velocty=[0.1]", "unknown configuration key 'safety.velocty'; did you mean 'velocity'?"),
-        ("deploy", "safety={velocty: [0.1]}", "velocty"),
-        ("deploy", "++safety={velocty: [0.1]}", "velocty"),
+        ("control", "+safety.velocty=[0.1]", "unknown configuration key 'safety.velocty'; did you mean 'velocity'?"),
+        ("control", "++safety.velocty=[0.1]", "unknown configuration key 'safety.velocty'; did you mean 'velocity'?"),
+        ("control", "safety={velocty: [0.1]}", "velocty"),
+        ("control", "++safety={velocty: [0.1]}", "velocty"),
         ("train", "+eval.perturb.noise=1", "unknown configuration key 'eval.perturb.noise'"),
         ("train", "+env.tusk=reach-v3", "unknown configuration key 'env.tusk'; did you mean 'task'?"),
         ("train", "+net.widht=3", "unknown configuration key 'net.widht'; did you mean 'width'?"),
@@ -49,14 +50,14 @@ def test_an_unknown_key_at_any_depth_is_named_with_the_nearest(verb, override, e
     assert expected in told(verb, override)
 
 
-@pytest.mark.parametrize("verb", ["deploy", "train"])
+@pytest.mark.parametrize("verb", ["control", "train"])
 def test_nothing_is_taken_away_without_a_word(verb):
-    group = {"deploy": "safety", "train": "eval"}[verb]
+    group = {"control": "safety", "train": "eval"}[verb]
     assert f"{group} was taken away; leave out ~{group}" in told(verb, f"~{group}")
     assert told(verb, f"~{group}.nothing") != ""
 
 
 def test_signs_that_change_nothing_else_are_taken():
-    assert told("deploy", "++safety.velocity=[0.1]") == ""
+    assert told("control", "++safety.velocity=[0.1]") == ""
     assert told("train", "++train.steps=3") == ""
     assert told("train", "experiment=demo", "env.task=reach-v3") == ""

@@ -25,8 +25,10 @@ import envs
 import policies
 from benchmarks.result import processor
 from conf import schema
-from envs.records import write_records
-from envs.rollout import rollout
+from flowhand.__main__ import VERBS
+from flowhand.contracts.features import ChunkConfig, Spec
+from flowhand.evaluation.records import write_records
+from flowhand.evaluation.rollout import rollout
 from policies.encoders import ENCODERS
 from policies.encoders.state import StateEncoderConfig
 from policies.heads import HEADS
@@ -37,13 +39,14 @@ ROOT = Path(__file__).parents[1]
 WALKTHROUGHS = ("docs/add_a_head.md", "docs/add_an_env.md")
 DOCS = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
-PARTS = ("policies", "envs", "demos", "deploy", "conf", "docs", "train.py", "eval.py", "pyproject.toml", *PAGES[:3])
-CONFIGS = {"train.py": "train", "eval.py": "eval", "demos.collect": "collect", "deploy.run": "deploy"}
-CONFIGS |= {f"deploy.{name}": name for name in ("serve", "export", "calibrate")}
+PARTS = ("flowhand", "policies", "envs", "conf", "docs", "train.py", "eval.py", "pyproject.toml", *PAGES[:3])
+PROGRAMS = {"train.py": "train", "eval.py": "eval"}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"`([\w/]+\.(?:py|yaml))`[^`]*:$")  # the end of a line that names the file of the block below it
-TREE = re.compile(r"(?:policies|envs|demos|conf|docs|tests|benchmarks|deploy|\.ci)/[\w./-]*|[\w-]+\.(?:py|md|toml|txt)")
+TREE = re.compile(
+    r"(?:flowhand|policies|envs|conf|docs|tests|benchmarks|plugins|\.ci)/[\w./-]*|[\w-]+\.(?:py|md|toml|txt)"
+)
 
 
 @dataclass
@@ -89,14 +92,16 @@ def execute(page: str) -> None:
 
 def compose(words: list[str]) -> None:
     """Composes the configuration that a command line asks for, once for every run of a sweep."""
-    program = words[2] if words[1] == "-m" else words[1]
-    choices = [[word] for word in words[words.index(program) + 1 :] if not word.startswith("--")]
+    assert words[0] in ("python", "flowhand"), f"no test understands this command: {words}"
+    verb = PROGRAMS[words[1]] if words[0] == "python" else words[1]
+    assert verb in VERBS
+    choices = [[word] for word in words[2:] if not word.startswith("--")]
     if "--multirun" in words:
         pairs = [word[0].split("=", 1) for word in choices]
         choices = [[f"{key}={value}" for value in values.split(",")] for key, values in pairs]
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for overrides in itertools.product(*choices):
-            OmegaConf.to_object(hydra.compose(CONFIGS[program], list(overrides)))
+            OmegaConf.to_object(hydra.compose(verb, list(overrides)))
 
 
 def follow(pages: Iterable[str]) -> None:
@@ -105,7 +110,7 @@ def follow(pages: Iterable[str]) -> None:
     for page in pages:
         execute(page)
         for words in commands(page):
-            if words[0] == "python":
+            if words[0] in ("python", "flowhand"):
                 compose(words)
 
 
@@ -127,8 +132,8 @@ def workplace(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     world = envs.MetaWorldConfig(task="reach-v3", max_steps=30)
     env = envs.make(world)
-    spec = policies.Spec.from_dict(env.features)
-    chunk = policies.ChunkConfig()
+    spec = Spec.from_dict(env.features)
+    chunk = ChunkConfig()
     config = policies.PolicyConfig(chunk=chunk, encoder=StateEncoderConfig(width=16), net=MLPConfig(width=16))
     policy = policies.Policy(config, spec)
     data = {name: torch.randn(50, feature.size) for name, feature in spec.observation.items()}
@@ -151,29 +156,27 @@ def test_the_python_of_a_page_runs(page, workplace):
 def test_every_setting_of_every_command_exists(page):
     schema.register()
     for words in commands(page):
-        if words[0] == "python" and "benchmarks" not in words[2]:
+        if words[0] not in ("make", "apt-get") and "benchmarks." not in " ".join(words[:3]):
             compose(words)
-        else:
-            assert words[0] in ("python", "make", "apt-get"), f"{page} has a command that no test understands: {words}"
 
 
 def test_a_setting_that_does_not_exist_is_found():
     schema.register()
     with pytest.raises(Exception, match="stepz"):
         compose(["python", "train.py", "train.stepz=3"])
-    for program in (["eval.py"], ["-m", "deploy.serve"], ["-m", "deploy.export"]):
-        compose(["python", *program, "checkpoint=x", "head.steps=3"])
+    for program in (["python", "eval.py"], ["flowhand", "serve"], ["flowhand", "export"]):
+        compose([*program, "checkpoint=x", "head.steps=3"])
         with pytest.raises(Exception, match="prediction"):  # which is a setting, but of the training
-            compose(["python", *program, "checkpoint=x", "head.prediction=data"])
+            compose([*program, "checkpoint=x", "head.prediction=data"])
     with pytest.raises(ValueError, match="prediction_horizon"):
         compose(["python", "train.py", "--multirun", "chunk.execution_horizon=8,99"])
 
 
 def known_keys() -> set[str]:
-    roots = (schema.TrainRoot, schema.EvalRoot, schema.DeployRoot, schema.ServeRoot, schema.ExportRoot)
+    roots = (schema.TrainRoot, schema.EvalRoot, schema.ControlRoot, schema.ServeRoot, schema.ExportRoot)
     keys = {f.name for root in roots for f in fields(root)} | {"experiment"}
     parts = {"train": schema.TrainingConfig, "eval": schema.EvaluationConfig, "wandb": schema.WandbConfig}
-    parts |= {"chunk": policies.ChunkConfig, "demos": schema.CollectConfig, "normalizer": schema.NormalizerConfig}
+    parts |= {"chunk": ChunkConfig, "demos": schema.CollectConfig, "normalizer": schema.NormalizerConfig}
     parts |= {
         "execution": schema.ExecutionConfig,
         "safety": schema.SafetyConfig,
@@ -194,9 +197,11 @@ def test_everything_a_page_names_exists(page):
             assert (ROOT / code).exists(), f"{page} names the file {code}"
         if setting := re.match(r"\+?([a-z_]+(?:\.[a-z_]+)?)=", code):
             assert setting[1] in known_keys(), f"{page} names the setting {code}"
-        name = re.match(r"(?:policies|envs|demos)(?:\.\w+)+", code)
+        name = re.match(r"(?:flowhand|policies|envs|conf)(?:\.\w+)+", code)
         if name and name[0] not in known_keys():
             pkgutil.resolve_name(name[0])
+        if verb := re.match(r"flowhand (\w+)", code):
+            assert verb[1] in VERBS, f"{page} names {code}"
         if module := re.match(r"python -m ([\w.]+)", code):
             assert (ROOT / module[1].replace(".", "/")).with_suffix(".py").exists(), f"{page} names {code}"
 

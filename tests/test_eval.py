@@ -15,14 +15,15 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 import envs
-import eval as evaluation
 import policies
-import train
 from conf import cli, schema
-from demos.collect import CollectConfig, collect
-from deploy import runner
-from envs.records import read_records
-from policies.compiled import CompiledSampler
+from conf.demonstrations import CollectConfig
+from flowhand.commands import eval as evaluation
+from flowhand.commands import train
+from flowhand.commands.collect import collect
+from flowhand.deploy import runner
+from flowhand.evaluation.records import read_records
+from policies.compile import CompiledSampler
 from policies.heads import HEADS
 from policies.nets.mlp import MLPConfig
 
@@ -58,7 +59,7 @@ def call(main, *overrides):
     GlobalHydra.instance().clear()
     argv, sys.argv = sys.argv, ["program", *overrides]
     try:
-        cli.run(main)
+        main()
     except SystemExit as stop:
         return str(stop.code)
     finally:
@@ -235,7 +236,7 @@ def test_config_of_the_report_is_the_config_of_the_run(checkpoint):
 def exported(checkpoint, *words):
     """Exports to ONNX by a process of its own: the tracer stumbles over types that are checked."""
     pytest.importorskip("onnxscript")
-    command = [sys.executable, "-m", "deploy.export", f"checkpoint={checkpoint}", "rows=20", *words]
+    command = [sys.executable, "-m", "flowhand", "export", f"checkpoint={checkpoint}", "rows=20", *words]
     subprocess.run(command, cwd=Path(__file__).parents[1], check=True)
 
 
@@ -277,7 +278,7 @@ def test_an_export_is_evaluated_as_its_checkpoint(checkpoint, artifact, monkeypa
         (["eval.mode=rtc_identity", "eval.delay=2"], "eval.mode=rtc_identity continues chunks, which an export cannot"),
         (["device=cuda"], "device"),
         (["compile=fp32"], "is an export, which is what it is; compile=fp32 cannot be"),
-        (["head.steps=2"], "which has its sampler in it; give head.steps=2 to python -m deploy.export"),
+        (["head.steps=2"], "which has its sampler in it; give head.steps=2 to flowhand export"),
         (["eval.execution_horizon=99"], "execution_horizon=99 must lie in 1..16"),
     ],
 )

@@ -9,12 +9,13 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 import envs
-import eval as evaluation
 import policies
-from conf import cli, schema
+from conf import schema
 from envs import PerturbConfig
 from envs.perturb import PerturbedEnv
-from envs.records import read_records
+from flowhand.commands import eval as evaluation
+from flowhand.contracts.features import ChunkConfig, Spec
+from flowhand.evaluation.records import read_records
 from policies.nets.mlp import MLPConfig
 
 ENV = envs.DetourConfig(max_steps=10)
@@ -22,8 +23,8 @@ ENV = envs.DetourConfig(max_steps=10)
 
 @pytest.fixture(scope="module")
 def policy():
-    spec = policies.Spec.from_dict(envs.make(ENV).features)
-    policy = policies.Policy(policies.PolicyConfig(policies.ChunkConfig(2, 8, 4), net=MLPConfig(width=16)), spec)
+    spec = Spec.from_dict(envs.make(ENV).features)
+    policy = policies.Policy(policies.PolicyConfig(ChunkConfig(2, 8, 4), net=MLPConfig(width=16)), spec)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in policy.parameters():
@@ -80,7 +81,7 @@ def call(*overrides: str) -> str:
     GlobalHydra.instance().clear()
     argv, sys.argv = sys.argv, ["eval.py", *overrides]
     try:
-        cli.run(evaluation.main)
+        evaluation.main()
     except SystemExit as stop:
         return str(stop.code)
     finally:

@@ -1,4 +1,4 @@
-"""What an earlier version wrote is read, and means the same: tests/golden/v2, which tests/golden/make.py describes."""
+"""What an earlier version wrote is read, and means the same (tests/golden/v2, described in make_v2.txt there)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-import eval as evaluation
 import policies
-import train
-from conf import cli, schema
-from demos.store import Store
-from deploy.journal import read
-from deploy.monitor import Monitor
-from deploy.run import again
-from deploy.runner import load
+from conf import schema
 from envs import PerturbConfig
-from envs.records import read_records
+from flowhand.commands import eval as evaluation
+from flowhand.commands import train
+from flowhand.commands.verify import verify as again
+from flowhand.control.alarm import Monitor
+from flowhand.control.controller import Controller
+from flowhand.control.journal import read
+from flowhand.demos.native import Store
+from flowhand.deploy.runner import load
+from flowhand.evaluation.records import read_records
 from policies.heads import HEADS
-from policies.monitor import load_monitor
+from policies.monitor.calibrated import load_monitor
 from policies.nets import NETS
 
 V2 = Path(__file__).parent / "golden" / "v2"
@@ -45,7 +46,7 @@ def observation(expected) -> dict[str, np.ndarray]:
 
 
 def decisions(policy, expected) -> np.ndarray:
-    controller, seen = policies.Controller(policy), observation(expected)
+    controller, seen = Controller(policy), observation(expected)
     controller.reset(seed=3)
     return np.stack([controller.step({name: value[step] for name, value in seen.items()}) for step in range(10)])
 
@@ -129,7 +130,7 @@ def test_an_unfinished_training_goes_on(head, expected, tmp_path, monkeypatch):
     run, kept = f"outputs/detour-{head}-0", set(Path("data").rglob("*"))
     monkeypatch.setattr(sys, "argv", ["train.py", f"resume={run}", "wandb.mode=disabled"])
     GlobalHydra.instance().clear()
-    cli.run(train.main)
+    train.main()
     state = policies.load_train_state(f"{run}/checkpoint")
     assert (state["step"], [entry["step"] for entry in state["history"]]) == (60, [10, 20, 30, 40, 50, 60])
     assert set(Path("data").rglob("*")) == kept  # nothing was collected anew

@@ -1,4 +1,4 @@
-"""The wheel carries the packages and nothing else, and they work outside the repository."""
+"""The wheel carries the packages, and they work outside the repository."""
 
 import subprocess
 import sys
@@ -23,15 +23,21 @@ def test_the_wheel_holds_the_packages_only(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    assert tops == {"policies", "envs", "demos", "deploy"}
+    assert tops == {"flowhand", "policies", "envs", "conf"}
     assert not any("lerobot" in name for name in names)
-    for needed in ("policies/py.typed", "envs/py.typed", "demos/py.typed", "deploy/py.typed", "envs/report.css"):
+    for needed in (
+        "policies/py.typed",
+        "envs/py.typed",
+        "flowhand/py.typed",
+        "flowhand/pages/report.css",
+        "conf/train.yaml",
+    ):
         assert needed in names
 
 
 @pytest.mark.slow
 def test_the_wheel_works_alone(wheel, tmp_path):
-    program = "import policies, envs, demos; assert 'site' in policies.__file__, policies.__file__"
+    program = "import policies, envs, flowhand, conf.schema; assert 'site' in policies.__file__, policies.__file__"
     site = tmp_path / "site"
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel], check=True

@@ -11,9 +11,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import policies
-import train
 from conf import cli, resume
-from policies.claim import claimed
+from flowhand.commands import train
+from flowhand.contracts.durable import claimed
 from policies.heads import HEADS
 
 
@@ -22,7 +22,7 @@ def call(*words):
     GlobalHydra.instance().clear()
     argv, sys.argv = sys.argv, ["train.py", *words]
     try:
-        cli.run(train.main)
+        train.main()
     except SystemExit as stop:
         return str(stop.code)
     finally:

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 import policies
-import train
 from conf import resume
 from conf.cli import compose
-from demos.episode import Episode
+from flowhand.commands import train
+from flowhand.contracts.episode import Episode
+from flowhand.contracts.features import Spec
 
 ROOT = Path(__file__).parent.parent
 TINY = ("net.width=16", "encoder.width=16", "net.blocks=1", "train.batch_size=32", "train.threads=1", "train.steps=40")
@@ -55,7 +56,7 @@ def make_trainer(*overrides, fitted=False):
         )
         for seed in range(4)
     ]
-    spec = policies.Spec.from_dict(FEATURES)
+    spec = Spec.from_dict(FEATURES)
     return train.Trainer(configure(*overrides), spec, episodes, torch.device("cpu"), fitted)
 
 

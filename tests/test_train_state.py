@@ -7,9 +7,9 @@ from typing import ClassVar, cast
 import pytest
 import torch
 
-import train
 from benchmarks.fuzz_state import STEPS, trainer
-from demos.store import Store
+from flowhand.commands import train
+from flowhand.demos.native import Store
 from policies.train_state import require_state
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-import train
+from flowhand.commands import train
 from tests import test_train
 from tests.test_train import assert_same_state
 

@@ -18,16 +18,17 @@ from xml.etree import ElementTree
 import torch
 from torch.overrides import TorchFunctionMode
 
-import eval as evaluation
 import policies
-import train
 from benchmarks import latency_cuda, training
 from benchmarks.gpu.kit import load, store
 from benchmarks.latency_floor import Machine, timed
 from benchmarks.latency_turns import random_policy
 from conf.cli import compose
+from flowhand.commands import eval as evaluation
+from flowhand.commands import train
+from flowhand.contracts.features import Spec
 from policies.device import select_device
-from policies.policy import HEADS
+from policies.heads import HEADS
 
 FLOW_10 = ["head=flow", "head.steps=10"]
 LARGE_NET = ["net=transformer", "net.width=512", "net.blocks=4", "net.heads=8"]  # 20 million parameters
@@ -109,7 +110,7 @@ def learning(step: Step) -> None:
 
 def captured_step(overrides: list[str], device: torch.device) -> dict[str, Any]:
     """The time of a whole training step as one graph, over that of its matrix products, captured the same way."""
-    config, spec = compose(overrides), policies.Spec.from_dict(training.FEATURES)
+    config, spec = compose(overrides), Spec.from_dict(training.FEATURES)
     shapes = training.shapes_of_a_step(config, spec, device)
     trainer = train.Trainer(config, spec, training.episodes(), device)
     for group in trainer.optimizer.param_groups:

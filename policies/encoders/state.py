@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..spec import Spec
+from flowhand.contracts.features import Spec
+
 from .base import Encoder, EncoderConfig
 
 

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..fields import build
-from ..nets import Net
-from ..prefix import Prefix
+from flowhand.contracts.strict import build
+
+from ..generation.prefix import Prefix
+from ..nets.base import Net
 
 # Bounds of the fields of heads that are preconditioned and draw their training noise by the ratio of noise to signal.
 RATIO_LIMITS = {

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..fields import require_within
-from ..nets import Net
+from flowhand.contracts.strict import require_within
+
+from ..nets.base import Net
 from .base import Head, HeadConfig, masked_mean
 from .mean_flow import TIME_SCALE
 

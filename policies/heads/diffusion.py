@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..fields import require_within
-from ..grids import log_ratios, power, tabulated
-from ..nets import Net
-from ..paths import (
+from flowhand.contracts.strict import require_within
+
+from ..generation.grids import log_ratios, power, tabulated
+from ..generation.paths import (
     PREDICTIONS,
     Coefficients,
     along_angle,
@@ -24,7 +24,8 @@ from ..paths import (
     to_data,
     to_noise,
 )
-from ..solvers import ddim, ddpm, multistep, walk
+from ..generation.solvers import ddim, ddpm, multistep, walk
+from ..nets.base import Net
 from .base import RATIO_LIMITS, Head, HeadConfig, masked_mean
 
 SPACINGS = ("trailing", "leading", "power", "tabulated")

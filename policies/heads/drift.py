@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..nets import Net
+from ..nets.base import Net
 from .base import Head, HeadConfig, masked_mean
 
 TINY = 1e-6  # smallest distance, and smallest size of a force, that anything is divided by

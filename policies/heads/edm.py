@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..fields import require_within
-from ..nets import Net
-from ..paths import Coefficients, preconditioned_target, read, readings, sample_log_ratio, scale
+from flowhand.contracts.strict import require_within
+
+from ..generation.paths import Coefficients, preconditioned_target, read, readings, sample_log_ratio, scale
+from ..nets.base import Net
 from .base import RATIO_LIMITS, Head, HeadConfig, masked_mean
 
 

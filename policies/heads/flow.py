@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..coupling import COUPLINGS, couple
-from ..fields import require_within
-from ..grids import GRIDS, tabulated, times_on
-from ..nets import Net
-from ..paths import (
+from flowhand.contracts.strict import require_within
+
+from ..generation.coupling import COUPLINGS, couple
+from ..generation.grids import GRIDS, tabulated, times_on
+from ..generation.paths import (
     PATHS,
     TIMES,
     preconditioned_target,
@@ -26,8 +26,9 @@ from ..paths import (
     to_data,
     to_velocity,
 )
-from ..prefix import Prefix, first, pull_strength, soft_mask
-from ..solvers import SOLVERS, integrate, multistep, stage_times, walk
+from ..generation.prefix import Prefix, first, pull_strength, soft_mask
+from ..generation.solvers import SOLVERS, integrate, multistep, stage_times, walk
+from ..nets.base import Net
 from .base import RATIO_LIMITS, Head, HeadConfig, masked_mean
 
 PREDICTIONS = ("velocity", "data", "preconditioned")

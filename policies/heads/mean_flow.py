@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..nets import Net
+from ..generation.paths import TIMES, linear, sample_time, to_velocity
+from ..nets.base import Net
 from ..nets.embed import TimeEmbedding
-from ..paths import TIMES, linear, sample_time, to_velocity
 from .base import Head, HeadConfig, masked_mean
 
 PREDICTIONS = ("velocity", "data")

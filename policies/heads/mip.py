@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..nets import Net
+from ..nets.base import Net
 from .base import Head, HeadConfig, masked_mean
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks import fuzz, fuzz_onnx, fuzz_wire
-from deploy.server import PolicyServer
-from deploy.session import Session
+from flowhand.deploy.server.server import PolicyServer
+from flowhand.deploy.server.session import Session
 
 ROOT = Path(__file__).parents[2]
 

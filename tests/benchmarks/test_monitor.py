@@ -12,9 +12,9 @@ from scipy.stats import beta
 from benchmarks import cells, monitor, monitor_alarms
 from benchmarks.monitor import CONDITIONS, Cell, Plan
 from benchmarks.monitor_alarms import detectors, judge, pool, promise, table
-from deploy.monitor import Trace
-from envs.records import EpisodeRecord
-from policies.scores import SCORES
+from flowhand.control.alarm import Trace
+from flowhand.evaluation.records import EpisodeRecord
+from policies.monitor.scores import SCORES
 
 DISTURBED = [name for name in CONDITIONS if CONDITIONS[name]]
 

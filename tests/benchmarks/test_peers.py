@@ -13,8 +13,9 @@ from benchmarks import peers, peers_sides, peers_speed
 from benchmarks.peers_lerobot import ENVIRONMENT, STATE, split, windows
 from benchmarks.peers_process import Peer, PeerError, PeerPlanner
 from conf.cli import compose
-from demos.episode import Episode
-from policies import ChunkConfig, Controller, Spec
+from flowhand.contracts.episode import Episode
+from flowhand.contracts.features import ChunkConfig, Spec
+from flowhand.control.controller import Controller
 
 PROGRAM = """
 import json, sys

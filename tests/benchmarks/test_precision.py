@@ -11,9 +11,9 @@ from jaxtyping import config as annotations
 import policies
 from benchmarks import cells, precision
 from benchmarks.precision import FORMS, PLAN, Cell
-from deploy import tracing
-from deploy.export import of_checkpoint
-from deploy.runner import Runner
+from flowhand.commands.export import of_checkpoint
+from flowhand.deploy.runner import Runner
+from policies.export import tracing
 
 # The tracer cannot follow the checked annotations of the other heads.
 SMALL = [

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import eval as evaluation
 from benchmarks import result, success
+from flowhand.commands import eval as evaluation
 
 BENCHMARKS = Path(result.__file__).parent
 

@@ -11,7 +11,8 @@ import torch
 from benchmarks import training
 from benchmarks.latency_floor import Machine
 from conf.cli import compose
-from policies import Policy, Spec
+from flowhand.contracts.features import Spec
+from policies import Policy
 
 CPU = torch.device("cpu")
 SMALL = ["net.width=16", "net.blocks=2", "encoder.width=16", "train.batch_size=32", "train.precision=fp32"]

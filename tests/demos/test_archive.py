@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demos import Store
-from demos.archive import ALWAYS_ALLOWED, MOST_DIRECTORY, read_arrays
+from flowhand.demos.archive import ALWAYS_ALLOWED, MOST_DIRECTORY, read_arrays
+from flowhand.demos.native import Store
 from tests.demos.test_store import META, edit_meta, episode_file, make_episode
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "store"  # written by the first version, the second file compressed

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from demos import Store, StoreMeta
-from demos.collect import CollectConfig, attempt, attempts, collect
-from demos.episode import SEED_LIMIT
+from conf.demonstrations import CollectConfig
 from envs import Env, EnvConfig
+from flowhand.commands.collect import attempt, attempts, collect
+from flowhand.contracts.episode import SEED_LIMIT
+from flowhand.demos.meta import StoreMeta
+from flowhand.demos.native import Store
 
 REPOSITORY = Path(__file__).parents[2]
 GAIN = 5.0
@@ -239,7 +241,7 @@ def test_episodes_do_not_depend_on_the_number_of_workers(cache, tmp_path):
 def collecting(cache: str, workers: int) -> subprocess.Popen:
     """A process that collects 8 slow episodes."""
     command = (
-        "from demos.collect import *; from tests.demos.test_collect import PointConfig, PointEnv; "
+        "from flowhand.commands.collect import *; from tests.demos.test_collect import PointConfig, PointEnv; "
         f"collect(PointConfig(delay_s=0.005), CollectConfig(cache_dir={cache!r}, episodes=8, workers={workers}), "
         "make_env=PointEnv)"
     )
@@ -330,7 +332,7 @@ def test_without_an_expert_demonstrations_must_be_recorded(cache, tmp_path):
 
 
 def test_importing_the_collector_imports_no_hydra_and_no_torch():
-    code = "import sys, demos.collect; print(sorted({'hydra', 'omegaconf', 'torch'} & set(sys.modules)))"
+    code = "import sys, flowhand.commands.collect; print(sorted({'hydra', 'omegaconf', 'torch'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -3,8 +3,7 @@ import copy
 import numpy as np
 import pytest
 
-from demos import Episode
-from demos.episode import SEED_LIMIT, check_features
+from flowhand.contracts.episode import SEED_LIMIT, Episode, check_features
 
 STEPS = 5
 

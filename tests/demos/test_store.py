@@ -9,7 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from demos import Episode, Store, StoreMeta
+from flowhand.contracts.episode import Episode
+from flowhand.demos.meta import StoreMeta
+from flowhand.demos.native import Store
 
 FEATURES = {
     "observation": {
@@ -390,7 +392,7 @@ def test_an_episode_of_another_writer_is_never_overwritten(store):
 
 
 def test_a_failed_write_leaves_nothing(store, monkeypatch):
-    monkeypatch.setattr("demos.archive.MOST_BYTES", 1000)
+    monkeypatch.setattr("flowhand.demos.archive.MOST_BYTES", 1000)
     with pytest.raises(ValueError, match="more than the"):
         store.append(make_episode(3))
     assert len(list((store.path / "episodes").iterdir())) == 3

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from benchmarks.toy_server import ToyPolicy
-from deploy.server import PolicyServer
-from deploy.server_config import ServerConfig
+from flowhand.deploy.server.config import ServerConfig
+from flowhand.deploy.server.server import PolicyServer
 from tests.deploy import unchecked
 
 ROOT = Path(__file__).parents[2]

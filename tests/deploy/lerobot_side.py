@@ -106,14 +106,14 @@ def complaint(work: Callable[[], object]) -> str:
 
 
 def main() -> None:
-    folder, questions, answers = map(Path, sys.argv[1:4])
+    folder, requests, answers = map(Path, sys.argv[1:4])
     before = "flowhand" in PreTrainedConfig.get_known_choices()
     register_third_party_plugins()
     config = PreTrainedConfig.from_pretrained(folder)
     config.pretrained_path = folder
     policy = make_policy(config, env_cfg=TinyConfig())
     preprocess, postprocess = make_pre_post_processors(config, pretrained_path=str(folder))
-    with np.load(questions) as data:
+    with np.load(requests) as data:
         q = {name: torch.from_numpy(data[name]) for name in data.files}
 
     def names(state: torch.Tensor, goal: torch.Tensor) -> dict[str, torch.Tensor]:

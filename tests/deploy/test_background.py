@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy import background
-from deploy.background import LINES, Background, Logger, TimeLimited, in_words, warnings_logged
-from deploy.deciding import Decider
-from deploy.journal import read
-from deploy.replay import open_journal
-from deploy.runtime import WAITING, Runtime, RuntimeConfig
-from deploy.safety import Safety, SafetyConfig
-from policies import ChunkConfig, Feature, Spec
+from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from flowhand.control import background
+from flowhand.control.background import LINES, Background, Logger, TimeLimited, in_words, warnings_logged
+from flowhand.control.inference_thread import Decider
+from flowhand.control.journal import read
+from flowhand.control.replay import open_journal
+from flowhand.control.runtime import WAITING, Runtime, RuntimeConfig
+from flowhand.control.safety import Safety, SafetyConfig
 
 ROOT = Path(__file__).parents[2]
 SPEC = Spec({"count": Feature((1,), "float32", "")}, Feature((2,), "float32", "", (-9.0,) * 2, (9.0,) * 2), 0.01)
@@ -34,9 +34,9 @@ BUSY_S = 1.0  # for which a busy machine may hold up a control step
 CHILD = """
 import json, logging, sys, time, warnings
 import numpy as np
-from deploy.runtime import Runtime, RuntimeConfig
-from deploy.safety import Safety, SafetyConfig
-from policies import Feature, Spec
+from flowhand.control.runtime import Runtime, RuntimeConfig
+from flowhand.control.safety import Safety, SafetyConfig
+from flowhand.contracts.features import Feature, Spec
 
 class Robot:
     command, reads, times = np.zeros(2), 0, []
@@ -53,7 +53,7 @@ class Policy:
 
 dt, seconds = map(float, sys.argv[2:])
 if sys.argv[1] == "program":
-    from deploy.background import divert_logging
+    from flowhand.control.background import divert_logging
     divert_logging()
     logging.getLogger("another library").warning("z" * 10_000)
     logging.getLogger("another library").warning("z" * 100_000)
@@ -98,8 +98,8 @@ def test_a_disk_that_hangs_stops_no_command(tmp_path, monkeypatch):
     """A hundred records wait; the journal ends before the first that finds no room, and replays up to there."""
     released, appended = threading.Event(), []
     journal: Any = open_journal(tmp_path / "journal", SPEC, {})
-    monkeypatch.setattr("deploy.runtime.WAITING", (WAITING[0], 100))
-    monkeypatch.setattr("deploy.runtime.WRITTEN_S", 0.01)
+    monkeypatch.setattr("flowhand.control.runtime.WAITING", (WAITING[0], 100))
+    monkeypatch.setattr("flowhand.control.runtime.WRITTEN_S", 0.01)
     append = journal.append
 
     def hanging(*arguments):
@@ -114,7 +114,7 @@ def test_a_disk_that_hangs_stops_no_command(tmp_path, monkeypatch):
     assert max(np.diff(robot.times)) < BUSY_S
     assert runtime.report.unwritten >= runtime.report.steps - 101  # and answers that came late
     released.set()
-    monkeypatch.setattr("deploy.runtime.WRITTEN_S", 10.0)
+    monkeypatch.setattr("flowhand.control.runtime.WRITTEN_S", 10.0)
     runtime.close()
     assert 100 <= len(read(tmp_path / "journal").records) == len(appended) <= 101
 

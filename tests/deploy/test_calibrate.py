@@ -1,4 +1,4 @@
-"""`python -m deploy.calibrate`: from a training run to a stored monitor, and what it refuses."""
+"""`flowhand calibrate`: from a training run to a stored monitor, and what it refuses."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from hydra.core.global_hydra import GlobalHydra
 
 import policies
 from conf import cli, schema
-from demos.collect import CollectConfig, collect
-from deploy import calibrate as module
-from deploy.calibrate import calibrate, demonstrations
-from deploy.monitor import Monitor, Trace
+from conf.demonstrations import CollectConfig
 from envs import DetourConfig
-from envs.records import EpisodeRecord
-from policies.density import DensityConfig
-from policies.monitor import load_monitor
-from train import Trainer, provenance
+from flowhand.commands import calibrate as module
+from flowhand.commands.calibrate import calibrate, demonstrations
+from flowhand.commands.collect import collect
+from flowhand.commands.train import Trainer, provenance
+from flowhand.contracts.features import Spec
+from flowhand.control.alarm import Monitor, Trace
+from flowhand.evaluation.records import EpisodeRecord
+from policies.monitor.calibrated import load_monitor
+from policies.monitor.density import DensityConfig
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def checkpoint(tmp_path_factory):
     small = ["env=detour", "env.max_steps=60", "net.width=16", "net.blocks=1", "train.steps=2", "train.threads=1"]
     config = cli.compose([*small, "demos.episodes=3", f"demos.cache_dir={folder}/demos", "train.device=cpu"])
     store = collect(config.env, config.demos, progress=False)
-    trainer = Trainer(config, policies.Spec.from_dict(store.features), store, torch.device("cpu"))
+    trainer = Trainer(config, Spec.from_dict(store.features), store, torch.device("cpu"))
     trainer.advance()
     golden = trainer.windows.gather(torch.arange(2)).observation
     state = {"config": {"demos": vars(config.demos)}}
@@ -100,14 +102,14 @@ def test_only_the_demonstrations_of_the_training_will_do(checkpoint, tmp_path):
 )
 def test_the_command_tells_what_is_wrong(checkpoint, option, message, monkeypatch):
     GlobalHydra.instance().clear()
-    monkeypatch.setattr(sys, "argv", ["deploy.calibrate", f"checkpoint={checkpoint}", option])
+    monkeypatch.setattr(sys, "argv", ["flowhand.commands.calibrate", f"checkpoint={checkpoint}", option])
     with pytest.raises(SystemExit, match=message):
         module.main()
 
 
 def test_the_command_asks_for_a_checkpoint(monkeypatch):
     GlobalHydra.instance().clear()
-    monkeypatch.setattr(sys, "argv", ["deploy.calibrate"])
+    monkeypatch.setattr(sys, "argv", ["flowhand.commands.calibrate"])
     with pytest.raises(SystemExit, match="which checkpoint"):
         module.main()
 

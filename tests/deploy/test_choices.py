@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import deploy.safety
-from deploy.workspace import Box
-from policies import Feature, Spec
+from flowhand.contracts.features import Feature, Spec
+from flowhand.control import safety
+from flowhand.control.workspace import Box
 
-Safety: Any = deploy.safety.Safety  # Any, since its commands are None only before the first
-SafetyConfig: Any = deploy.safety.SafetyConfig
+Safety: Any = safety.Safety  # Any, since its commands are None only before the first
+SafetyConfig: Any = safety.SafetyConfig
 DT = 0.05
 CHOICES = (0, 3, 0, 2)
 LOW, HIGH = (-1.0, 0.0, -2.0, 0.0), (1.0, 2.0, 2.0, 1.0)

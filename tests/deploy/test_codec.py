@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from deploy.client import DTYPES, pack, unpack
+from flowhand.deploy.client import DTYPES, pack, unpack
 
 
 def array_map(data: bytes = b"\0" * 8, dtype: object = "<f4", shape: object = (2,), **more: object) -> bytes:

@@ -12,12 +12,13 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from deploy.deciding import WARM_UP, Decider
-from deploy.journal import read
-from deploy.replay import open_journal, replay
-from deploy.runtime import REASONS, Runtime, RuntimeConfig
-from deploy.safety import Safety, SafetyConfig
-from policies import ChunkConfig, ExecutionConfig, Feature, Spec
+from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from flowhand.control.inference_thread import WARM_UP, Decider
+from flowhand.control.journal import read
+from flowhand.control.replay import open_journal, replay
+from flowhand.control.runtime import REASONS, Runtime, RuntimeConfig
+from flowhand.control.safety import Safety, SafetyConfig
 
 SPEC = Spec({"step": Feature((1,), "float32", "")}, Feature((1,), "float32", ""), control_dt_s=0.02)
 

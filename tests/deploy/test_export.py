@@ -20,11 +20,16 @@ import pytest
 import torch
 from jaxtyping import config as annotations
 
-from deploy import artifact, export, runner, runner_torch, tracing
-from deploy.exported import is_export
-from policies import ChunkConfig, Controller, Feature, Policy, PolicyConfig, Provenance, Spec, save
-from policies.controller import ContinuingPlanner, Planner
+from flowhand.commands import export
+from flowhand.contracts import artifact
+from flowhand.contracts.artifact import is_export
+from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from flowhand.contracts.planner import ContinuingPlanner, Planner
+from flowhand.control.controller import Controller
+from flowhand.deploy import runner
+from policies import Policy, PolicyConfig, Provenance, save
 from policies.encoders.state import StateEncoderConfig
+from policies.export import runner_torch, tracing
 from policies.heads import HEADS
 from policies.nets import NETS, unet1d
 from tests.deploy import unchecked as elsewhere
@@ -429,12 +434,12 @@ def test_wrong_inputs(exported):
             planner.plan(*wrong)
     with pytest.raises(ValueError, match="threads=0 must lie in"):
         runner.load(exported[0], threads=0)
-    with pytest.raises(ValueError, match=r"is an export with format=onnx: deploy\.runner\.load"):
+    with pytest.raises(ValueError, match=r"is an export with format=onnx: flowhand\.deploy\.runner\.load"):
         runner_torch.load(exported[0])
 
 
 def test_the_runner_imports_no_torch():
-    code = "import sys, deploy.runner; print(*{name.split('.')[0] for name in sys.modules})"
+    code = "import sys, flowhand.deploy.runner; print(*{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert {"torch", "onnxruntime"} & set(done.stdout.split()) == set()
 
@@ -599,8 +604,8 @@ def test_every_head_and_net(tmp_path, net, head):
 
 ALONE = """
 import sys, json, numpy as np
-from deploy.runner import load
-from policies.controller import Controller
+from flowhand.deploy.runner import load
+from flowhand.control.controller import Controller
 controller = Controller(load(sys.argv[1]))
 controller.reset(seed=5)
 steps = range(6)

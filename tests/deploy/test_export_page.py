@@ -12,10 +12,12 @@ import torch
 from jaxtyping import config as annotations
 
 import envs
-from deploy import tracing
-from deploy.export import ExportConfig, export
-from policies import ChunkConfig, Policy, PolicyConfig, Spec
+from conf.artifact import ExportConfig
+from flowhand.commands.export import export
+from flowhand.contracts.features import ChunkConfig, Spec
+from policies import Policy, PolicyConfig
 from policies.encoders.state import StateEncoderConfig
+from policies.export import tracing
 from policies.heads.regression import RegressionConfig
 
 pytest.importorskip("onnxscript")

@@ -9,16 +9,18 @@ from typing import Any, get_type_hints
 import pytest
 import torch
 
-from deploy.export import ExportConfig
-from deploy.runtime import RuntimeConfig
-from deploy.safety import Safety, SafetyConfig
-from deploy.server_config import ServerConfig
-from deploy.workspace import Box
-from policies import Batch, ChunkConfig, ExecutionConfig, Feature, Policy, PolicyConfig, Spec
-from policies.density import DensityConfig
+from conf.artifact import ExportConfig
+from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from flowhand.control.runtime import RuntimeConfig
+from flowhand.control.safety import Safety, SafetyConfig
+from flowhand.control.workspace import Box
+from flowhand.deploy.server.config import ServerConfig
+from policies import Batch, Policy, PolicyConfig
 from policies.encoders import ENCODERS
 from policies.heads import HEADS
-from policies.monitor import MonitorConfig
+from policies.monitor.calibrated import MonitorConfig
+from policies.monitor.density import DensityConfig
 from policies.nets import NETS
 from policies.nets.mlp import MLPConfig
 

@@ -16,10 +16,10 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from benchmarks.toy_server import ToyPolicy
-from deploy import fairness
-from deploy.client import Client, pack, unpack
-from deploy.fairness import FairQueue, RateLimit
-from deploy.guard import Admission, place
+from flowhand.deploy.client import Client, pack, unpack
+from flowhand.deploy.server import fairness
+from flowhand.deploy.server.connection import Admission, place
+from flowhand.deploy.server.fairness import FairQueue, RateLimit
 
 ROBOT, ABUSER = "the-robot-s-own-key", "another-client-s-key"
 

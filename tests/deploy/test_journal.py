@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.journal import FIELDS, MAGIC, Journal, observation_of, read
-from deploy.replay import open_journal, replay
-from deploy.runtime import REASONS
-from deploy.safety import CLAMPS, Safety, SafetyConfig
-from policies import Feature, Spec
+from flowhand.contracts.features import Feature, Spec
+from flowhand.control.journal import FIELDS, MAGIC, Journal, observation_of, read
+from flowhand.control.replay import open_journal, replay
+from flowhand.control.runtime import REASONS
+from flowhand.control.safety import CLAMPS, Safety, SafetyConfig
 
 ROOT = Path(__file__).parents[2]
 SPEC = Spec(

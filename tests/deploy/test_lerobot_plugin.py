@@ -37,7 +37,7 @@ def run(*command: str | Path, **environment: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def questions():
+def requests():
     """Histories of four robots and noise for them; and six control steps of three robots with noise for each step."""
     random = np.random.default_rng(0)
 
@@ -50,19 +50,19 @@ def questions():
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory, questions):
+def told(tmp_path_factory, requests):
     """What LeRobot says, with both distributions installed beside it as wheels."""
     folder = tmp_path_factory.mktemp("lerobot")
     site, python = folder / "site", VENV / "bin" / "python"
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--target", site]
-    run(sys.executable, "-m", "pip", "install", *options, ROOT, ROOT / "deploy" / "lerobot")
-    np.savez(folder / "questions.npz", allow_pickle=False, **questions)
+    run(sys.executable, "-m", "pip", "install", *options, ROOT, ROOT / "plugins" / "lerobot")
+    np.savez(folder / "requests.npz", allow_pickle=False, **requests)
     environment = {"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "HF_LEROBOT_HOME": str(folder / "home")}
     declared = "import sys; sys.path.append(sys.argv.pop(1)); import peers_lerobot as p; p.declare_vision_operators()"
     convert = f"{declared}; import runpy; runpy.run_module('lerobot_policy_flowhand', run_name='__main__')"
     run(python, "-P", "-c", convert, ROOT / "benchmarks", GOLDEN, folder / "converted", **environment)
     side = Path(__file__).with_name("lerobot_side.py")
-    run(python, "-P", side, folder / "converted", folder / "questions.npz", folder / "answers.json", **environment)
+    run(python, "-P", side, folder / "converted", folder / "requests.npz", folder / "answers.json", **environment)
     answers = json.loads((folder / "answers.json").read_text())
     return {**answers, "eval": json.loads((folder / "eval" / "eval_info.json").read_text())}
 
@@ -78,26 +78,26 @@ def test_lerobot_finds_the_plugin_by_itself(told):
     assert told["type"] == "flowhand"
 
 
-def test_the_chunk_is_that_of_flowhand(told, questions):
-    expected = sample({name: questions[name] for name in ("state", "goal")}, questions["noise"])
+def test_the_chunk_is_that_of_flowhand(told, requests):
+    expected = sample({name: requests[name] for name in ("state", "goal")}, requests["noise"])
     assert expected.std() > 0.01
     np.testing.assert_allclose(np.array(told["chunk"]), expected, rtol=0, atol=1e-6)
 
 
-def test_an_episode_is_that_of_receding_horizon_control(told, questions):
+def test_an_episode_is_that_of_receding_horizon_control(told, requests):
     """Two actions per decision, the checkpoint's own execution horizon; before the first step it repeats."""
     for decided in (0, 2, 4):
         steps = [max(decided - 1, 0), decided]
-        seen = {"state": questions["states"][steps], "goal": questions["goals"][steps]}
+        seen = {"state": requests["states"][steps], "goal": requests["goals"][steps]}
         histories = {name: np.ascontiguousarray(value.swapaxes(0, 1)) for name, value in seen.items()}
-        chunk = sample(histories, questions["noises"][decided])
+        chunk = sample(histories, requests["noises"][decided])
         for ahead in (0, 1):
             np.testing.assert_allclose(told["actions"][decided + ahead], chunk[:, ahead], rtol=0, atol=1e-6)
 
 
-def test_without_noise_it_comes_from_the_generator_of_torch(told, questions):
+def test_without_noise_it_comes_from_the_generator_of_torch(told, requests):
     noise = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(3)).numpy()
-    seen = {"state": questions["states"][[0, 0]].swapaxes(0, 1), "goal": questions["goals"][[0, 0]].swapaxes(0, 1)}
+    seen = {"state": requests["states"][[0, 0]].swapaxes(0, 1), "goal": requests["goals"][[0, 0]].swapaxes(0, 1)}
     chunk = sample({name: np.ascontiguousarray(value) for name, value in seen.items()}, noise)
     np.testing.assert_allclose(told["drawn"], chunk[:, 0], rtol=0, atol=1e-6)
 

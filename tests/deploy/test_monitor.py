@@ -9,23 +9,25 @@ import numpy as np
 import pytest
 import torch
 
-from deploy.calibrate import default_scores
-from deploy.deciding import Decider
-from deploy.journal import read
-from deploy.monitor import Monitor, Trace, WatchedAgent, write_traces
-from deploy.replay import open_journal
-from deploy.runtime import REASONS, Runtime, RuntimeConfig
-from deploy.safety import Safety, SafetyConfig
-from deploy.sensing import Senses
 from envs import DetourConfig, make
-from envs.rollout import rollout
-from policies import ChunkConfig, ExecutionConfig, Feature, Policy, PolicyConfig, Spec
-from policies.conformal import Band
+from flowhand.commands.calibrate import default_scores
+from flowhand.contracts.band import Band
+from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from flowhand.control.alarm import Monitor, Trace, WatchedAgent, write_traces
+from flowhand.control.inference_thread import Decider
+from flowhand.control.journal import read
+from flowhand.control.replay import open_journal
+from flowhand.control.runtime import REASONS, Runtime, RuntimeConfig
+from flowhand.control.safety import Safety, SafetyConfig
+from flowhand.control.sensors import Senses
+from flowhand.evaluation.rollout import rollout
+from policies import Policy, PolicyConfig
 from policies.encoders import ENCODERS
 from policies.heads import HEADS
-from policies.monitor import CalibratedMonitor, Calibration, MonitorConfig, WatchedPolicy
+from policies.monitor.calibrated import CalibratedMonitor, Calibration, MonitorConfig, WatchedPolicy
+from policies.monitor.scores import mmd2
 from policies.nets import NETS
-from policies.scores import mmd2
 
 SPEC = Spec(
     {"state": Feature((4,), "float32", ""), "goal": Feature((2,), "float32", "")},

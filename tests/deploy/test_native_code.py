@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from deploy import artifact, exported, runner, runner_torch, tracing
+import flowhand
+from flowhand.contracts import artifact
+from flowhand.deploy import runner
+from policies.export import runner_torch, tracing
 from tests.deploy.test_export import differs, inputs, make, write, write_unchecked
 
 
@@ -32,7 +35,7 @@ def refused(path: Path) -> None:
     with pytest.raises(ValueError, match="format=aoti, which needs torch"):
         runner.load(path)
     with pytest.raises(ValueError, match="holds native code: to load it is to run it"):
-        exported.load(path)
+        flowhand.load(path)
 
 
 def test_it_takes_a_compiler(tmp_path, monkeypatch):
@@ -45,15 +48,15 @@ def test_code_from_elsewhere_is_not_touched(tmp_path, monkeypatch):
     policy, path = make(), tmp_path / "policy"
     monkeypatch.setattr(tracing, "native_code", lambda *_: b"anything")
     with monkeypatch.context() as patch:
-        patch.setattr("deploy.export.runner", lambda *_: policy)
+        patch.setattr("flowhand.commands.export.runner", lambda *_: policy)
         write(path, policy, rows=20, format="aoti")
     refused(path)
     with pytest.raises(ValueError, match="the program cannot be loaded"):
-        exported.load(path, trust=True)
+        flowhand.load(path, trust=True)
     for name in ("torch", "cpu"):
         data = json.loads((path / "manifest.json").read_text())
         data["versions"][name] = "another"
         (path / "manifest.json").write_text(json.dumps(data))
         with pytest.raises(ValueError, match=f"it was compiled for .*'{name}': 'another'"):
-            exported.load(path, trust=True)
+            flowhand.load(path, trust=True)
     assert artifact.read(path)[0].versions["torch"] != torch.__version__

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from deploy.journal import read
-from deploy.replay import open_journal, replay
-from deploy.runtime import REASONS, Runtime, RuntimeConfig
-from deploy.safety import Safety, SafetyConfig
-from deploy.sensing import Senses
-from deploy.simulated import SimulatedRobot
-from policies import Feature, Spec
+from flowhand.contracts.features import Feature, Spec
+from flowhand.control.journal import read
+from flowhand.control.replay import open_journal, replay
+from flowhand.control.runtime import REASONS, Runtime, RuntimeConfig
+from flowhand.control.safety import Safety, SafetyConfig
+from flowhand.control.sensors import Senses
+from flowhand.robots.simulated import SimulatedRobot
 
 SPEC = Spec({"count": Feature((1,), "float32", "")}, Feature((2,), "float32", "", (-100.0,) * 2, (100.0,) * 2), 0.01)
 DT, STEPS, AT = 0.002, 6, 3  # period, control steps, and the one at which something odd happens

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from benchmarks.toy_server import ToyPolicy
-from deploy.client import Client, RemoteController
-from deploy.session import noise
+from flowhand.deploy.client import Client, RemoteController
+from flowhand.deploy.server.session import noise
 
 ROOT = Path(__file__).parents[2]
 VENV = ROOT / "outputs" / "openpi" / "venv"

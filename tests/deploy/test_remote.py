@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from websockets.sync.server import ServerConnection, serve
 
-import policies
 from benchmarks.toy_server import ToyPolicy
-from deploy.client import Client, RemoteController, pack
-from deploy.runtime import Runtime, RuntimeConfig
-from deploy.safety import Safety, SafetyConfig
-from deploy.server import metadata
-from deploy.server_config import ServerConfig
-from deploy.session import noise
+from flowhand.control.controller import Controller
+from flowhand.control.runtime import Runtime, RuntimeConfig
+from flowhand.control.safety import Safety, SafetyConfig
+from flowhand.deploy.client import Client, RemoteController, pack
+from flowhand.deploy.server.config import ServerConfig
+from flowhand.deploy.server.server import metadata
+from flowhand.deploy.server.session import noise
 
 PERIOD_S = 0.05  # of the toy policy
 LATENESS_S = 0.4  # a busy test machine may keep a thread from running for so long
@@ -100,7 +100,7 @@ def test_a_seed_of_numpy_is_answered_as_the_number_that_it_is(serving):
 
 def test_without_lead_it_acts_as_the_local_controller_to_the_bit(serving):
     running = serving()
-    local = policies.Controller(ToyPolicy(), inference_batch=4)
+    local = Controller(ToyPolicy(), inference_batch=4)
     with remote(running.uri, ahead=0) as robot:
         for seed in (3, 4):
             robot.reset(seed)

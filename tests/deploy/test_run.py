@@ -1,4 +1,4 @@
-"""`python -m deploy.run`: a checkpoint controls a simulated robot in real time, and the journal is replayed."""
+"""`flowhand control`: a checkpoint controls a simulated robot in real time, and the journal is replayed."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ import torch
 import envs
 import policies
 from conf import schema
-from deploy import run
-from deploy.background import LINES
-from deploy.journal import read
-from deploy.replay import open_journal
-from deploy.runtime import Runtime, RuntimeConfig
-from deploy.safety import Safety, SafetyConfig
-from deploy.simulated import SimulatedRobot
-from deploy.workspace import Box
+from flowhand.commands import control, verify
+from flowhand.contracts.band import Band
+from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.features import ChunkConfig, Spec
+from flowhand.control.background import LINES
+from flowhand.control.journal import read
+from flowhand.control.replay import open_journal
+from flowhand.control.runtime import Runtime, RuntimeConfig
+from flowhand.control.safety import Safety, SafetyConfig
+from flowhand.control.workspace import Box
+from flowhand.robots.simulated import SimulatedRobot
 from policies.checkpoint import FILES
-from policies.conformal import Band
 from policies.encoders.state import StateEncoderConfig
-from policies.monitor import CalibratedMonitor, Calibration, MonitorConfig, save_monitor
+from policies.monitor.calibrated import CalibratedMonitor, Calibration, MonitorConfig, save_monitor
 from policies.nets.mlp import MLPConfig
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 def make_checkpoint(path: Path, world: envs.EnvConfig, seed: int = 0) -> str:
     """Of a small policy with random weights."""
     env = envs.make(world)
-    spec, chunk = policies.Spec.from_dict(env.features), policies.ChunkConfig(2, 16, 2)
+    spec, chunk = Spec.from_dict(env.features), ChunkConfig(2, 16, 2)
     config = policies.PolicyConfig(chunk=chunk, encoder=StateEncoderConfig(width=16), net=MLPConfig(width=16))
     torch.manual_seed(seed)
     policy = policies.Policy(config, spec)
@@ -57,9 +59,9 @@ def checkpoint(tmp_path_factory) -> str:
     return make_checkpoint(tmp_path_factory.mktemp("run") / "checkpoint", envs.DetourConfig(max_steps=8))
 
 
-def root(checkpoint: str, path: Path, **options) -> schema.DeployRoot:
+def root(checkpoint: str, path: Path, **options) -> schema.ControlRoot:
     defaults = {"checkpoint": checkpoint, "journal": str(path / "journal"), "seconds": 0.4, "rate_hz": 50.0}
-    return schema.DeployRoot(**{**defaults, **options})
+    return schema.ControlRoot(**{**defaults, **options})
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
@@ -68,7 +70,7 @@ def test_a_checkpoint_controls_a_world_and_the_journal_is_replayed(checkpoint, t
     box = Box("state", [0], [0], [0.02], [-0.5], [0.3])
     options = {"asynchronous": asynchronous, "safety": safety, "workspace": box, "noise_seed": 7}
     options |= {"rate_hz": 25.0, "seconds": 0.8, "runtime": RuntimeConfig(on_overrun="catch_up", budget=1.0)}
-    line, ended = run.control(root(checkpoint, tmp_path, **options))
+    line, ended = control.control(root(checkpoint, tmp_path, **options))
     assert ended in ("time", "over")
     timing = r"detour: (\d+) steps at 25 Hz, \d+ missed, jitter p99 [\d.]+ ms; .*; 0 alarms; ended: (?:time|over) "
     pattern = timing + r"\(1.25 times the checkpoint's rate\); 0 of \d+ episodes solved; journal: .*"
@@ -84,7 +86,7 @@ def test_a_checkpoint_controls_a_world_and_the_journal_is_replayed(checkpoint, t
     assert starts["seed"].tolist() == [2_000_000 + episode for episode in starts["episode"]]
     safe = records["safe"][(records["told"] == 1) & (records["refused"] == 0)]
     assert (np.abs(safe) <= 0.5).all()
-    done = run.again(tmp_path / "journal")
+    done = verify.verify(tmp_path / "journal")
     assert done.steps == len(records)
     assert done.actions == recording.records["acted"].sum() > 0
 
@@ -92,41 +94,43 @@ def test_a_checkpoint_controls_a_world_and_the_journal_is_replayed(checkpoint, t
 def test_another_sampler_decides_and_is_replayed(checkpoint, tmp_path):
     head = schema.SamplingConfig(steps=1)  # pyright: ignore[reportCallIssue]
     options = {"asynchronous": False, "rate_hz": 20.0, "runtime": RuntimeConfig(on_overrun="catch_up", budget=1.0)}
-    run.control(root(checkpoint, tmp_path, head=head, **options))
+    control.control(root(checkpoint, tmp_path, head=head, **options))
     recording = read(tmp_path / "journal")
     assert recording.header["head"] == {"steps": 1}
-    assert run.again(tmp_path / "journal").actions == recording.records["acted"].sum() > 0
+    assert verify.verify(tmp_path / "journal").actions == recording.records["acted"].sum() > 0
     content = (tmp_path / "journal").read_bytes()
     (tmp_path / "other").write_bytes(content.replace(b'"head": {"steps": 1}', b'"head": {"steps": 3}'))
     with pytest.raises(ValueError, match=r"episode 0, step \d+: the action was"):
-        run.again(tmp_path / "other")
+        verify.verify(tmp_path / "other")
     with pytest.raises(ValueError, match="calibrated for the checkpoint's own sampler"):
-        run.control(root(checkpoint, tmp_path, head=head, monitor=True))
+        control.control(root(checkpoint, tmp_path, head=head, monitor=True))
 
 
 def test_a_journal_belongs_to_its_checkpoint(checkpoint, tmp_path):
-    run.control(root(checkpoint, tmp_path, seconds=0.1))
+    control.control(root(checkpoint, tmp_path, seconds=0.1))
     other = make_checkpoint(tmp_path / "other", envs.DetourConfig(max_steps=8), seed=1)
     with pytest.raises(ValueError, match=r"is not the checkpoint that .*journal was recorded with"):
-        run.again(tmp_path / "journal", other)
+        verify.verify(tmp_path / "journal", other)
     copy = tmp_path / "copy"
     copy.mkdir()
     for name in FILES:
         (copy / name).write_bytes((Path(checkpoint) / name).read_bytes())
-    assert run.again(tmp_path / "journal", copy).steps > 0
+    assert verify.verify(tmp_path / "journal", copy).steps > 0
 
 
 def test_a_journal_of_a_program_of_its_own_has_its_own_replay(checkpoint, tmp_path):
     policy = policies.load(checkpoint)
     open_journal(tmp_path / "own", policy.spec, {"robot": "mine"}).close()
-    with pytest.raises(ValueError, match=r"own does not say artifact, asynchronous, .*deploy\.replay\.replay takes"):
-        run.again(tmp_path / "own", checkpoint)
-    run.control(root(checkpoint, tmp_path, seconds=0.1))
+    with pytest.raises(
+        ValueError, match=r"own does not say artifact, asynchronous, .*flowhand\.control\.replay\.replay takes"
+    ):
+        verify.verify(tmp_path / "own", checkpoint)
+    control.control(root(checkpoint, tmp_path, seconds=0.1))
     header = read(tmp_path / "journal").header
-    about = {name: value for name, value in header.items() if name in run.RECORDED}
+    about = {name: value for name, value in header.items() if name in verify.RECORDED}
     open_journal(tmp_path / "older", policy.spec, {**about, "safety": {"limit": 1}}).close()
     with pytest.raises(ValueError, match=r"older: .*unexpected keyword argument 'limit'"):
-        run.again(tmp_path / "older")
+        verify.verify(tmp_path / "older")
 
 
 class Straight:
@@ -143,8 +147,8 @@ class Straight:
 def test_the_end_of_a_run_stops_the_robot_and_not_only_its_command(limits):
     """A world steered by velocities stands still at zero, not at the last of them."""
     env = envs.make(envs.DetourConfig())
-    spec = policies.Spec.from_dict(env.features)
-    config = run._resting(SafetyConfig(**limits, max_observation_age_s=None), env)
+    spec = Spec.from_dict(env.features)
+    config = control._resting(SafetyConfig(**limits, max_observation_age_s=None), env)
     robot = SimulatedRobot(env)
     robot.reset(1_000_000)
     runtime = Runtime(robot, Straight(), Safety.for_spec(spec, config, 0.01), spec.observation, 0.01)
@@ -158,12 +162,12 @@ def test_the_end_of_a_run_stops_the_robot_and_not_only_its_command(limits):
 
 def test_what_a_world_does_not_say_of_standing_still_is_told(caplog):
     env = envs.make(envs.DetourConfig())
-    assert run._resting(SafetyConfig(), env).rest == [0.0, 0.0]
-    assert run._resting(SafetyConfig(rest=[None, 0.0]), env).rest == [None, 0.0]
-    assert run._resting(SafetyConfig(safe_action="zero"), env).rest is None
+    assert control._resting(SafetyConfig(), env).rest == [0.0, 0.0]
+    assert control._resting(SafetyConfig(rest=[None, 0.0]), env).rest == [None, 0.0]
+    assert control._resting(SafetyConfig(safe_action="zero"), env).rest is None
     assert not caplog.records
     env.rest = None
-    assert run._resting(SafetyConfig(), env).rest is None
+    assert control._resting(SafetyConfig(), env).rest is None
     assert LINES.drain(10)
     assert "detour does not say how its robot stands still" in caplog.text
 
@@ -171,33 +175,33 @@ def test_what_a_world_does_not_say_of_standing_still_is_told(caplog):
 def test_a_digest_is_of_what_decides(tmp_path):
     for name in ("config.json", "model.safetensors", "train_state.pt"):
         (tmp_path / name).write_bytes(name.encode())
-    before = run.digest(tmp_path)
+    before = control.digest(tmp_path)
     (tmp_path / "train_state.pt").write_bytes(b"")
-    assert run.digest(tmp_path) == before
+    assert control.digest(tmp_path) == before
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert run.digest(tmp_path) != before
+    assert control.digest(tmp_path) != before
     (tmp_path / "manifest.json").write_bytes(b"of an export")
-    assert run.digest(tmp_path, tmp_path) != run.digest(tmp_path)
+    assert control.digest(tmp_path, tmp_path) != control.digest(tmp_path)
 
 
 def test_only_a_calibrated_policy_is_watched(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="has no monitor"):
-        run.control(root(checkpoint, tmp_path, monitor=True))
+        control.control(root(checkpoint, tmp_path, monitor=True))
 
 
 @pytest.mark.slow
 def test_an_exported_policy_decides_in_place_of_the_checkpoint(checkpoint, tmp_path):
     pytest.importorskip("onnxruntime")
     folder = tmp_path / "onnx"
-    command("deploy.export", f"checkpoint={checkpoint}", f"out={folder}", "rows=20").communicate(timeout=120)
-    run.control(root(checkpoint, tmp_path, artifact=str(folder), seconds=0.2))
+    command("flowhand.commands.export", f"checkpoint={checkpoint}", f"out={folder}", "rows=20").communicate(timeout=120)
+    control.control(root(checkpoint, tmp_path, artifact=str(folder), seconds=0.2))
     assert read(tmp_path / "journal").header["artifact"] == str(folder)
-    assert run.again(tmp_path / "journal").actions > 0
+    assert verify.verify(tmp_path / "journal").actions > 0
     (folder / "manifest.json").write_text((folder / "manifest.json").read_text() + " ")
     with pytest.raises(ValueError, match=r"is not the artifact that .*journal was recorded with; give artifact="):
-        run.again(tmp_path / "journal")
-    with pytest.raises(ValueError, match=r"onnx has no monitor; python -m deploy\.export monitor=true exports one"):
-        run.control(root(checkpoint, tmp_path, artifact=str(folder), monitor=True))
+        verify.verify(tmp_path / "journal")
+    with pytest.raises(ValueError, match=r"onnx has no monitor; flowhand export monitor=true exports one"):
+        control.control(root(checkpoint, tmp_path, artifact=str(folder), monitor=True))
 
 
 @pytest.mark.slow
@@ -209,25 +213,25 @@ def test_an_exported_monitor_watches(checkpoint, tmp_path):
     about = Calibration(monitor, "receding_horizon", 2, {}, 3_000_000, 30, 30)
     never = Band(np.zeros((1, 1)), np.ones((1, 1)), -1.0, 0.05, 0.9, 20)  # no score is as low
     save_monitor(copy, CalibratedMonitor(about, never, None))
-    done = command("deploy.export", f"checkpoint={copy}", f"out={folder}", "rows=20", "monitor=true")
+    done = command("flowhand.commands.export", f"checkpoint={copy}", f"out={folder}", "rows=20", "monitor=true")
     assert "with a monitor, error of its scores" in done.communicate(timeout=120)[0]
     options = {"artifact": str(folder), "monitor": True, "asynchronous": False, "seconds": 0.2}
-    line, _ = run.control(root(str(copy), tmp_path, **options))
+    line, _ = control.control(root(str(copy), tmp_path, **options))
     assert re.search(r"; [1-9]\d* alarms; ", line)
-    assert run.again(tmp_path / "journal").steps > 0
+    assert verify.verify(tmp_path / "journal").steps > 0
     with pytest.raises(ValueError, match=r"decision every 2 control steps, not for .* every 3"):
-        run.control(root(str(copy), tmp_path, execution=policies.ExecutionConfig(execution_horizon=3), **options))
+        control.control(root(str(copy), tmp_path, execution=ExecutionConfig(execution_horizon=3), **options))
 
 
 def test_a_world_that_does_not_fit_is_an_error(checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r"reach-v3 has observation and action .*, the policy expects"):
-        run.control(root(checkpoint, tmp_path, env=envs.MetaWorldConfig(task="reach-v3")))
+        control.control(root(checkpoint, tmp_path, env=envs.MetaWorldConfig(task="reach-v3")))
 
 
 @pytest.mark.parametrize("stored", [{"kind": "none"}, {"kind": "gymnasium", "id": "os:system"}, {}])
 def test_a_checkpoint_without_a_world_of_ours_needs_one(stored):
     with pytest.raises(ValueError, match=r"give env=\.\.\. \(choices: detour, gymnasium, metaworld\)"):
-        run.env_of(stored)
+        control.env_of(stored)
 
 
 def test_a_simulated_robot_ends_its_episodes_as_an_evaluation_does():
@@ -261,7 +265,7 @@ def test_a_simulated_robot_ends_its_episodes_as_an_evaluation_does():
 )
 def test_a_wrong_setting_is_an_error(options, message):
     with pytest.raises(ValueError, match=message):
-        schema.DeployRoot(**options)
+        schema.ControlRoot(**options)
 
 
 def command(module: str, *words: str) -> subprocess.Popen:
@@ -275,7 +279,9 @@ def command(module: str, *words: str) -> subprocess.Popen:
 def test_the_command_line_and_its_end(checkpoint, tmp_path, number):
     """The journal tells when control has begun; a signal ends it, a kill leaves the journal."""
     path = tmp_path / "journal"
-    process = command("deploy.run", f"checkpoint={checkpoint}", f"journal={path}", "seconds=100", "safety.velocity=[3]")
+    process = command(
+        "flowhand.commands.control", f"checkpoint={checkpoint}", f"journal={path}", "seconds=100", "safety.velocity=[3]"
+    )
     while not path.exists() or path.stat().st_size < 20_000:
         assert process.poll() is None, process.communicate()
     process.send_signal(number)
@@ -287,7 +293,7 @@ def test_the_command_line_and_its_end(checkpoint, tmp_path, number):
         assert f"ended: {number.name}" in out
         assert "refusal: stopped" in err  # the first of its kind is a warning
         assert out.count("\n") == 1
-    again = command("deploy.run", f"replay={path}")
+    again = command("flowhand.commands.control", f"replay={path}")
     out, err = again.communicate(timeout=60)
     assert again.returncode == 0, err
     assert "are equal to the last bit" in out
@@ -295,8 +301,8 @@ def test_the_command_line_and_its_end(checkpoint, tmp_path, number):
 
 @pytest.mark.slow
 def test_the_command_line_says_what_is_wrong():
-    process = command("deploy.run", "seconds=1")
+    process = command("flowhand.commands.control", "seconds=1")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err.strip() == "error: give checkpoint=PATH to control a robot, or replay=JOURNAL to check what was decided"
-    assert RuntimeConfig() == schema.DeployRoot().runtime
+    assert RuntimeConfig() == schema.ControlRoot().runtime

@@ -13,14 +13,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from deploy.background import LINES
-from deploy.journal import read
-from deploy.pace import on_signals, real_time, wait_until
-from deploy.replay import open_journal, replay
-from deploy.runtime import REASONS, Runtime, RuntimeConfig
-from deploy.safety import Safety, SafetyConfig
-from deploy.sensing import SEED_STEP, Senses
-from policies import Feature, Spec
+from flowhand.contracts.features import Feature, Spec
+from flowhand.control.background import LINES
+from flowhand.control.journal import read
+from flowhand.control.replay import open_journal, replay
+from flowhand.control.runtime import REASONS, Runtime, RuntimeConfig
+from flowhand.control.safety import Safety, SafetyConfig
+from flowhand.control.sensors import SEED_STEP, Senses
+from flowhand.control.timing import on_signals, real_time, wait_until
 
 SPEC = Spec({"count": Feature((1,), "float32", "")}, Feature((2,), "float32", "", (-100.0,) * 2, (100.0,) * 2), 0.01)
 DT = 0.02
@@ -265,7 +265,9 @@ def test_a_command_that_the_robot_did_not_take_is_followed_by_the_safe_action(tm
     assert records(tmp_path)["sent"][:9].tolist() == [1, 1, 1, 0, 0, 1, 1, 1, 0]
     assert b"the cable is out" in records(tmp_path)["message"][3]
     assert LINES.drain(10)
-    told = [r.getMessage() for r in caplog.records if r.name == "deploy.runtime" and r.levelno >= logging.WARNING]
+    told = [
+        r.getMessage() for r in caplog.records if r.name == "flowhand.control.runtime" and r.levelno >= logging.WARNING
+    ]
     assert told == ["the command was not taken: ConnectionError: the cable is out"]  # however often
     replay(read(tmp_path / "journal"), Policy(), Safety.for_spec(SPEC, config, 0.002))
 

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-import deploy.safety
-from deploy.background import LINES
-from deploy.safety import SafetyConfig
-from deploy.workspace import Box
-from policies import Feature, Spec
+from flowhand.contracts.features import Feature, Spec
+from flowhand.control import safety
+from flowhand.control.background import LINES
+from flowhand.control.safety import SafetyConfig
+from flowhand.control.workspace import Box
 
-Safety: Any = deploy.safety.Safety  # Any, since its commands are None only before the first
+Safety: Any = safety.Safety  # Any, since its commands are None only before the first
 ROOT = Path(__file__).parents[2]
 LOW, HIGH = np.array([-1.0, -0.5, 0.0]), np.array([1.0, 2.0, 0.3])
 DT = 0.02
@@ -518,7 +518,7 @@ def test_a_rollback_forgets_the_last_command(kind):
 
 
 def test_the_first_of_its_kind_is_a_warning(caplog):
-    caplog.set_level(logging.DEBUG, "deploy.safety")
+    caplog.set_level(logging.DEBUG, "flowhand.control.safety")
     safety = Safety(1, DT, SafetyConfig(), [-1.0], [1.0])
     for action in (3.0, -4.0, math.nan):
         safety.step([action])
@@ -584,7 +584,8 @@ def test_a_wrong_period_or_box_is_an_error():
 
 
 def test_a_robot_needs_no_torch_for_it():
-    code = "import sys, deploy.safety, deploy.workspace; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    code = "import sys, flowhand.control.safety, flowhand.control.workspace; "
+    code += "print(*sorted({name.split('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert {"torch", "policies", "envs", "hydra", "mujoco"} & set(done.stdout.split()) == set()
     assert "numpy" in done.stdout

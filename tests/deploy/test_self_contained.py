@@ -9,8 +9,8 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from benchmarks.fuzz_onnx import Field, decoded, encoded, same_to_the_official_parser, small_graph  # noqa: E402
-from deploy import runner  # noqa: E402
-from deploy.self_contained import MESSAGES, require_self_contained  # noqa: E402
+from flowhand.deploy import runner  # noqa: E402
+from flowhand.deploy.onnx_file import MESSAGES, require_self_contained  # noqa: E402
 
 KEY = b"topsecret-key-16" * 4
 HIGH = 1 << 32  # of a tag: what some parsers cut off and others do not

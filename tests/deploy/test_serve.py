@@ -20,9 +20,11 @@ import torch
 import policies
 from benchmarks.toy_server import ToyPolicy
 from conf.cli import compose
-from deploy.client import Client, RemoteController
-from deploy.serve import KEY_VARIABLE, open_policy, read_key, tls_context
-from deploy.server_config import ServerConfig
+from flowhand.commands.serve import KEY_VARIABLE, open_policy, read_key, tls_context
+from flowhand.contracts.features import Spec
+from flowhand.control.controller import Controller
+from flowhand.deploy.client import Client, RemoteController
+from flowhand.deploy.server.config import ServerConfig
 
 ROOT = Path(__file__).parents[2]
 KEY = "correct-horse-battery-staple"
@@ -137,16 +139,16 @@ def test_over_tls(tmp_path, serving, observation):
 
 
 def test_a_robot_needs_one_file_and_no_torch(tmp_path):
-    shutil.copy(ROOT / "deploy" / "client.py", tmp_path)
+    shutil.copy(ROOT / "flowhand" / "deploy" / "client.py", tmp_path)
     program = "import sys, client; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert {"client", "numpy", "msgpack", "websockets"} <= loaded
-    assert loaded & {"torch", "policies", "deploy", "hydra", "mujoco", "prometheus_client"} == set()
+    assert loaded & {"torch", "policies", "flowhand", "hydra", "mujoco", "prometheus_client"} == set()
 
 
 def test_a_server_of_an_exported_policy_needs_no_torch():
-    program = "import sys, deploy.server; print(*{name.partition('.')[0] for name in sys.modules})"
+    program = "import sys, flowhand.deploy.server.server; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) & {"torch", "hydra", "mujoco", "envs", "demos"} == set()
 
@@ -159,7 +161,7 @@ def checkpoint(tmp_path) -> Path:
         "action": {"shape": [2], "dtype": "float32", "unit": "m/s", "low": None, "high": None},
         "control_dt_s": 0.1,
     }
-    policy = policies.Policy(config.policy, policies.Spec.from_dict(features))
+    policy = policies.Policy(config.policy, Spec.from_dict(features))
     policy.fit_normalizers({"state": torch.randn(50, 4)}, torch.randn(50, 2))
     for parameter in policy.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -171,13 +173,13 @@ def checkpoint(tmp_path) -> Path:
 
 def test_an_export_is_opened_as_one(tmp_path, checkpoint, monkeypatch):
     exported = ToyPolicy()
-    monkeypatch.setattr("deploy.serve.load_export", lambda path, threads: (path, threads, exported)[2])
+    monkeypatch.setattr("flowhand.commands.serve.load_export", lambda path, threads: (path, threads, exported)[2])
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "manifest.json").touch()
     assert open_policy(str(tmp_path / "export"), "auto", 1) is exported
     with pytest.raises(ValueError, match="an export, which runs on the CPU as it is; device='cuda'"):
         open_policy(str(tmp_path / "export"), "cuda", 1)
-    with pytest.raises(ValueError, match=r"has its sampler in it; give head\.steps=2 to python -m"):
+    with pytest.raises(ValueError, match=r"has its sampler in it; give head\.steps=2 to flowhand export"):
         open_policy(str(tmp_path / "export"), "cpu", 1, head={"steps": 2})
     with pytest.raises(ValueError, match="compile='fp32' are for checkpoints"):
         open_policy(str(tmp_path / "export"), "cpu", 1, "fp32")
@@ -205,13 +207,13 @@ def test_a_checkpoint_is_compiled_on_request(checkpoint, monkeypatch):
 
 @pytest.mark.slow
 def test_a_checkpoint_is_served_as_it_acts_locally(checkpoint):
-    command = [sys.executable, "-m", "deploy.serve", f"checkpoint={checkpoint}", "port=0", "inference_batch=4"]
+    command = [sys.executable, "-m", "flowhand", "serve", f"checkpoint={checkpoint}", "port=0", "inference_batch=4"]
     environment = {**os.environ, KEY_VARIABLE: KEY}
     server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     line = server.stdout.readline()
     assert line.endswith(" with a key\n")
-    local = policies.Controller(policies.load(checkpoint), inference_batch=4)
+    local = Controller(policies.load(checkpoint), inference_batch=4)
     robot = RemoteController(Client(line.split()[4], KEY), ahead=0, wait_s=5.0)
     for seed in (1, 2):
         robot.reset(seed)
@@ -229,7 +231,7 @@ def test_a_checkpoint_is_served_as_it_acts_locally(checkpoint):
 
 @pytest.mark.slow
 def test_an_error_is_one_line_and_status_1(checkpoint):
-    command = [sys.executable, "-m", "deploy.serve", f"checkpoint={checkpoint}"]
+    command = [sys.executable, "-m", "flowhand", "serve", f"checkpoint={checkpoint}"]
     for words, match in (("host=0.0.0.0", "needs a key"), ("portt=1", "did you mean 'port'?"), ("port=70000", "65535")):
         done = subprocess.run([*command, words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 1

@@ -18,11 +18,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from benchmarks.toy_server import ToyPolicy
-from deploy.background import LINES
-from deploy.client import Client, pack, unpack
-from deploy.server import PolicyServer
-from deploy.server_config import ServerConfig
-from deploy.session import noise
+from flowhand.control.background import LINES
+from flowhand.deploy.client import Client, pack, unpack
+from flowhand.deploy.server.config import ServerConfig
+from flowhand.deploy.server.server import PolicyServer
+from flowhand.deploy.server.session import noise
 
 KEY = "correct-horse-battery-staple"
 
@@ -274,7 +274,7 @@ def test_a_web_page_cannot_reach_it(serving):
 
 
 def test_health_tells_of_stuck_inference(serving, observation, monkeypatch):
-    monkeypatch.setattr("deploy.server.STUCK_S", 0.1)
+    monkeypatch.setattr("flowhand.deploy.server.server.STUCK_S", 0.1)
     running = serving(Broken(), deadline_s=2.0)
     with closing(Client(running.uri)) as client, ThreadPoolExecutor(1) as pool:
         pending = pool.submit(client.infer, varied(3))
@@ -369,7 +369,7 @@ def test_a_flood_of_frames_ends_its_connection_and_holds_nobody(serving, observa
 
 
 def test_pongs_that_nobody_reads_do_not_pile_up(serving, monkeypatch):
-    monkeypatch.setattr("deploy.guard.MAX_FRAMES", 10**9)  # as if they came slowly
+    monkeypatch.setattr("flowhand.deploy.server.connection.MAX_FRAMES", 10**9)  # as if they came slowly
     running = serving()
     with upgraded(running.port) as peer:
         assert flood(peer, frame(0x9, b"x" * 125) * 100)

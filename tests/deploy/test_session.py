@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import policies
 from benchmarks.toy_server import ToyPolicy
-from deploy.server_config import ServerConfig
-from deploy.session import Session, noise
-from policies.controller import Planner
-from policies.spec import Feature
+from flowhand.contracts.features import Feature
+from flowhand.contracts.planner import Planner
+from flowhand.control.controller import Controller
+from flowhand.deploy.server.config import ServerConfig
+from flowhand.deploy.server.session import Session, noise
 
 
 def joints(*values: float) -> np.ndarray:
@@ -129,7 +129,7 @@ def test_a_noise_seed_of_numpy_is_the_number_that_it_is(kind):
 
 @pytest.mark.parametrize("value", [True, np.True_, 1.0, "1", None])
 def test_a_count_that_is_no_integer_is_refused(value):
-    with pytest.raises(ValueError, match=r"inference_batch=.* must be an integer"):
+    with pytest.raises(ValueError, match=r"inference_batch is .*, expected an integer"):
         ServerConfig(inference_batch=value)
 
 
@@ -142,7 +142,7 @@ def test_noise_is_that_of_the_local_controller():
             return super().plan(observation, noise)
 
     policy = Recorder()
-    controller = policies.Controller(policy, noise_seed=5)
+    controller = Controller(policy, noise_seed=5)
     controller.reset(seed=6)
     for _ in range(5):  # two steps per decision: 0, 2, 4
         controller.step(request(1))

@@ -16,18 +16,22 @@ import pytest
 import torch
 from jaxtyping import config as annotations
 
-from deploy import artifact, export, runner, runner_torch
-from deploy.deciding import Decider
-from deploy.decision import ScoredDecision
-from deploy.monitor import Monitor, WatchedAgent
-from deploy.watched import ExportedMonitor, WatchedExport
 from envs import DetourConfig
 from envs import make as make_world
-from envs.rollout import rollout
-from policies import ExecutionConfig, Policy
-from policies.conformal import Band
-from policies.density import Density, DensityConfig
-from policies.monitor import CalibratedMonitor, Calibration, MonitorConfig
+from flowhand.commands import export
+from flowhand.contracts import artifact, exported_policy
+from flowhand.contracts.band import Band
+from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.exported_monitor import ExportedMonitor, WatchedExport
+from flowhand.control.alarm import Monitor, WatchedAgent
+from flowhand.control.inference_thread import Decider
+from flowhand.deploy import runner
+from flowhand.evaluation.rollout import rollout
+from policies import Policy
+from policies.export import runner_torch
+from policies.export.decision import ScoredDecision
+from policies.monitor.calibrated import CalibratedMonitor, Calibration, MonitorConfig
+from policies.monitor.density import Density, DensityConfig
 from tests.deploy import unchecked as elsewhere
 from tests.deploy.test_export import edit, swap
 from tests.deploy.test_monitor import policy_of
@@ -94,7 +98,7 @@ def own_scores(policy: Policy, monitor: CalibratedMonitor, rows: dict[str, np.nd
     return np.array(watched.scores_ND)
 
 
-def require_same(planner: artifact.Exported, policy: Policy, monitor: CalibratedMonitor) -> None:
+def require_same(planner: exported_policy.Exported, policy: Policy, monitor: CalibratedMonitor) -> None:
     for count in (1, 3, 5):
         rows = {name: value.numpy() for name, value in golden(policy, count).items()}
         observation = {name: rows[f"observation.{name}"] for name in policy.spec.observation}
@@ -327,10 +331,10 @@ def test_a_robot_without_torch_is_watched(exported):
 import json, sys
 import numpy as np
 sys.modules["torch"] = None  # to import it is an error
-from deploy import runner
-from deploy.deciding import Decider
-from deploy.monitor import Monitor
-from deploy.runtime import Runtime
+from flowhand.deploy import runner
+from flowhand.control.inference_thread import Decider
+from flowhand.control.alarm import Monitor
+from flowhand.control.runtime import Runtime
 
 policy = runner.load(sys.argv[1])
 monitor = Monitor(policy.manifest.monitor, policy)

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 
 import envs
 from envs.detour import DetourConfig, DetourEnv
-from envs.rollout import rollout
+from flowhand.evaluation.rollout import rollout
 
 
 @pytest.fixture(scope="module")

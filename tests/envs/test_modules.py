@@ -12,12 +12,14 @@ import pytest
 from omegaconf import OmegaConf
 
 import envs
-import eval as evaluation
 import policies
 from conf import cli, schema
-from demos.collect import CollectConfig, _attempt_in_processes, _meta
-from envs import modules
-from envs.rollout import rollout
+from conf.demonstrations import CollectConfig
+from flowhand.commands import eval as evaluation
+from flowhand.commands.collect import _attempt_in_processes, _meta
+from flowhand.contracts import modules
+from flowhand.contracts.modules import import_modules, imported_modules
+from flowhand.evaluation.rollout import rollout
 
 PACKAGE = """
 import gymnasium, numpy as np
@@ -65,14 +67,14 @@ def test_workers_import_them_too(package):
         ValueError, match=r"unknown Gymnasium id 'own/Push-v0'.*modules=\[PACKAGE\] on the command line"
     ):
         make()
-    envs.import_modules([package])
+    import_modules([package])
     assert make().features["observation"]["state"]["shape"] == [2]
     make_env = partial(envs.make, envs.GymnasiumConfig(**FIELDS))
     assert rollout(make_env, Still(), [1], workers="process", processes=1)[0].success
 
 
 def test_arguments_stand_in_the_recipe(package):
-    envs.import_modules([package])
+    import_modules([package])
     recipes = [
         _meta(make(), replace(envs.GymnasiumConfig(**FIELDS), kwargs={"obs_type": kind}), CollectConfig()).recipe_hash
         for kind in ("state", "pixels")
@@ -81,7 +83,7 @@ def test_arguments_stand_in_the_recipe(package):
 
 
 def test_collectors_import_them_too(package):
-    envs.import_modules([package])
+    import_modules([package])
     make_env = partial(envs.make, envs.GymnasiumConfig(**FIELDS))
     attempts = _attempt_in_processes(make_env, CollectConfig(workers=1), [7])
     with closing(attempts), pytest.raises(ValueError, match="has no scripted expert"):  # the worker has made the world
@@ -91,8 +93,8 @@ def test_collectors_import_them_too(package):
 @pytest.mark.parametrize("name", ["no_such_package", "os;print", "", "..x", 3])
 def test_what_cannot_be_imported_is_named(name):
     with pytest.raises(ValueError, match=r"modules"):
-        envs.import_modules([name])
-    assert envs.imported_modules() == []
+        import_modules([name])
+    assert imported_modules() == []
 
 
 def test_no_file_names_code(package):
@@ -102,7 +104,7 @@ def test_no_file_names_code(package):
         with pytest.raises(ValueError, match="stands in a file, and only you may name code to run"):
             cli.typed(config, said)
     assert package not in sys.modules
-    assert cli.typed(config, [f"modules=[{package}]"]).modules == envs.imported_modules() == [package]
+    assert cli.typed(config, [f"modules=[{package}]"]).modules == imported_modules() == [package]
 
 
 def test_the_command_line_names_them(package):
@@ -110,7 +112,7 @@ def test_the_command_line_names_them(package):
     config = cli.compose(words)
     assert isinstance(config.env, envs.GymnasiumConfig)
     assert config.env.kwargs == {"obs_type": "pixels"}
-    assert config.modules == [package] == envs.imported_modules()
+    assert config.modules == [package] == imported_modules()
 
 
 def test_a_checkpoint_asks_for_them(package):
@@ -127,7 +129,7 @@ def test_a_checkpoint_asks_for_them(package):
     ):
         evaluation.env_of(source)
     assert package not in sys.modules
-    envs.import_modules([package])
+    import_modules([package])
     found = evaluation.env_of(source)
     assert isinstance(found, envs.GymnasiumConfig)
     assert found.kwargs == {"obs_type": "state"}

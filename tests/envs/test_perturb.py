@@ -13,10 +13,11 @@ import pytest
 
 import envs
 from envs import Env, PerturbConfig
-from envs.base import Features, Physics, load_mujoco
+from envs.base import Physics, load_mujoco
 from envs.perturb import STRENGTHS, PerturbedEnv
-from envs.records import read_records, write_records
-from envs.rollout import rollout
+from flowhand.contracts.world import Features
+from flowhand.evaluation.records import read_records, write_records
+from flowhand.evaluation.rollout import rollout
 
 mujoco: Any = load_mujoco()
 ALL: dict[str, Any] = {

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from envs.records import EpisodeRecord, RecordWriter, read_records, summarize, wilson, write_records
+from flowhand.evaluation.records import EpisodeRecord, RecordWriter, read_records, summarize, wilson, write_records
 
 
 def record(seed: int = 0, success: bool = True, final: bool = True) -> EpisodeRecord:

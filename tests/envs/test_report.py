@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.records import EpisodeRecord
-from envs.report import ChunkComparison, Clip, ReportData, render_report, write_report
+from flowhand.evaluation.records import EpisodeRecord
+from flowhand.pages.evaluation import ChunkComparison, Clip, ReportData, render_report, write_report
 
 FIRST = 1_000_000
 HOSTILE = "</style></script><script>alert(1)</script><img src='http://evil.example/x' onerror=\"alert(2)\">&amp; \udc80"

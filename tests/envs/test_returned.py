@@ -7,10 +7,11 @@ import pickle
 import numpy as np
 import pytest
 
-from demos.collect import CollectConfig, attempt
+from conf.demonstrations import CollectConfig
 from envs import Env
-from envs.returned import WorldError, real, truth
-from envs.rollout import rollout
+from flowhand.commands.collect import attempt
+from flowhand.contracts.world import WorldError, real, truth
+from flowhand.evaluation.rollout import rollout
 
 BAD = 3  # the seed whose episode goes wrong, at its second step, which is step 1
 

@@ -14,8 +14,9 @@ import pytest
 
 import envs
 from envs import Env, MetaWorldConfig
-from envs.records import EpisodeRecord
-from envs.rollout import WorkerError, rollout
+from flowhand.evaluation.records import EpisodeRecord
+from flowhand.evaluation.rollout import rollout
+from flowhand.evaluation.workers import WorkerError
 
 ROOT = Path(__file__).parents[2]
 SEEDS = [5, 3, 9, 1, 7, 2, 8]
@@ -275,7 +276,7 @@ def is_running(pid: int) -> bool:
 
 SCRIPT = """
 import functools
-from envs.rollout import rollout
+from flowhand.evaluation.rollout import rollout
 from tests.envs.test_rollout import Noisy, Walk
 {definition}
 make_env = functools.partial({make_env}, "", {pids!r})

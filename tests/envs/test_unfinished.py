@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 
 import envs
-from envs.rollout import rollout
-from envs.unfinished import NAMES, Unfinished, completed, discard_unfinished, fingerprint, unfinished
+from flowhand.evaluation.rollout import rollout
+from flowhand.evaluation.unfinished import NAMES, Unfinished, completed, discard_unfinished, fingerprint, unfinished
 
 WORLD = partial(envs.make, envs.DetourConfig())
 SEEDS = range(1_000_000, 1_000_006)
@@ -43,7 +43,9 @@ def test_records_after_a_death_are_those_of_an_evaluation_that_never_stopped(tmp
         file.write(b'{"task": "det')  # a kill in the middle of a line
     assert len((tmp_path / "part").read_bytes().splitlines()) == 1 + 3 + 1
     asked = []
-    monkeypatch.setattr("envs.unfinished.rollout", lambda *a, **k: asked.append(a[2]) or rollout(*a, **k))
+    monkeypatch.setattr(
+        "flowhand.evaluation.unfinished.rollout", lambda *a, **k: asked.append(a[2]) or rollout(*a, **k)
+    )
     assert told(run(tmp_path / "part", n_envs=2)) == whole
     assert len(asked[0]) == 3
     assert told(run(tmp_path / "part")) == whole

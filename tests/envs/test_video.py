@@ -5,7 +5,7 @@ import av
 import numpy as np
 import pytest
 
-from envs.video import encode_mp4, write_mp4
+from flowhand.pages.video import encode_mp4, write_mp4
 
 RED, BLUE, GRAY = (200, 40, 40), (40, 60, 200), (120, 120, 120)
 

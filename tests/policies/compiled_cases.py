@@ -20,15 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.backends.registry import lookup_backend
 
-import train
 from conf.cli import compose
-from demos.episode import Episode
-from policies import ChunkConfig, Feature, Policy, PolicyConfig, Spec
-from policies.compiled import MATRIX_ROWS, CompiledSampler, RowLinear
+from flowhand.commands import train
+from flowhand.contracts.episode import Episode
+from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from policies import Policy, PolicyConfig
+from policies.compile import MATRIX_ROWS, CompiledSampler, RowLinear
 from policies.encoders.state import StateEncoderConfig
+from policies.generation.prefix import Prefix
 from policies.heads import HEADS
 from policies.nets import NETS
-from policies.prefix import Prefix
 
 NETS_TO_TRY = {
     "mlp": {"width": 16, "blocks": 2},

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from policies import Batch, ChunkConfig, Feature, Policy, PolicyConfig, Provenance, Spec
+from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from policies import Batch, Policy, PolicyConfig, Provenance
 from policies.encoders import ENCODERS
 from policies.heads import HEADS
 from policies.nets import NETS

@@ -7,7 +7,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from policies.argument import argument
+from flowhand.contracts.argument import argument
 
 ODD = [
     "",

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from policies import AsyncController, ChunkConfig, Controller, ExecutionConfig, Feature, Policy, PolicyConfig, Spec
-from policies.execution import MODES
+from flowhand.contracts.execution import MODES, ExecutionConfig
+from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from flowhand.control.async_controller import AsyncController
+from flowhand.control.controller import Controller
+from policies import Policy, PolicyConfig
 from policies.heads.flow import FlowConfig
 from policies.nets.mlp import MLPConfig
 

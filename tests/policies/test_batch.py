@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from policies import Batch, Feature, Spec
-from policies.spec import RESERVED
+from flowhand.contracts.features import RESERVED, Feature, Spec
+from policies import Batch
 
 VECTOR = {"shape": [2], "dtype": "float32", "unit": "m", "low": [-1.0, -2.0], "high": [1.0, 2.0]}
 IMAGE = {"shape": [4, 6, 3], "dtype": "uint8", "unit": "", "low": None, "high": None}

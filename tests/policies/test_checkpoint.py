@@ -29,7 +29,9 @@ import safetensors.torch
 import torch
 
 import policies
-from policies import ChunkConfig, Feature, Policy, PolicyConfig, Provenance, Spec, checkpoint, folder
+from flowhand.contracts import durable
+from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from policies import Policy, PolicyConfig, Provenance, checkpoint
 from policies.encoders import ENCODERS
 from policies.encoders.state import StateEncoderConfig
 from policies.heads import HEADS
@@ -169,7 +171,7 @@ def kill_at(monkeypatch, number: int) -> list[str]:
 
         return wrapped
 
-    calls = ((os, "rename"), (os, "fsync"), (torch, "save"), (Path, "write_bytes"), (folder, "_exchange"))
+    calls = ((os, "rename"), (os, "fsync"), (torch, "save"), (Path, "write_bytes"), (durable, "_exchange"))
     for owner, name in calls:
         monkeypatch.setattr(owner, name, mortal(name, getattr(owner, name)))
     monkeypatch.setattr(shutil, "rmtree", mortal("rmtree", shutil.rmtree))
@@ -213,7 +215,7 @@ def test_after_a_kill_between_the_two_renames_every_reader_finds_the_earlier_one
 @pytest.mark.parametrize("step", ["write_bytes", "save", "_exchange"])
 def test_a_save_that_fails_leaves_the_old_checkpoint_and_nothing_else(monkeypatch, path, make_policy, save, step):
     before = act(policies.load(path))
-    owner = {"write_bytes": Path, "save": torch, "_exchange": folder}[step]
+    owner = {"write_bytes": Path, "save": torch, "_exchange": durable}[step]
 
     def fail(*args, **kwargs):
         raise OSError("No space left on device")
@@ -606,7 +608,7 @@ def test_readers_beside_a_training_that_saves_get_one_checkpoint_or_the_other(
     tmp_path, make_policy, save, monkeypatch, exchange
 ):
     if not exchange:
-        monkeypatch.setattr(folder, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(durable, "_exchange", lambda one, other: False)
     path, pair = tmp_path / "checkpoint", (make_policy(), make_policy())
     save(path, pair[0])
     done, failures, loads = threading.Event(), [], []

@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from policies import Feature, Spec, Windows
+from flowhand.contracts.features import Feature, Spec
+from policies import Windows
 
 SPEC = Spec(
     {"state": Feature((1,), "float32", "m"), "image": Feature((2, 2, 3), "uint8", "")},

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from policies.claim import LOCK, claimed
+from flowhand.contracts.durable import LOCK, claimed
 
 HOLD = """
 import sys
-from policies.claim import claimed
+from flowhand.contracts.durable import claimed
 with claimed(sys.argv[1]):
     print(flush=True)
     sys.stdin.read()

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import policies
-from policies import Batch, Controller, Feature
+from flowhand.contracts.features import MOST_CHOICES, Feature
+from flowhand.control.controller import Controller
+from policies import Batch
 from policies.codec import ActionCodec
+from policies.generation.prefix import Prefix
 from policies.heads import HEADS
-from policies.prefix import Prefix
-from policies.spec import MOST_CHOICES
 
 CHOICES = (0, 2, 3, 0)  # a gripper, a tool of three, between two velocities
 MIXED = Feature((4,), "float32", "", choices=CHOICES)

@@ -12,8 +12,8 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from policies import compiled as module
-from policies.compiled import Captured, CompiledSampler, twin
+from policies import compile as module
+from policies.compile import Captured, CompiledSampler, twin
 
 ROOT = Path(__file__).parents[2]
 CASES = "tests/policies/compiled_cases.py"

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from flowhand.contracts.strict import build
 from policies import PolicyConfig
-from policies.config import build, policy_config
+from policies.config import policy_config
 from policies.encoders import ENCODERS
 from policies.heads import HEADS
 from policies.nets import NETS

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from policies.heads.consistency import ConsistencyConfig, ConsistencyHead
 from policies.heads.mean_flow import TIME_SCALE
-from policies.nets import NETS, Net
+from policies.nets import NETS
+from policies.nets.base import Net
 
 SHAPE = (3, 2)  # of a chunk
 SIZE = SHAPE[0] * SHAPE[1]

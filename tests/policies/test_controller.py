@@ -8,8 +8,11 @@ import pytest
 import torch
 from scipy import stats
 
-from policies import AsyncController, ChunkConfig, Controller, Feature, Policy, PolicyConfig, Spec
-from policies.fields import whole
+from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from flowhand.contracts.strict import whole
+from flowhand.control.async_controller import AsyncController
+from flowhand.control.controller import Controller
+from policies import Policy, PolicyConfig
 
 SPEC = Spec(
     {"state": Feature((1,), "float32", "m"), "image": Feature((2, 2, 1), "uint8", "")},
@@ -138,8 +141,8 @@ def test_a_seed_of_numpy_is_the_number_that_it_is(kind):
     assert np.array_equal(noises(given[0], given[1], 2), noises(7, 200, 2))
     controller = AsyncController(Scripted(), given[0])
     controller.reset(seed=given[1])
-    assert controller._track
-    assert np.array_equal(controller._track.generator().standard_normal((4, 2), np.float32), noises(7, 200, 1)[0])
+    assert controller._episode
+    assert np.array_equal(controller._episode.generator().standard_normal((4, 2), np.float32), noises(7, 200, 1)[0])
 
 
 @NUMPY
@@ -154,12 +157,12 @@ def test_a_count_of_numpy_is_the_number_that_it_is(kind):
     controller.skip(kind(100))
     controller.skip(kind(100))
     controller.skip(kind(100))
-    assert controller._tracks[0].timeline.step == 301
+    assert controller._episodes[0].timeline.step == 301
 
 
 @pytest.mark.parametrize("value", [True, np.True_, 1.0, "1", None, [1]])
 def test_what_is_no_integer_is_no_seed_and_no_count(value):
-    with pytest.raises(ValueError, match=r"seed=.* must be an integer"):
+    with pytest.raises(ValueError, match=r"seed is .*, expected an integer"):
         whole("seed", value)
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from policies.coupling import assignment, chunk_distance, couple
+from policies.generation.coupling import assignment, chunk_distance, couple
 from policies.heads.flow import FlowConfig, FlowHead
-from policies.nets import Net
+from policies.nets.base import Net
 
 
 def costs(x0: Tensor, x1: Tensor, cond: Tensor, mask: Tensor, weight: float) -> np.ndarray:

@@ -3,7 +3,8 @@ import os
 import pytest
 import torch
 
-from policies.device import select_device, usable_cores, usable_threads
+from flowhand.contracts.provenance import usable_cores
+from policies.device import select_device, usable_threads
 
 
 @pytest.fixture(autouse=True)

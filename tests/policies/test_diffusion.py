@@ -18,12 +18,12 @@ from scipy import stats
 from torch import Tensor
 
 import policies
-from policies import Controller
-from policies.fields import build
-from policies.grids import power, tabulated
+from flowhand.contracts.strict import build
+from flowhand.control.controller import Controller
+from policies.generation.grids import power, tabulated
+from policies.generation.paths import PREDICTIONS
 from policies.heads.diffusion import SAMPLERS, SPACINGS, DiffusionConfig, DiffusionHead, visited
-from policies.nets import Net
-from policies.paths import PREDICTIONS
+from policies.nets.base import Net
 
 COND = 3
 THEIR_NAMES = {"noise": "epsilon", "data": "sample", "velocity": "v_prediction"}

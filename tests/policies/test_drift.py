@@ -11,7 +11,8 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from policies.heads.drift import DriftConfig, DriftHead, drift
-from policies.nets import NETS, Net
+from policies.nets import NETS
+from policies.nets.base import Net
 
 PAPERS = [0.02, 0.05, 0.2]  # temperatures
 EITHER = pytest.mark.parametrize("temperatures", [[], PAPERS], ids=["distance", "softmax"])

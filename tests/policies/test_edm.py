@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from policies.heads.edm import EDMConfig, EDMHead
-from policies.nets import Net
+from policies.nets.base import Net
 
 COND = 3
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from policies import Feature, Spec
+from flowhand.contracts.features import Feature, Spec
 from policies.encoders import ENCODERS
 
 ACTION = Feature((2,), "float32", "N")

@@ -11,10 +11,13 @@ import pytest
 import torch
 
 import envs
-from envs.rollout import rollout
-from policies import ChunkConfig, Controller, ExecutionConfig, Feature, Policy, PolicyConfig, Spec
-from policies.controller import Track
-from policies.execution import FORMS, MODES, PrefixArrays, Timeline
+from flowhand.contracts.execution import MODES, ExecutionConfig
+from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from flowhand.contracts.planner import FORMS, PrefixArrays
+from flowhand.control.chunk_player import Timeline
+from flowhand.control.controller import Controller, RobotEpisode
+from flowhand.evaluation.rollout import rollout
+from policies import Policy, PolicyConfig
 from policies.heads.flow import FlowConfig
 from policies.nets.mlp import MLPConfig
 
@@ -250,7 +253,7 @@ def test_a_latency_follows_from_noise_seed_seed_and_decision_and_leaves_the_nois
 
 
 def test_latency_and_noise_are_drawn_from_different_streams():
-    track = Track(Telling(), Timeline(ExecutionConfig(), 1, 1), noise_seed=3, seed=4)
+    track = RobotEpisode(Telling(), Timeline(ExecutionConfig(), 1, 1), noise_seed=3, seed=4)
     assert track.generator(0).bytes(16) != track.generator(1).bytes(16)
 
 

@@ -10,7 +10,8 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from policies.heads.flow import PREDICTIONS, FlowConfig, FlowHead
-from policies.nets import NETS, Net
+from policies.nets import NETS
+from policies.nets.base import Net
 
 COND = 32  # as in test_heads.py
 WITH = (2.0, 0.5)  # mean and deviation of the data given the condition

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from policies.generation.prefix import FORMS, Prefix, first
 from policies.heads.flow import PREDICTIONS, FlowConfig, FlowHead
-from policies.nets import NETS, Net
-from policies.prefix import FORMS, Prefix, first
+from policies.nets import NETS
+from policies.nets.base import Net
 
 COND = 32  # as in test_heads.py
 GUIDED = ("exact", "identity")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from policies import folder
+from flowhand.contracts import durable
 
 NAMES = ("a", "b", "c")
 
@@ -20,21 +20,21 @@ def way(request, monkeypatch, tmp_path):
     for name in ("one", "other"):
         (tmp_path / "tried" / name).mkdir(parents=True)
     if request.param == "two renames":
-        monkeypatch.setattr(folder, "_exchange", lambda one, other: False)
-    elif not folder._exchange(tmp_path / "tried" / "one", tmp_path / "tried" / "other"):
+        monkeypatch.setattr(durable, "_exchange", lambda one, other: False)
+    elif not durable._exchange(tmp_path / "tried" / "one", tmp_path / "tried" / "other"):
         pytest.skip("no exchange of names here")
     shutil.rmtree(tmp_path / "tried")
     return request.param
 
 
 def write(path, content):
-    with folder.replacing(path, NAMES, "thing") as new:
+    with durable.replacing(path, NAMES, "thing") as new:
         for name in NAMES:
             (new / name).write_text(content)
 
 
 def read(path):
-    with folder.opened(path, NAMES) as files:
+    with durable.opened(path, NAMES) as files:
         return [files.read(name, 100).decode() for name in NAMES]
 
 
@@ -120,7 +120,7 @@ def test_a_kill_at_any_moment_loses_neither_the_old_nor_the_new_folder(way, tmp_
         with monkeypatch.context() as patch, suppress(Killed):
             for owner, name in ((os, "mkdir"), (os, "rename"), (os, "fsync"), (os, "rmdir"), (os, "unlink")):
                 patch.setattr(owner, name, mortal(getattr(owner, name)))
-            patch.setattr(folder, "_exchange", mortal(folder._exchange))
+            patch.setattr(durable, "_exchange", mortal(durable._exchange))
             write(path, "new")
         found = read(path)
         seen.add(found[0])
@@ -135,7 +135,7 @@ def test_a_kill_at_any_moment_loses_neither_the_old_nor_the_new_folder(way, tmp_
 
 
 def test_between_the_two_renames_the_earlier_folder_is_read_and_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(durable, "_exchange", lambda one, other: False)
     path, rename = tmp_path / "thing", os.rename
     write(path, "old")
 
@@ -143,7 +143,7 @@ def test_between_the_two_renames_the_earlier_folder_is_read_and_left_alone(tmp_p
         if Path(other) == path:
             assert not path.exists()
             assert read(path) == ["old"] * 3
-            assert folder.exists(path)
+            assert durable.exists(path)
             assert not path.exists()
         rename(one, other)
 
@@ -172,7 +172,7 @@ def test_nothing_of_others_is_removed(way, tmp_path):
         (tmp_path / name / "thesis").write_text("mine")
     before = set(os.listdir(tmp_path))
     write(tmp_path / "*", "new")
-    with folder.replacing(tmp_path / "*", NAMES, "thing") as new:
+    with durable.replacing(tmp_path / "*", NAMES, "thing") as new:
         for name in NAMES:
             (new / name).write_text("slow")
         write(tmp_path / "*", "quick")
@@ -224,7 +224,7 @@ def test_a_file_system_without_locks_or_exchange_still_replaces(tmp_path, monkey
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", unable)
-    monkeypatch.setattr(folder, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(durable, "_exchange", lambda one, other: False)
     for content in ("one", "two"):
         write(tmp_path / "thing", content)
     assert read(tmp_path / "thing") == ["two"] * 3
@@ -254,7 +254,7 @@ def test_two_writers_at_once_both_come_to_their_end(way, tmp_path, monkeypatch):
 
 def test_another_writer_moves_the_folder_while_it_is_looked_at(tmp_path, monkeypatch):
     """Between the look at one file and at the next it is removed by whoever replaced it: it was such a folder."""
-    path, is_file = tmp_path / "thing", folder._is_file
+    path, is_file = tmp_path / "thing", durable._is_file
     write(path, "one")
 
     def looked(descriptor, name):
@@ -264,7 +264,7 @@ def test_another_writer_moves_the_folder_while_it_is_looked_at(tmp_path, monkeyp
                 file.unlink()
         return is_file(descriptor, name)
 
-    monkeypatch.setattr(folder, "_is_file", looked)
+    monkeypatch.setattr(durable, "_is_file", looked)
     write(path, "two")
     assert read(path) == ["two"] * 3
 

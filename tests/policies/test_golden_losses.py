@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from policies.heads import HEADS
-from policies.nets import Net
+from policies.nets.base import Net
 
 ROWS, STEPS, ACTION, COND = 8, 4, 2, 5
 # Options of each head with the loss that they give. A head without an entry fails, and so it says what to enter.

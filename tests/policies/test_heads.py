@@ -13,11 +13,13 @@ from scipy import stats
 from torch import Tensor, nn
 
 from policies import Batch
-from policies.heads import HEADS, Head
+from policies.generation.paths import TIMES
+from policies.generation.solvers import SOLVERS
+from policies.heads import HEADS
+from policies.heads.base import Head
 from policies.heads.flow import PREDICTIONS, FlowConfig, FlowHead
-from policies.nets import NETS, Net
-from policies.paths import TIMES
-from policies.solvers import SOLVERS
+from policies.nets import NETS
+from policies.nets.base import Net
 
 COND = 32  # length of the conditioning vector in these tests; see make_head for the number
 DETERMINISTIC = {"mip", "regression"}  # heads that give one chunk whatever the noise

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from policies import machine
+from flowhand.contracts import provenance
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,31 +24,31 @@ def clone(tmp_path):
 
 def test_the_commit_is_what_git_says(clone, tmp_path):
     expected = git(clone, "rev-parse", "HEAD").strip()
-    assert machine.revision(clone) == expected
+    assert provenance.revision(clone) == expected
     git(clone, "worktree", "add", "-q", "-b", "other", tmp_path / "tree")
     git(tmp_path / "tree", "commit", "-q", "--allow-empty", "-m", "two")
     other = git(tmp_path / "tree", "rev-parse", "HEAD").strip()
     assert other != expected
-    assert machine.revision(tmp_path / "tree") == other
+    assert provenance.revision(tmp_path / "tree") == other
     git(clone, "pack-refs", "--all")
-    assert machine.revision(clone) == expected
-    assert machine.revision(tmp_path / "tree") == other
+    assert provenance.revision(clone) == expected
+    assert provenance.revision(tmp_path / "tree") == other
     git(clone, "checkout", "-q", "--detach")
-    assert machine.revision(clone) == expected
+    assert provenance.revision(clone) == expected
 
 
 def test_the_commit_is_not_that_of_the_working_directory(clone, monkeypatch):
-    expected = machine.revision()
+    expected = provenance.revision()
     monkeypatch.setenv("PATH", "")
     monkeypatch.chdir(clone)
-    assert machine.revision() == expected != machine.revision(clone)
+    assert provenance.revision() == expected != provenance.revision(clone)
 
 
 def test_a_package_that_lies_in_no_clone_has_no_commit(tmp_path, clone):
     (clone / "site-packages").mkdir()
-    assert machine.revision(clone / "site-packages") == ""
+    assert provenance.revision(clone / "site-packages") == ""
     (tmp_path / ".git").write_text("gitdir: /nowhere\n")
-    assert machine.revision(tmp_path) == ""
+    assert provenance.revision(tmp_path) == ""
     (clone / ".git" / "HEAD").write_text("ref: refs/heads/../../../secret\n")
     (clone.parent / "secret").write_text("no commit")
-    assert machine.revision(clone) == ""
+    assert provenance.revision(clone) == ""

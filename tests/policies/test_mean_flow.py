@@ -11,7 +11,8 @@ from scipy import integrate as quadrature
 from torch import Tensor, nn
 
 from policies.heads.mean_flow import PREDICTIONS, TIME_SCALE, MeanFlowConfig, MeanFlowHead
-from policies.nets import NETS, Net
+from policies.nets import NETS
+from policies.nets.base import Net
 
 SHAPE = (3, 2)  # of a chunk
 SIZE = SHAPE[0] * SHAPE[1]

@@ -9,11 +9,16 @@ import pytest
 import safetensors.torch
 import torch
 
-from policies import AsyncController, ChunkConfig, Controller, ExecutionConfig, Policy, load, save
-from policies.conformal import Band
-from policies.density import DensityConfig, learn_density
-from policies.grids import uniform
-from policies.monitor import (
+from flowhand.contracts.band import Band
+from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.features import ChunkConfig
+from flowhand.control.async_controller import AsyncController
+from flowhand.control.controller import Controller
+from policies import Policy, load, save
+from policies.generation.grids import uniform
+from policies.generation.paths import PATHS, to_velocity
+from policies.generation.solvers import SOLVERS, integrate, stage_times
+from policies.monitor.calibrated import (
     FILES,
     FOLDER,
     CalibratedMonitor,
@@ -24,9 +29,8 @@ from policies.monitor import (
     possible,
     save_monitor,
 )
-from policies.paths import PATHS, to_velocity
-from policies.scores import SCORES, acceleration, gaussian_entropy, mmd2
-from policies.solvers import SOLVERS, integrate, stage_times
+from policies.monitor.density import DensityConfig, learn_density
+from policies.monitor.scores import SCORES, acceleration, gaussian_entropy, mmd2
 from tests.policies.test_asynchronous import Ticking
 
 ALL = sorted(SCORES)
@@ -272,7 +276,7 @@ def test_a_stored_monitor_is_the_same_monitor(checkpoint, scores):
 
 def test_a_monitor_serves_only_the_policy_and_the_execution_it_was_calibrated_for(checkpoint):
     policy = load(checkpoint)
-    with pytest.raises(ValueError, match=r"has no monitor; python -m deploy.calibrate checkpoint="):
+    with pytest.raises(ValueError, match=r"has no monitor; flowhand calibrate checkpoint="):
         load_monitor(checkpoint, policy)
     save_monitor(checkpoint, calibrated(policy))
     monitor = load_monitor(checkpoint, policy)

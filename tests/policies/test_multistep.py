@@ -15,11 +15,11 @@ from torch import Tensor
 
 from benchmarks.grids import CASES, Case, Exact, numbers_of, page, times_of
 from benchmarks.result import FOLDER
-from policies.grids import GRIDS, TABLE, power, tabulated, times_on, uniform
+from policies.generation.grids import GRIDS, TABLE, power, tabulated, times_on, uniform
+from policies.generation.paths import PATHS
+from policies.generation.solvers import SOLVERS, ddim, stage_times
 from policies.heads.flow import FlowConfig, FlowHead
-from policies.nets import Net
-from policies.paths import PATHS
-from policies.solvers import SOLVERS, ddim, stage_times
+from policies.nets.base import Net
 from tests.policies.test_diffusion import COND, Wavy
 
 # What diffusers calls a prediction on the straight path, and how its output is ours.

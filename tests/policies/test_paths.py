@@ -5,10 +5,10 @@ import pytest
 import torch
 from scipy import special, stats
 
-from policies import paths
+from policies.generation import paths
+from policies.generation.paths import PREDICTIONS, TIMES, along_angle, linear, sample_time, squared_cosine, to_velocity
 from policies.heads.flow import FlowConfig, FlowHead
-from policies.nets import Net
-from policies.paths import PREDICTIONS, TIMES, along_angle, linear, sample_time, squared_cosine, to_velocity
+from policies.nets.base import Net
 
 PATHS = list(paths.PATHS.values())
 SMOOTH = [*PATHS, partial(squared_cosine, steps=100), partial(squared_cosine, steps=10)]

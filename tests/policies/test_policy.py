@@ -3,11 +3,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from policies import Batch, ChunkConfig, Policy, PolicyConfig
-from policies.controller import Planner
-from policies.encoders import ENCODERS, EncoderConfig
-from policies.heads import HEADS, HeadConfig
-from policies.nets import NETS, NetConfig
+from flowhand.contracts.features import ChunkConfig
+from flowhand.contracts.planner import Planner
+from policies import Batch, Policy, PolicyConfig
+from policies.encoders import ENCODERS
+from policies.encoders.base import EncoderConfig
+from policies.heads import HEADS
+from policies.heads.base import HeadConfig
+from policies.nets import NETS
+from policies.nets.base import NetConfig
 
 COMBINATIONS = [(encoder, net, head) for encoder in ENCODERS for net in NETS for head in HEADS]
 

@@ -12,11 +12,7 @@ from scipy import integrate as quadrature
 from scipy import stats
 from torch import Tensor
 
-from policies.heads.diffusion import DiffusionConfig, DiffusionHead
-from policies.heads.edm import EDMConfig, EDMHead, exploding
-from policies.heads.flow import FlowConfig, FlowHead
-from policies.nets import Net
-from policies.paths import (
+from policies.generation.paths import (
     PATHS,
     Coefficients,
     read,
@@ -28,6 +24,10 @@ from policies.paths import (
     to_noise,
     to_velocity,
 )
+from policies.heads.diffusion import DiffusionConfig, DiffusionHead
+from policies.heads.edm import EDMConfig, EDMHead, exploding
+from policies.heads.flow import FlowConfig, FlowHead
+from policies.nets.base import Net
 
 COND = 4
 PARTS = {"edm": (EDMConfig, EDMHead), "flow": (FlowConfig, FlowHead), "diffusion": (DiffusionConfig, DiffusionHead)}

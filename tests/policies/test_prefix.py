@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from policies import Policy
+from policies.generation.paths import PATHS
+from policies.generation.prefix import FORMS, Prefix, first, pull_strength, soft_mask
 from policies.heads import HEADS
-from policies.paths import PATHS
-from policies.prefix import FORMS, Prefix, first, pull_strength, soft_mask
 
 
 def count(*values: int) -> torch.Tensor:

@@ -11,9 +11,10 @@ import safetensors.torch
 import torch
 
 import policies
-from policies.controller import Controller, Question, ask, steady_rows
-from policies.execution import ExecutionConfig, PrefixArrays
-from policies.spec import ChunkConfig, Feature, Spec
+from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from flowhand.contracts.planner import PlanRequest, PrefixArrays
+from flowhand.control.controller import Controller, ask, steady_rows
 
 STATE = Feature((3,), "float32", "m", None, None)
 SPEC = Spec({"state": STATE, "camera": Feature((4, 4, 3), "uint8", "", None, None)}, STATE, 0.1)
@@ -94,15 +95,15 @@ def test_a_decision_depends_neither_on_its_row_nor_on_the_others(make_policy, ne
     rows = Controller(policy, inference_batch=rows).inference_batch
     generator = np.random.default_rng(1)
 
-    def question() -> Question:
+    def request() -> PlanRequest:
         draw = {n: generator.standard_normal((2, *f.shape), np.float32) for n, f in policy.spec.observation.items()}
-        return Question(draw, generator.standard_normal(policy.noise_shape, np.float32), np.zeros((4, 2)), 0, 0)
+        return PlanRequest(draw, generator.standard_normal(policy.noise_shape, np.float32), np.zeros((4, 2)), 0, 0)
 
-    questions = [question() for _ in range(rows)]
-    together = ask(policy, questions, rows)
+    requests = [request() for _ in range(rows)]
+    together = ask(policy, requests, rows)
     for row in {0, rows // 2, rows - 1}:
-        assert np.array_equal(ask(policy, [questions[row]], rows)[0], together[row])
-    rounded = np.stack([ask(policy, [q], 1)[0] for q in questions])
+        assert np.array_equal(ask(policy, [requests[row]], rows)[0], together[row])
+    rounded = np.stack([ask(policy, [q], 1)[0] for q in requests])
     spread = policy.action_normalizer.scale.numpy()
     assert np.abs((rounded - together) / spread).max() < 1e-5
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from policies import Policy
-from policies.coupling import COUPLINGS
-from policies.grids import GRIDS
+from policies.generation.coupling import COUPLINGS
+from policies.generation.grids import GRIDS
+from policies.generation.paths import PATHS, PREDICTIONS, TIMES
+from policies.generation.prefix import Prefix
+from policies.generation.solvers import SOLVERS
 from policies.heads import HEADS
 from policies.heads.diffusion import SAMPLERS, SPACINGS
-from policies.paths import PATHS, PREDICTIONS, TIMES
-from policies.prefix import Prefix
-from policies.solvers import SOLVERS
 
 # A configuration of the head in which all its fields matter.
 MATTERING: dict[str, dict[str, Any]] = {

@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from policies.density import Density, DensityConfig, learn_density
-from policies.scores import SCORES, Acceleration, Decision, Entropy, LogpZ, LogpZO, acceleration, gaussian_entropy, mmd2
+from policies.monitor.density import Density, DensityConfig, learn_density
+from policies.monitor.scores import (
+    SCORES,
+    Acceleration,
+    Decision,
+    Entropy,
+    LogpZ,
+    LogpZO,
+    acceleration,
+    gaussian_entropy,
+    mmd2,
+)
 
 
 def decision(chunks=None, earlier=None, interval=1, velocity=None, embedding=None) -> Decision:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from policies.heads.shortcut import PREDICTIONS, ShortcutConfig, ShortcutHead
-from policies.nets import NETS, Net
+from policies.nets import NETS
+from policies.nets.base import Net
 
 SHAPE = (3, 2)  # of a chunk
 SIZE = SHAPE[0] * SHAPE[1]

@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy.linalg import expm
 
-from policies.grids import uniform
-from policies.solvers import SOLVERS, integrate, stage_times
+from policies.generation.grids import uniform
+from policies.generation.solvers import SOLVERS, integrate, stage_times
 
 M = np.array([[-1.0, 2.0, 0.3], [-2.0, -0.5, 0.0], [0.1, 0.7, -1.5]])
 FORCE = np.array([1.0, -2.0, 0.5])

@@ -7,7 +7,8 @@ import torch
 from scipy.fft import dct
 from torch import Tensor
 
-from policies.nets import NETS, Net
+from policies.nets import NETS
+from policies.nets.base import Net
 from policies.nets.mlp import cosines
 from policies.nets.unet1d import UNet1D, coarsen
 

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import policies
-from policies import ChunkConfig, Policy, PolicyConfig
-from policies.encoders import ENCODERS, EncoderConfig
+from flowhand.contracts.features import ChunkConfig
+from policies import Policy, PolicyConfig
+from policies.encoders import ENCODERS
+from policies.encoders.base import EncoderConfig
 from policies.heads import HEADS
 from policies.nets import NETS
 from policies.nets.transformer import Transformer, TransformerConfig

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies import ChunkConfig
-from policies.config import build
+from flowhand.contracts.features import ChunkConfig
+from flowhand.contracts.strict import build
 from policies.nets.unet1d import Film, UNet1D, UNet1DConfig
 
 COND = 10

@@ -1,1 +1,0 @@
-"""The wire: server, client, runtime, safety, export."""

@@ -1,0 +1,1 @@
+"""Every verb, one file each; `flowhand VERB ...` runs any."""

@@ -1,0 +1,149 @@
+"""Calibrates a checkpoint's monitor: `flowhand calibrate checkpoint=outputs/demo/checkpoint alpha=0.05`.
+
+The density learns the demonstrations' embeddings; the policy, undisturbed and as it will be executed, runs on seeds
+that neither demonstrations (below 1,000,000) nor evaluation (1,000,000 on) nor the robot in simulation (2,000,000 on)
+use; and the scores of its successes become the band that is stored in the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+import envs
+import policies
+from conf import cli
+from conf.demonstrations import CollectConfig
+from flowhand.contracts.band import fit
+from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.strict import build, mapping
+from flowhand.control.alarm import Trace, WatchedAgent
+from flowhand.demos.native import Store
+from flowhand.evaluation.records import EpisodeRecord
+from flowhand.evaluation.rollout import rollout
+from policies.checkpoint import TRAIN_STATE
+from policies.device import cpu_threads
+from policies.monitor.calibrated import (
+    CalibratedMonitor,
+    Calibration,
+    MonitorConfig,
+    WatchedPolicy,
+    possible,
+    save_monitor,
+)
+from policies.monitor.density import Density, DensityConfig, learn_density
+from policies.monitor.scores import SCORES
+from policies.windows import Windows
+
+from .collect import collect
+from .control import env_of
+
+ENCODED_AT_ONCE = 256  # windows
+
+
+def default_scores(policy: policies.Policy, execution: ExecutionConfig) -> list[str]:
+    """The scores of a policy for which none are chosen."""
+    return ["acceleration"] if "acceleration" in possible(policy, execution) else ["logpzo"]
+
+
+def demonstrations(checkpoint: Path, config: CollectConfig | None) -> Store:
+    """The demonstrations of a checkpoint: those on the disk, or collected again.
+
+    Args:
+        checkpoint: its training state says how they were collected, its provenance where, and what they must be.
+        config: how to collect them, instead.
+
+    Raises:
+        ValueError: how they were collected is not known, or they are not those of the training.
+    """
+    if config is None:
+        with policies.snapshot(checkpoint) as files:
+            state = policies.load_train_state(files) if TRAIN_STATE in files else {}
+        if "config" not in state:
+            raise ValueError(f"{checkpoint} does not say how its demonstrations were collected; give demos.path=...")
+        config = build(CollectConfig, mapping(state["config"], "config").get("demos"), "demos")
+    _, _, source = policies.read_config(checkpoint)
+    recorded = config.path and Path(config.path).exists()
+    store = Store.open(config.path).head(config.episodes) if recorded else collect(env_of(source.env), config, False)
+    if store.hash() != source.demonstrations:
+        raise ValueError(f"{store.path} does not hold what {checkpoint} was trained on; give demos.path=...")
+    return store
+
+
+def learn(policy: policies.Policy, store: Store, config: DensityConfig) -> Density:
+    """The density of the embeddings of all windows of the demonstrations."""
+    chunk = policy.chunk
+    windows = Windows(store, policy.spec, chunk.history, chunk.prediction_horizon)
+    with torch.no_grad():
+        parts = torch.arange(len(windows)).split(ENCODED_AT_ONCE)
+        embedding_NE = torch.cat([policy.encode(windows.gather(part).observation) for part in parts])
+    return learn_density(embedding_NE.float(), config)
+
+
+def watched_episodes(
+    watch: partial[WatchedPolicy],
+    world: partial[envs.Env],
+    execution: ExecutionConfig,
+    seeds: Sequence[int],
+    noise_seed: int = 0,
+    **lanes: Any,
+) -> list[tuple[EpisodeRecord, Trace]]:
+    """Records and scores of one episode per seed; `lanes` are options of `flowhand.evaluation.rollout.rollout`."""
+    agent = WatchedAgent(watch, execution, noise_seed)
+    with cpu_threads(1):
+        records = rollout(world, agent, seeds, **lanes)
+    return [(record, agent.traces[record.seed]) for record in records]
+
+
+def calibrate(config: Any) -> str:
+    """Calibrates and stores the monitor as the configuration (`conf.schema.CalibrateRoot`) says; the closing line."""
+    checkpoint = Path(config.checkpoint)
+    with policies.snapshot(checkpoint) as files:
+        policy, source = policies.load(files), policies.read_config(files)[2]
+    env = config.env or env_of(source.env)
+    execution, seeds = config.execution, range(config.seed, config.seed + config.episodes)
+    chosen = MonitorConfig(**{f.name: getattr(config, f.name) for f in fields(MonitorConfig)})
+    chosen.scores = chosen.scores or default_scores(policy, execution)
+    used = set(seeds) & set(source.demonstration_seeds)
+    if used:
+        raise ValueError(f"calibration seeds {sorted(used)[:3]} were demonstrated; choose another seed")
+    density = None
+    if any("density" in SCORES[name].needs for name in chosen.scores):
+        with cpu_threads(1):
+            density = learn(policy, demonstrations(checkpoint, config.demos), chosen.density)
+    watch = partial(WatchedPolicy, policy, chosen.scores, execution, chosen.samples, density)
+    lanes = {"n_envs": config.n_envs, "workers": config.workers, "stop_at_success": config.stop_at_success}
+    episodes = watched_episodes(watch, partial(envs.make, env), execution, seeds, config.noise_seed, **lanes)
+    good = successes(episodes)
+    band = fit(good, chosen.alpha, chosen.confidence)
+    about = Calibration(chosen, execution.mode, watch().interval, asdict(env), config.seed, config.episodes, len(good))
+    folder = save_monitor(checkpoint, CalibratedMonitor(about, band, density))
+    sure = f" with confidence {chosen.confidence:g}" if chosen.confidence else " on average over calibrations"
+    return (
+        f"{folder}: {', '.join(chosen.scores)}; at most {chosen.alpha:.1%} of successful episodes like the "
+        f"{len(good)} of {config.episodes} calibrated on raise a false alarm{sure}"
+    )
+
+
+def successes(episodes: Sequence[tuple[EpisodeRecord, Trace]]) -> list[np.ndarray]:
+    """The scores (decisions, D) of the successful episodes."""
+    return [np.array(trace.scores) for record, trace in episodes if record.success]
+
+
+def run(config: DictConfig) -> None:
+    """Calibrates as the configuration says and prints one line about it."""
+    if OmegaConf.is_missing(config, "checkpoint"):
+        raise ValueError("which checkpoint? Give checkpoint=PATH, the folder that train.py wrote")
+    print(calibrate(cli.typed(config)))
+
+
+def main() -> None:
+    """Entry point."""
+    cli.program("calibrate", run)

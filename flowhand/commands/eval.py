@@ -1,0 +1,389 @@
+"""Checkpoint -> success rate with interval, per-episode records, videos, report. `python eval.py --help` lists all."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+import envs
+import flowhand
+import policies
+from conf import cli, schema
+from flowhand.contracts import exported_policy
+from flowhand.contracts.artifact import is_export
+from flowhand.contracts.durable import claimed
+from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.exported_policy import Exported
+from flowhand.contracts.modules import imported_modules
+from flowhand.contracts.planner import FORMS
+from flowhand.contracts.provenance import versions
+from flowhand.contracts.strict import build
+from flowhand.control.controller import Controller
+from flowhand.evaluation.records import EpisodeRecord, lines, summarize, write_whole
+from flowhand.evaluation.rollout import rollout
+from flowhand.evaluation.unfinished import Unfinished, completed, discard_unfinished, fingerprint, unfinished
+from flowhand.pages.evaluation import ChunkComparison, Clip, ReportData, closing_line, write_report
+from flowhand.pages.video import encode_mp4
+from policies.device import cpu_threads, hardware, select_device
+from policies.train_state import require_history
+
+from .collect import CollectConfig, attempt
+
+T = TypeVar("T")
+Decides = policies.Policy | Exported  # a checkpoint's policy, or an exported one
+CHUNKS_SHOWN = 16  # sampled per state in the report
+FRAME_EVERY = 4  # control steps per video frame
+
+
+def evaluate(
+    policy: Decides, env: envs.EnvConfig, config: schema.EvaluationConfig, kept: Unfinished | None = None
+) -> list[EpisodeRecord]:
+    """Runs the policy on the held-out seeds; records in the order of the seeds."""
+    with cpu_threads(1):
+        return completed(kept, _seeds(config), _world(policy, env, config), _controller(policy, config), _lanes(config))
+
+
+def evaluate_expert(
+    env: envs.EnvConfig, config: schema.EvaluationConfig, kept: Unfinished | None = None
+) -> list[EpisodeRecord]:
+    """Runs the scripted expert on the same seeds; no records where the environment has none."""
+    with closing(envs.make(env)) as world:
+        if world.expert is None:
+            return []
+    make_env = partial(envs.make, env, config.perturb.unseen())
+    return completed(kept, _seeds(config), make_env, "expert", _lanes(config))
+
+
+def _controller(policy: Decides, config: schema.EvaluationConfig) -> Controller:
+    return Controller(policy, inference_batch=config.inference_batch, noise_seed=config.noise_seed, execution=config)
+
+
+def _world(policy: Decides, env: envs.EnvConfig, config: schema.EvaluationConfig) -> Callable[[], envs.Env]:
+    """What builds the world with its perturbations, for this policy's sense of spread."""
+    if isinstance(policy, policies.Policy):
+        spreads = {name: normalizer.scale.tolist() for name, normalizer in policy.normalizers()[:-1]}
+    else:
+        spreads = policy.manifest.observation_spread
+    return partial(envs.make, env, config.perturb, spreads)
+
+
+def _seeds(config: schema.EvaluationConfig) -> range:
+    return range(config.seed, config.seed + config.episodes)
+
+
+def _lanes(config: schema.EvaluationConfig) -> dict[str, Any]:
+    return {"n_envs": config.n_envs, "workers": config.workers, "stop_at_success": config.stop_at_success}
+
+
+def compare_chunks(policy: Decides, env_config: envs.EnvConfig, seeds: Sequence[int]) -> list[ChunkComparison]:
+    """Chunks that the policy samples along the expert's own path on held-out seeds, beside what the expert did."""
+    chunk, comparisons = policy.chunk, []
+    with closing(envs.make(env_config)) as env, cpu_threads(1):
+        names = [f"action {i}" for i in range(policy.spec.action.size)]
+        for seed in seeds:
+            episode = attempt(env, CollectConfig(noise=0.0, after_success=chunk.prediction_horizon), seed)
+            if episode is None:  # the expert failed on this seed, so there is nothing to compare with
+                continue
+            windows = policies.Windows([episode], policy.spec, chunk.history, chunk.prediction_horizon)
+            for step in (0, len(episode) // 3, 2 * len(episode) // 3):
+                batch = windows.gather(torch.full((CHUNKS_SHOWN,), step))
+                noise = torch.randn((CHUNKS_SHOWN, *policy.noise_shape), generator=torch.Generator().manual_seed(seed))
+                sampled = policy.plan({name: v.numpy() for name, v in batch.observation.items()}, noise.numpy())
+                expert = batch.action[0].numpy()
+                comparisons.append(ChunkComparison(seed, step, sampled, expert, policy.spec.control_dt_s, names))
+    return comparisons
+
+
+def film(
+    policy: Decides, env: envs.EnvConfig, config: schema.EvaluationConfig, records: Sequence[EpisodeRecord]
+) -> tuple[list[Clip], str]:
+    """Videos of a few episodes of every outcome, and a note where there are none.
+
+    The episodes are run again: they come out the same, since an outcome depends on the seed alone.
+    """
+    chosen: dict[int, str] = {}
+    for record in records:
+        outcome = record.failure or "success"
+        if sum(label == outcome for label in chosen.values()) < config.videos:
+            chosen[record.seed] = outcome
+    if not chosen:
+        return [], "eval.videos=0 asked for none."
+    clips: list[Clip] = []
+
+    def keep(record: EpisodeRecord, frames: list[np.ndarray]) -> None:
+        fps = 1 / (policy.spec.control_dt_s * FRAME_EVERY)
+        clips.append(Clip(record.seed, chosen[record.seed], encode_mp4(frames, fps)))
+
+    try:
+        with cpu_threads(1):  # as in the evaluation, so that the episodes come out the same to the last bit
+            rollout(
+                _world(policy, env, config),
+                _controller(policy, config),
+                sorted(chosen),
+                stop_at_success=config.stop_at_success,
+                frame_seeds=chosen.keys(),
+                frame_every=FRAME_EVERY,
+                on_frames=keep,
+            )
+    except envs.RenderingUnavailable as error:
+        return [], str(error)
+    return clips, f"The first {config.videos} episodes of each outcome, in the order of the seeds."
+
+
+@dataclass
+class Run:
+    """What an evaluation is about and where its results go."""
+
+    checkpoint: Path  # or the folder of an export
+    out: Path  # folder for episodes.jsonl, metrics.json and report.html
+    env: envs.EnvConfig
+    eval: schema.EvaluationConfig
+    config: dict[str, Any]  # everything that was set, for the report
+    history: list[dict[str, Any]]  # log entries of the training
+    seconds: dict[str, float]  # what was measured before: collect, train
+    started: float  # time.perf_counter() at the start of the command
+
+
+def conclude(run: Run, policy: Decides) -> dict[str, Any]:
+    """Evaluates a loaded policy and writes episodes.jsonl, metrics.json and report.html; returns the metrics."""
+    source, changed = origin(run.checkpoint, policy), changed_head(run.checkpoint, policy)
+    used = set(_seeds(run.eval)) & set(source.demonstration_seeds)
+    if used:
+        raise ValueError(f"evaluation seeds {sorted(used)[:3]} were demonstrated; choose another eval.seed")
+    with unfinished(run.out, settled(run, policy)) as (kept, kept_expert):
+        records = timed(run, "evaluate", lambda: evaluate(policy, run.env, run.eval, kept))
+        asked = run.eval.expert
+        expert = timed(run, "expert", lambda: evaluate_expert(run.env, run.eval, kept_expert) if asked else [])
+    # The report is extra: its states lie beyond the evaluated seeds.
+    beyond = run.eval.seed + run.eval.episodes
+    chunks = compare_chunks(policy, run.env, range(beyond, beyond + 2)) if expert else []
+    clips, note = timed(run, "film", lambda: film(policy, run.env, run.eval, records))
+    metrics = summary(run, policy, changed, records, expert)
+
+    (run.out / "metrics.json").unlink(missing_ok=True)  # it comes last, so that it never stands beside an older report
+    write_whole(run.out / "episodes.jsonl", lines(records))
+    data = ReportData(
+        title=f"{records[0].task}: {describe(policy)}{metrics['conditions']}",
+        task=source.task,
+        records=records,
+        expert_records=expert or None,
+        goal_visible=getattr(run.env, "goal_visible", None),
+        control_dt_s=policy.spec.control_dt_s,
+        history=run.history,
+        chunks=chunks,
+        clips=clips,
+        clip_note=note,
+        checkpoint=str(run.checkpoint),
+        dataset_hash=source.demonstrations,
+        hardware=metrics["hardware"],
+        timings=run.seconds,
+        versions=versions(),
+        config=run.config,
+    )
+    write_report(data, run.out / "report.html")
+    write_whole(run.out / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
+    discard_unfinished(run.out)
+    return metrics
+
+
+def settled(run: Run, policy: Decides) -> str:
+    """The fingerprint of everything that an outcome depends on beside its seed."""
+    tensors, about = {}, {"env": asdict(run.env), "compile": run.config.get("compile"), "versions": versions()}
+    if isinstance(policy, policies.Policy):
+        tensors = {name: value.cpu().numpy() for name, value in policy.state_dict().items()}
+        about |= {"policy": asdict(policy.config), "device": str(policy.action_normalizer.shift.device)}
+    else:
+        about |= {"policy": policy.manifest.files}
+    free = ("episodes", "seed", "n_envs", "workers", "expert", "videos")
+    about["eval"] = {name: value for name, value in asdict(run.eval).items() if name not in free}
+    return fingerprint(about, tensors)
+
+
+def timed(run: Run, name: str, work: Callable[[], T]) -> T:
+    """Does the work and notes the seconds it took under the name."""
+    start = time.perf_counter()
+    result = work()
+    run.seconds[name] = time.perf_counter() - start
+    return result
+
+
+def origin(checkpoint: Path, policy: Decides) -> policies.Provenance:
+    """Where the policy of a checkpoint, or of an export, comes from."""
+    if isinstance(policy, policies.Policy):
+        return policies.read_config(checkpoint)[2]
+    return exported_policy.provenance(policy.manifest)
+
+
+def describe(policy: Decides) -> str:
+    """The policy in words."""
+    if isinstance(policy, policies.Policy):
+        return f"{policy.config.head.kind} policy"
+    which = exported_policy.identity(policy.manifest)
+    return f"exported policy ({which['format']} {which['precision']}, sha256 {which['sha256'][:12]})"
+
+
+def summary(
+    run: Run, policy: Decides, changed: dict[str, Any], records: list[EpisodeRecord], expert: list[EpisodeRecord]
+) -> dict[str, Any]:
+    """The numbers of metrics.json; `changed` is what the policy samples with instead of its checkpoint's own."""
+    known = isinstance(policy, policies.Policy)
+    expert_summary = summarize(expert) if expert else None
+    return {
+        "task": records[0].task,
+        **asdict(summarize(records)),
+        "expert_successes": expert_summary.successes if expert_summary else None,
+        "expert_rate": expert_summary.rate if expert_summary else None,
+        "expert_asked": run.eval.expert,
+        **{f"{name}_seconds": round(seconds, 2) for name, seconds in run.seconds.items()},
+        "total_seconds": round(time.perf_counter() - run.started, 2),
+        "checkpoint": str(run.checkpoint),
+        "seed": run.eval.seed,
+        "conditions": conditions(run.eval, changed, sum(record.solved_before for record in records)),
+        "head": changed,
+        "perturbation": records[0].perturbation,
+        "execution": {f.name: getattr(run.eval, f.name) for f in fields(ExecutionConfig)},
+        "versions": versions(),
+        "hardware": hardware(policy.action_normalizer.shift.device if known else torch.device("cpu")),
+        "export": None if known else exported_policy.identity(policy.manifest),
+    }
+
+
+def changed_head(checkpoint: Path, policy: Decides) -> dict[str, Any]:
+    """Fields of the head with which the policy samples otherwise than its checkpoint says, and their values."""
+    if isinstance(policy, policies.Policy):
+        return policy.config.head.changed_from(policies.read_config(checkpoint)[0].head)
+    return exported_policy.changed_head(policy.manifest)
+
+
+def conditions(config: schema.EvaluationConfig, head: dict[str, Any], solved_before: int = 0) -> str:
+    """In words, what makes this evaluation harder, easier or other than the plain one; empty if nothing does."""
+    told = [f"head.{name}={value}" for name, value in head.items()]
+    told += [config.mode] if config.mode != "receding_horizon" else []
+    told += [f"delay {config.delay} steps"] if config.delay else []
+    told += ["measured latencies"] if config.latencies_ms or config.latencies_file else []
+    told += [config.perturb.describe()] if config.perturb.describe() else []
+    told += [f"{solved_before} of the episodes solved at the start"] if solved_before else []
+    return f" ({', '.join(told)})" if told else ""
+
+
+def env_of(source: policies.Provenance) -> envs.EnvConfig:
+    """The environment that a checkpoint was trained in; `ValueError` if this flowhand does not know it."""
+    kind = source.env.get("kind")
+    if kind == "none":
+        raise ValueError("the checkpoint was trained without an environment; give env=... to evaluate it in one")
+    if kind not in envs.ENVS:
+        raise ValueError(f"the checkpoint's environment {kind!r} is unknown; choices: {', '.join(sorted(envs.ENVS))}")
+    if ":" in str(source.env.get("id", "")):
+        # Gymnasium imports the module before the colon, and a checkpoint must never name code to run.
+        raise ValueError(f"the checkpoint asks to import {source.env['id']!r}; give env=gymnasium env.id=... yourself")
+    try:
+        return build(envs.ENVS[kind][0], source.env, "provenance.env")
+    except ValueError as error:
+        if not set(source.modules) - set(imported_modules()):
+            raise
+        told = f"the checkpoint was trained with modules=[{','.join(source.modules)}], and never imports by itself"
+        raise ValueError(f"{told}: give modules=[...] if you trust them ({error})") from error
+
+
+def run(cfg: DictConfig) -> None:
+    """Evaluates as the configuration says and prints the closing line."""
+    print(evaluate_checkpoint(cfg, time.perf_counter()))
+
+
+def main() -> None:
+    """Entry point."""
+    cli.program("eval", run)
+
+
+def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
+    """Evaluates what the command line asks for; returns the closing line."""
+    if OmegaConf.is_missing(cfg, "checkpoint"):
+        raise ValueError("which checkpoint? Give checkpoint=PATH, the folder that train.py wrote")
+    config: schema.EvalRoot = cli.typed(cfg)
+    if not config.eval.episodes:
+        raise ValueError("eval.episodes=0 leaves nothing to evaluate; give 1 or more")
+    device = select_device(config.device, config.threads)
+    checkpoint = Path(config.checkpoint)
+    policy = open_export(config) if is_export(checkpoint) else open_checkpoint(config, device)
+    source = origin(checkpoint, policy)
+    name = f"eval-{config.eval.seed}-{config.eval.episodes}"
+    name += f"-{envs.name_of(config.env)}" if config.env else ""
+    if isinstance(policy, policies.Policy):
+        name += "".join(f"-{field}-{value}" for field, value in changed_head(checkpoint, policy).items())
+    else:
+        name = f"{checkpoint.name}-{name}"  # several exports of one checkpoint lie beside it
+    if config.compile != "no":
+        name = f"{name}-{config.compile}"
+    out = Path(config.out or checkpoint.parent / name)
+    # A checkpoint made lighter for a robot has no training state, and so no learning curve to show.
+    has_state = (checkpoint / "train_state.pt").is_file()
+    history = require_history(policies.load_train_state(checkpoint).get("history")) if has_state else []
+    run = Run(checkpoint, out, config.env or env_of(source), config.eval, asdict(config), history, {}, started)
+    with claimed(out), wandb_run(config.wandb, out, asdict(config)) as log:
+        metrics = conclude(run, policy)
+        log_results(log, metrics, out)
+    return closing_line(metrics, out)
+
+
+def open_checkpoint(config: schema.EvalRoot, device: torch.device) -> policies.Policy:
+    """The policy of the checkpoint, with another sampler and compiled if the configuration says so."""
+    policy = policies.load(config.checkpoint, device)
+    if config.head.changes:
+        policy = policy.with_head(**config.head.changes)
+    if config.compile != "no":
+        policy.compile(config.compile)
+    return policy
+
+
+def open_export(config: schema.EvalRoot) -> Exported:
+    """The exported policy; `ValueError` where the evaluation asks for something that only its checkpoint can do."""
+    if config.device not in ("auto", "cpu"):
+        raise ValueError(f"{config.checkpoint} is an export: it runs on the CPU, and device={config.device} cannot be")
+    exported_policy.require_own_sampler(config.checkpoint, config.head.changes)
+    if config.compile != "no":
+        raise ValueError(f"{config.checkpoint} is an export, which is what it is; compile={config.compile} cannot be")
+    if config.eval.mode in FORMS:
+        raise ValueError(
+            f"eval.mode={config.eval.mode} continues chunks, which an export cannot; give the checkpoint for this mode"
+        )
+    exported = flowhand.load(config.checkpoint, trust=config.trust)
+    assert isinstance(exported, Exported)
+    return exported
+
+
+@contextmanager
+def wandb_run(config: schema.WandbConfig, out: Path, everything: dict[str, Any]) -> Iterator[Any]:
+    """A wandb run whose files stay below `out`, marked as failed when the block raises; None where it is disabled."""
+    out.mkdir(parents=True, exist_ok=True)
+    if config.mode == "disabled":
+        yield None
+        return
+    import wandb  # only where it is used: it is large, and a machine without it can train and evaluate
+
+    name, mode, quiet = config.name or out.name, cast(Any, config.mode), wandb.Settings(silent=True)
+    run = wandb.init(project=config.project, name=name, mode=mode, dir=out, config=everything, settings=quiet)
+    try:
+        yield run
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
+
+
+def log_results(log: Any, metrics: dict[str, Any], out: Path) -> None:
+    """Puts the metrics and the report page into the wandb run, if there is one."""
+    if log is not None:
+        import wandb
+
+        log.summary.update(metrics)
+        log.log({"report": wandb.Html((out / "report.html").read_text())})

@@ -1,0 +1,73 @@
+"""Checks a journal, decision by decision: `flowhand verify journal=outputs/deploy/2026-01-01_12-00-00.journal`."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from conf import cli, schema
+from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.strict import build
+from flowhand.control.inference_thread import Decider
+from flowhand.control.journal import read
+from flowhand.control.replay import Replayed, replay
+from flowhand.control.safety import SafetyConfig
+from flowhand.control.workspace import Box
+from policies.device import cpu_threads
+
+from .control import digest, planner_of, safety_of
+
+RECORDED = {  # of a journal's header, what a replay needs
+    **dict.fromkeys(("checkpoint", "artifact", "digest", "device"), str),
+    **dict.fromkeys(("execution", "safety", "workspace", "head"), dict),
+    "noise_seed": int,
+    "asynchronous": bool,
+    "control_dt_s": float,
+}
+
+
+def verify(path: str | Path, checkpoint: str | Path = "", artifact: str | Path = "") -> Replayed:
+    """Decides again what a journal of `flowhand control` says was decided.
+
+    Args:
+        path: of the journal.
+        checkpoint: where the checkpoint is now; empty: where it was then.
+        artifact: where the exported policy is now, if one decided; empty: where it was then.
+
+    Raises:
+        ValueError: another policy than then, or a decision that differs.
+    """
+    recording = read(path)
+    about = recording.header
+    if missing := sorted({field for field, kind in RECORDED.items() if not isinstance(about.get(field), kind)}):
+        raise ValueError(
+            f"{path} does not say {', '.join(missing)}, so it is no journal of `flowhand control`; "
+            "flowhand.control.replay.replay takes any journal, with its policy and safety"
+        )
+    checkpoint, artifact = checkpoint or about["checkpoint"], artifact or about["artifact"]
+    if digest(checkpoint, artifact) != about["digest"]:
+        name, place = ("artifact", artifact) if artifact else ("checkpoint", checkpoint)
+        raise ValueError(f"{place} is not the {name} that {path} was recorded with; give {name}=...")
+    planner = planner_of(checkpoint, artifact, about["device"], about["head"])
+    execution = build(ExecutionConfig, about["execution"], "execution")
+    try:
+        limits, box = SafetyConfig(**about["safety"]), Box(**about["workspace"])
+    except (TypeError, OverflowError) as error:  # of another version, or no number
+        raise ValueError(f"{path}: {error}") from error
+    safety = safety_of(planner.spec, limits, box, about["control_dt_s"])
+    decider = Decider(planner, execution, about["noise_seed"], about["asynchronous"], replaying=True)
+    with closing(decider), cpu_threads(1):
+        return replay(recording, decider, safety)
+
+
+def run(cfg: DictConfig) -> None:
+    """Verifies as the configuration says and prints one line about it."""
+    config: schema.VerifyRoot = cli.typed(cfg)
+    print(f"{config.journal}: {verify(config.journal, config.checkpoint, config.artifact).line()}")
+
+
+def main() -> None:
+    """Entry point."""
+    cli.program("verify", run)

@@ -1,0 +1,77 @@
+"""What decides on chunks, and what it is asked."""
+
+# ruff: noqa: N815  (shape suffixes)
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from .features import ChunkConfig, Spec
+
+FORMS = {"rtc_exact": "exact", "rtc_identity": "identity", "rtc_trained": "trained"}  # mode: form of its prefix
+SEEN = "seen"  # form of a prefix that a planner wants to look at where the mode has none
+
+
+@dataclass(frozen=True)
+class PrefixArrays:
+    """The previous chunk of every row, for a planner that continues it; `Prefix` without torch."""
+
+    actions_BTA: np.ndarray  # (B, T, A) float32, physical units; index 0 is the first step of the new chunk
+    delay_B: np.ndarray  # (B,) int64: control steps that will be executed before the new chunk arrives
+    overlap_B: np.ndarray  # (B,) int64: leading control steps for which the previous chunk has values; 0: there is none
+    form: str  # exact | identity | trained | seen
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """What decides on chunks: a `Policy`, or an exported one that needs no torch."""
+
+    @property
+    def spec(self) -> Spec:
+        """What it sees and commands."""
+        ...
+
+    @property
+    def chunk(self) -> ChunkConfig:
+        """How much it sees, predicts and executes."""
+        ...
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise of one decision."""
+        ...
+
+    def plan(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+        """Chunks (B, T, A) in physical units from histories, each (B, O, *shape), and noise (B, *noise_shape)."""
+        ...
+
+
+@runtime_checkable
+class ContinuingPlanner(Planner, Protocol):
+    """A planner whose chunks can continue the previous ones, as real-time chunking asks of it."""
+
+    @property
+    def continues(self) -> Mapping[str, int]:
+        """The forms of a prefix that it knows, each with the longest delay, in control steps, that it takes."""
+        ...
+
+    def plan(
+        self, observation: Mapping[str, np.ndarray], noise: np.ndarray, prefix: PrefixArrays | None = None
+    ) -> np.ndarray:
+        """Chunks (B, T, A), which continue the prefix if there is one."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """All that one decision depends on."""
+
+    observation: dict[str, np.ndarray]  # histories (O, *shape)
+    noise: np.ndarray  # (*noise_shape,)
+    previous: np.ndarray  # (T, A) actions of the previous chunk from the present step on, zero where it has none
+    delay: int  # control steps that will be executed meanwhile
+    overlap: int  # leading steps for which there is a previous action

@@ -1,0 +1,1 @@
+"""The hand: everything between a chunk and a motor."""

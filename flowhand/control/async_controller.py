@@ -1,0 +1,119 @@
+"""AsyncController: a robot that never waits for inference. It runs in a thread while the present chunk is executed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import SupportsIndex
+
+import numpy as np
+
+from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.planner import FORMS, Planner
+from flowhand.contracts.strict import whole
+
+from .chunk_player import Timeline
+from .controller import RobotEpisode, ask, prepare
+
+
+class AsyncController:
+    """Control of one robot in real time: `step` returns at once, with the chunk that is there.
+
+    Choose it where a decision takes longer than the robot may wait; in simulation, where time stands still while the
+    policy thinks, take `Controller` with a delay. Given the same delays both take the same actions, except that this
+    one has none before the first chunk is there. The delay of a decision is measured in control steps, which are the
+    calls of `step` and what `skip` counts, so it is at least 1; real-time chunking expects the largest of the last ten.
+
+    Args:
+        policy: gives chunks; called in one other thread only.
+        noise_seed: another value gives another draw of all noise.
+        execution: the mode; None executes each chunk's first actions.
+        worker: where inference runs, one decision at a time; None: a thread of its own, which `close` ends.
+
+    Attributes:
+        starved: calls of `step` in this episode that found no action, not counting those before the first chunk.
+
+    Raises:
+        ValueError: a number out of range, a policy that cannot be executed so, or a simulated delay.
+    """
+
+    def __init__(
+        self,
+        policy: Planner,
+        noise_seed: SupportsIndex = 0,
+        execution: ExecutionConfig | None = None,
+        worker: Executor | None = None,
+    ):
+        execution = execution or ExecutionConfig()
+        if execution.delay or execution.latencies_ms or execution.latencies_file:
+            raise ValueError("AsyncController measures the delay; delay and latencies are for simulation")
+        self.policy = policy
+        self.execution = execution
+        self.noise_seed = whole("noise_seed", noise_seed)
+        self._timing = prepare(policy, execution, self.noise_seed)
+        self.execution_horizon = self._timing[0]
+        self.starved = 0
+        self._worker = worker or ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._episode: RobotEpisode | None = None
+        self._answer: Future[np.ndarray] | None = None  # the chunk (1, T, A) that is being computed
+
+    def reset(self, *, seed: SupportsIndex = 0) -> None:
+        """Starts an episode; the seed, in [0, 2^32), fixes its noise. An answer still to come is not waited for."""
+        self._episode = RobotEpisode(self.policy, Timeline(self.execution, *self._timing), self.noise_seed, seed)
+        self.starved = 0
+        if self._answer is not None:
+            self._answer.cancel()
+            self._answer = None
+
+    def step(self, observation: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """The action (A,) for the present control step, in physical units; to be called once per control step.
+
+        None: there is no action, since the first chunk is not there yet or the last one has run out. What is safe then
+        is for the caller to know.
+
+        Raises:
+            ValueError: no episode, or an observation that lacks a feature, has the wrong shape or is not finite.
+            Exception: what the policy raised; it is asked again when the next decision is due.
+        """
+        episode = self._episode
+        if episode is None:
+            raise ValueError("there is no episode; call reset(seed=...) first")
+        try:
+            episode.check(observation)
+            episode.see(observation)
+            self._receive(episode.timeline)
+            if episode.timeline.due:
+                form = FORMS.get(self.execution.mode, "")
+                self._answer = self._worker.submit(ask, self.policy, [episode.request()], 1, form)
+        finally:
+            action = episode.timeline.advance()  # whatever happens, time goes on
+        self.starved += action is None and episode.timeline.started
+        return action
+
+    def skip(self, steps: SupportsIndex) -> None:
+        """Lets so many control steps pass at which `step` was not called.
+
+        Raises:
+            ValueError: no episode.
+        """
+        if self._episode is None:
+            raise ValueError("there is no episode; call reset(seed=...) first")
+        self._episode.timeline.step += whole("steps", steps)
+
+    def _receive(self, timeline: Timeline) -> None:
+        """Hands over the chunk if it is there."""
+        if self._answer is None or not self._answer.done():
+            return
+        answer, self._answer = self._answer, None
+        timeline.waiting = False  # even if the policy raised
+        timeline.deliver(answer.result()[0])
+
+    def close(self) -> None:
+        """Ends the thread, after the decision that it is at."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self) -> AsyncController:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

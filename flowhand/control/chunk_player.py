@@ -1,0 +1,93 @@
+"""How chunks are executed: the modes, simulated delay, and one robot's chunks in control time. No torch here."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from flowhand.contracts.execution import ExecutionConfig
+
+REMEMBERED = 10  # last delays, the largest of which is expected of the next decision
+
+
+class Timeline:
+    """One robot's chunks in control time: which action is due, when to decide anew, what the next chunk continues.
+
+    Args:
+        config: the mode, and the decay of its weights.
+        interval: control steps from one decision to the next.
+        longest: delay in control steps that a prefix may have at most.
+        discrete: dimensions of the action that are choices, which have no mean.
+    """
+
+    def __init__(self, config: ExecutionConfig, interval: int, longest: int, discrete: Sequence[int] = ()):
+        self.config = config
+        self.interval = interval
+        self.longest = longest
+        self.discrete = discrete
+        self.step = 0  # the present control step
+        self.begun = 0  # the step at which the last decision began
+        self.waiting = False  # for its chunk
+        self._chunks: list[tuple[int, np.ndarray]] = []  # first step and actions (T, A); the newest is last
+        self._delays: deque[int] = deque(maxlen=REMEMBERED)
+        self._standing = True  # no chunk has arrived while another one was executed
+
+    @property
+    def started(self) -> bool:
+        """Whether there has been a chunk."""
+        return bool(self._chunks)
+
+    @property
+    def due(self) -> bool:
+        """Whether a decision should begin at the present step."""
+        return not self.waiting and (not self.started or self.step >= self.begun + self.interval)
+
+    def begin(self) -> None:
+        """Notes that a decision begins at the present step."""
+        self.begun, self.waiting = self.step, True
+
+    def deliver(self, actions_TA: np.ndarray, delay: int | None = None) -> None:
+        """Takes the chunk of the decision that began last; its delay is what has passed unless it is given."""
+        if len(self._delays) == 1 and self._standing:  # that of the first chunk was a guess
+            self._delays.clear()
+        self._delays.append(self.step - self.begun if delay is None else delay)
+        self._standing = not self.started
+        if self._standing:  # the robot has stood still until now
+            self.begun = self.step
+        keep = self._chunks if self.config.mode == "temporal_ensembling" else []
+        keep = [(first, actions) for first, actions in keep if self.step < first + len(actions)]
+        self._chunks = [*keep, (self.begun, actions_TA)]
+        self.waiting = False
+
+    def previous(self, shape: tuple[int, int]) -> tuple[np.ndarray, int, int]:
+        """What a decision that begins now continues: actions (T, A) from now on, expected delay, steps with values.
+
+        The delay expected is the largest of the last ones (Black 2025, arXiv 2506.07339, Algorithm 1), but no longer
+        than there are actions left to execute, or than the policy can be told. That of the first chunk, for which the
+        robot stood still, is expected only until another one is known.
+        """
+        actions_TA = np.zeros(shape, np.float32)
+        if not self.started:
+            return actions_TA, 0, 0
+        first, previous = self._chunks[-1]
+        rest = previous[self.step - first :]
+        actions_TA[: len(rest)] = rest
+        return actions_TA, min(max(self._delays), len(rest), self.longest), len(rest)
+
+    def advance(self) -> np.ndarray | None:
+        """The action (A,) of the present step, or None where no chunk has one; then the next step is present."""
+        now, self.step = self.step, self.step + 1
+        actions = [actions[now - first] for first, actions in self._chunks if now < first + len(actions)]
+        if not actions:
+            return None
+        if len(actions) == 1:
+            return actions[0].copy()
+        exponent = -self.config.ensemble_decay * np.arange(len(actions))
+        weight = np.exp(exponent - exponent.max())  # none of them overflows, and one of them is 1
+        mean = np.average(actions, axis=0, weights=weight).astype(np.float32)
+        for i in self.discrete:  # the choice with the most weight
+            choices, which = np.unique([action[i] for action in actions], return_inverse=True)
+            mean[i] = choices[np.bincount(which, weight).argmax()]
+        return mean

@@ -1,0 +1,282 @@
+"""Controller: chunks of actions to one action per control step. Evaluation and robot run this same object."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import SupportsIndex
+
+import numpy as np
+
+from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.planner import FORMS, SEEN, ContinuingPlanner, Planner, PlanRequest, PrefixArrays
+from flowhand.contracts.strict import whole
+
+from .chunk_player import Timeline
+
+
+def ask(policy: Planner, requests: Sequence[PlanRequest], rows: int, form: str = "") -> np.ndarray:
+    """Chunks (n, T, A) for n requests from one inference call of exactly `rows` rows; the unused ones are zero.
+
+    Given a form of prefix, the chunks continue the previous ones. Without one, a planner that knows the form SEEN is
+    shown them all the same.
+    """
+
+    def padded(values: list) -> np.ndarray:
+        stacked = np.stack(values)
+        return np.concatenate([stacked, np.zeros((rows - len(values), *stacked.shape[1:]), stacked.dtype)])
+
+    observation = {name: padded([q.observation[name] for q in requests]) for name in requests[0].observation}
+    noise = padded([q.noise for q in requests])
+    form = form or (SEEN if SEEN in getattr(policy, "continues", ()) else "")
+    if not form:
+        return policy.plan(observation, noise)[: len(requests)]
+    assert isinstance(policy, ContinuingPlanner)
+    previous = padded([q.previous for q in requests])
+    delay, overlap = (padded([np.int64(getattr(q, name)) for q in requests]) for name in ("delay", "overlap"))
+    return policy.plan(observation, noise, PrefixArrays(previous, delay, overlap, form))[: len(requests)]
+
+
+def steady_rows(policy: Planner, rows: int, form: str = "") -> int:
+    """Rows of an inference call in which a chunk depends on its request alone: as many as asked for, or a few more.
+
+    Libraries multiply a matrix of few rows with kernels that sum in another order in other rows: Intel's does so with 2
+    and 3 rows on processors of AMD. Nothing is assumed about a processor. Two calls prove each number: one with the
+    same request in every row, and one with other requests beside it. Where none is steady, a warning says so.
+    """
+    for number in sorted({rows, *(-(-rows // multiple) * multiple for multiple in (4, 8, 16))}):
+        if number == 1 or _steady(policy, number, form):
+            return number
+    warnings.warn(
+        f"with {rows} rows, or a few more, a decision depends on the decisions beside it in its last bits on this "
+        "machine; where equal records matter, decide for one robot at a time: inference_batch=1",
+        stacklevel=2,
+    )
+    return rows
+
+
+def _steady(policy: Planner, rows: int, form: str) -> bool:
+    """Whether a made-up request gets the same chunk, to the last bit, in every row and beside any others."""
+    generator = np.random.default_rng(0)
+    first, *others = [_made_up(policy, generator, 8.0 if row else 1.0) for row in range(rows)]
+    if form:
+        assert isinstance(policy, ContinuingPlanner)
+        previous = ask(policy, [first], rows)[0]
+        first, *others = [
+            replace(q, previous=previous, delay=min(1, policy.continues[form]), overlap=len(previous))
+            for q in (first, *others)
+        ]
+    alone, beside = ask(policy, [first] * rows, rows, form), ask(policy, [*others, first], rows, form)
+    return bool((alone == beside[-1]).all())  # not a number is not equal either
+
+
+def _made_up(policy: Planner, generator: np.random.Generator, spread: float) -> PlanRequest:
+    """A request with random values, and noise of this spread: a scale that rows share would show."""
+    observation = {}
+    for name, feature in policy.spec.observation.items():
+        values = 64 * generator.random((policy.chunk.history, *feature.shape)) - (feature.dtype == "float32") * 32
+        observation[name] = values.astype(feature.dtype)
+    previous = np.zeros((policy.chunk.prediction_horizon, policy.spec.action.size), np.float32)
+    noise = spread * generator.standard_normal(policy.noise_shape, np.float32)
+    return PlanRequest(observation, noise.astype(np.float32), previous, 0, 0)
+
+
+class RobotEpisode:
+    """One robot's episode: what it has seen, the chunks it follows, and the requests it asks the policy."""
+
+    def __init__(self, policy: Planner, timeline: Timeline, noise_seed: int, seed: SupportsIndex):
+        seed = whole("seed", seed)
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed={seed} must lie in [0, 2^32)")
+        self.policy = policy
+        self.timeline = timeline
+        self.decisions = 0
+        self.arriving: tuple[int, np.ndarray] | None = None  # simulated delay: the step, and the chunk (T, A)
+        self._key = (noise_seed << 32) + seed
+        self._history: list[dict[str, np.ndarray]] = []  # the last O observations, oldest first
+
+    def check(self, observation: Mapping[str, np.ndarray]) -> None:
+        """Raises `ValueError` saying what is wrong with the observation."""
+        for name, feature in self.policy.spec.observation.items():
+            if name not in observation:
+                raise ValueError(f"the observation lacks {name!r}; it has {sorted(observation)}")
+            value = np.asarray(observation[name])
+            if value.shape != feature.shape:
+                raise ValueError(f"observation {name!r} has shape {value.shape}, the policy expects {feature.shape}")
+            if not np.can_cast(value.dtype, feature.dtype, "same_kind"):
+                raise ValueError(f"observation {name!r} is {value.dtype}, the policy expects {feature.dtype}")
+            if not (np.abs(value) <= np.finfo(np.float32).max).all():  # what is larger would become infinite
+                raise ValueError(f"observation {name!r} has NaN or infinity: {value}")
+
+    def see(self, observation: Mapping[str, np.ndarray]) -> None:
+        """Appends the observation to the history, which starts with copies of the first one."""
+        length, features = self.policy.chunk.history, self.policy.spec.observation
+        taken = {name: np.array(observation[name], feature.dtype) for name, feature in features.items()}
+        self._history.extend([taken] * (1 if self._history else length))
+        del self._history[:-length]
+
+    def request(self) -> PlanRequest:
+        """What the policy is asked at the present step; a decision begins with it."""
+        shape = (self.policy.chunk.prediction_horizon, self.policy.spec.action.size)
+        previous_TA, delay, overlap = self.timeline.previous(shape)
+        histories = {name: np.stack([seen[name] for seen in self._history]) for name in self._history[0]}
+        noise = self.generator().standard_normal(self.policy.noise_shape, np.float32)
+        self.timeline.begin()
+        self.decisions += 1
+        return PlanRequest(histories, noise, previous_TA, delay, overlap)
+
+    def generator(self, stream: int = 0) -> np.random.Generator:
+        """Random numbers (counter-based: Philox) of the next decision, a function of the seeds and its number alone."""
+        key = np.array([self._key, self.decisions], np.uint64)
+        return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
+
+
+def prepare(
+    policy: Planner, execution: ExecutionConfig, noise_seed: int, delay: int = 0
+) -> tuple[int, int, tuple[int, ...]]:
+    """What a `Timeline` needs beside the configuration: interval, longest delay of a prefix, discrete dimensions.
+
+    Raises:
+        ValueError: the policy cannot be executed in this mode, or not with a delay as long as this one.
+    """
+    if not 0 <= noise_seed < 2**32:
+        raise ValueError(f"noise_seed={noise_seed} must lie in [0, 2^32)")
+    horizon = policy.chunk.prediction_horizon
+    interval = execution.interval(policy.chunk.execution_horizon, horizon, delay)
+    discrete = tuple(i for i, n in enumerate(policy.spec.action.choices or ()) if n)
+    if execution.mode not in FORMS:
+        return interval, horizon, discrete
+    form, able = FORMS[execution.mode], policy.continues if isinstance(policy, ContinuingPlanner) else {}
+    if form not in able:
+        modes = [mode for mode, known in FORMS.items() if known in able]
+        known = ", ".join(["receding_horizon", "temporal_ensembling", *modes])
+        takes = "trained with head.prefix_max above 0" if form == "trained" else "with head=flow and head.steps above 1"
+        raise ValueError(
+            f"mode={execution.mode!r} is not possible with this policy, only {known}; it takes a policy {takes}"
+        )
+    if delay > able[form]:
+        raise ValueError(
+            f"mode={execution.mode!r} with a delay of {delay} control steps: the policy takes at most {able[form]}"
+        )
+    return interval, able[form], discrete
+
+
+class Controller:
+    """Control of any number of robots ("lanes") with one policy, in the mode and with the delay of `ExecutionConfig`.
+
+    All lanes that must decide share inference calls of exactly `inference_batch` rows (unused rows are padding; where
+    the rows of such a call are not computed alike on this machine, there are a few more of them), and the noise and
+    simulated delay of a decision are a function of (noise seed, episode seed, number of the decision) alone. So a
+    lane's actions do not depend on how many lanes run beside it. A robot that must not wait for inference takes
+    `AsyncController`, whose actions are those of this one with the delays that occur there.
+
+    Args:
+        policy: gives chunks.
+        execution_horizon: control steps from one decision to the next, instead of that of `execution`.
+        inference_batch: rows of every inference call.
+        noise_seed: another value gives another draw of all noise.
+        execution: mode and simulated delay; None executes each chunk's first actions without delay.
+
+    Raises:
+        ValueError: a number out of range, or a policy that cannot be executed so.
+    """
+
+    def __init__(
+        self,
+        policy: Planner,
+        execution_horizon: SupportsIndex | None = None,
+        inference_batch: SupportsIndex = 1,
+        noise_seed: SupportsIndex = 0,
+        execution: ExecutionConfig | None = None,
+    ):
+        execution = execution or ExecutionConfig()
+        inference_batch, noise_seed = whole("inference_batch", inference_batch), whole("noise_seed", noise_seed)
+        if execution_horizon is not None:
+            execution_horizon = whole("execution_horizon", execution_horizon)
+            if not 1 <= execution_horizon <= policy.chunk.prediction_horizon:
+                raise ValueError(
+                    f"execution_horizon={execution_horizon} must lie in 1..{policy.chunk.prediction_horizon}"
+                )
+            execution = replace(execution, execution_horizon=execution_horizon)
+        if inference_batch < 1:
+            raise ValueError(f"inference_batch={inference_batch} must be at least 1")
+        self.policy = policy
+        self.execution = execution
+        self.noise_seed = noise_seed
+        self._delays = execution.delays(policy.spec.control_dt_s)
+        self._timing = prepare(policy, execution, noise_seed, max(self._delays))
+        self.execution_horizon = self._timing[0]
+        self.inference_batch = steady_rows(policy, inference_batch, FORMS.get(execution.mode, ""))
+        self._episodes: dict[int, RobotEpisode] = {}
+
+    def reset(self, lane: int = 0, seed: SupportsIndex = 0) -> None:
+        """Starts an episode in a lane; the seed, in [0, 2^32), fixes all the randomness of the episode."""
+        self._episodes[lane] = RobotEpisode(self.policy, Timeline(self.execution, *self._timing), self.noise_seed, seed)
+
+    def step(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The action (A,) for the observation of a single robot (lane 0)."""
+        return self.act({0: observation})[0]
+
+    def skip(self, steps: SupportsIndex, lane: int = 0) -> None:
+        """Lets so many control steps pass in a lane at which it was not asked.
+
+        Raises:
+            ValueError: the lane has no episode.
+        """
+        self._episode(lane).timeline.step += whole("steps", steps)
+
+    def act(self, observations: Mapping[int, Mapping[str, np.ndarray]]) -> dict[int, np.ndarray]:
+        """One action (A,), in physical units, for every lane given; each lane must have been reset.
+
+        Raises:
+            ValueError: an observation that lacks a feature, has the wrong shape or is not finite.
+        """
+        for lane, observation in observations.items():
+            self._episode(lane).check(observation)
+        episodes = {lane: self._episodes[lane] for lane in observations}
+        for lane, observation in observations.items():
+            episodes[lane].see(observation)
+        self._deliver(episodes.values())
+        waiting = [episode for episode in episodes.values() if episode.timeline.due]
+        for start in range(0, len(waiting), self.inference_batch):
+            self._decide(waiting[start : start + self.inference_batch])
+        return {lane: self._advance(episode) for lane, episode in episodes.items()}
+
+    def _episode(self, lane: int) -> RobotEpisode:
+        if lane not in self._episodes:
+            raise ValueError(f"lane {lane} has no episode; call reset(lane, seed) first")
+        return self._episodes[lane]
+
+    def _deliver(self, episodes: Iterable[RobotEpisode]) -> None:
+        """Hands over the chunks that arrive at the present step of their lanes."""
+        for episode in episodes:
+            if episode.arriving is not None and episode.arriving[0] <= episode.timeline.step:
+                episode.timeline.deliver(episode.arriving[1])
+                episode.arriving = None
+
+    def _decide(self, episodes: list[RobotEpisode]) -> None:
+        """Has at most `inference_batch` lanes decide with one inference call; without delay the chunks arrive at once.
+
+        So does the first one of an episode: until it is there, the robot has not begun.
+        """
+        delays = [self._delay(episode) for episode in episodes]
+        requests = [episode.request() for episode in episodes]
+        chunks = ask(self.policy, requests, self.inference_batch, FORMS.get(self.execution.mode, ""))
+        for episode, chunk_TA, delay in zip(episodes, chunks, delays, strict=True):
+            if delay == 0 or episode.decisions == 1:
+                episode.timeline.deliver(chunk_TA, delay)
+            else:
+                episode.arriving = (episode.timeline.step + delay, chunk_TA)
+
+    def _delay(self, episode: RobotEpisode) -> int:
+        """The simulated delay of the lane's next decision, in control steps."""
+        if len(self._delays) == 1:
+            return self._delays[0]
+        return self._delays[episode.generator(stream=1).integers(len(self._delays))]
+
+    @staticmethod
+    def _advance(episode: RobotEpisode) -> np.ndarray:
+        action = episode.timeline.advance()
+        assert action is not None  # `prepare` made sure that the chunks bridge every delay
+        return action

@@ -1,0 +1,360 @@
+"""The runtime: a policy controls a robot at a fixed rate, and whatever fails, the robot gets a command in time.
+
+Control step k begins at t0 + k * control_dt_s on the monotonic clock, so errors of waiting do not add up. Another
+thread reads the robot and asks the policy (sensing.py). If its answer is not there when `budget` of the period has
+passed, or is an error, or is refused by safety, the robot is sent the safe action at that time. An answer that comes
+too late is noted and dropped, and control goes on from a fresh observation.
+
+Nothing that can wait for somebody stands in the control thread but `robot.write`: log lines and records are handed to
+other threads (background.py), and functions of a user are waited for no longer than half a period.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .background import LINES, Background, Logger, TimeLimited, in_words, warnings_logged
+from .journal import Journal
+from .run_report import Report
+from .safety import REFUSALS, Safety, Verdict, vector
+from .sensors import STAGES, Answer, Monitor, Policy, Robot, Senses
+from .timing import real_time, wait_until
+from .workspace import Box
+
+logger = Logger(__name__)
+
+WAITING_BYTES = 2**26  # of records that wait to be written
+WAITING = (16, 4096)  # such records, at least and at most
+ENDS = "the journal ends before control step %d, control goes on: %s"
+WRITTEN_S = 2.0  # longest wait for the journal, with the robot at rest
+
+FAULTS = (
+    *(f"late {stage}" for stage in STAGES),
+    *(f"{stage} error" for stage in STAGES),
+    "write error",
+    "no action",  # the policy has none yet, or its chunk has run out while it decides
+    "alarm",
+    "stopped",
+)
+REASONS = ("", *REFUSALS, *FAULTS)  # of refusals, as a journal counts them
+ON_OVERRUN = ("skip", "catch_up", "stop")
+ON_ALARM = ("hold", "stop", "log")
+
+
+@dataclass
+class RuntimeConfig:
+    """How control is timed, and what happens when it fails."""
+
+    budget: float = 0.8  # share of the period after which the safe action takes the place of a missing answer
+    send_at: float = 0.0  # share of the period before which no command is sent, so that they are evenly spaced; 0: none
+    patience_s: float = 0.2  # after a longer gap in the answers the policy is reset: what it had planned is past
+    give_up_s: float = 0.0  # end the run after so long without a command of the policy; 0: never
+    on_overrun: str = "skip"  # control steps whose time has passed: skip | catch_up (make them up at once) | stop
+    on_alarm: str = "hold"  # what an alarm of the monitor does: hold (safe action) | stop (end the run) | log
+    stop_s: float = 1.0  # at the end, longest time to come to rest in; at least one safe action is sent
+    spin_s: float = 0.0  # wait actively for so long before each step: less jitter, more CPU
+    priority: int = 0  # SCHED_FIFO priority of the control thread, 1 to 99; 0: the system's ordinary scheduling
+    core: int = -1  # CPU core to keep the control thread on; -1: any
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget <= 1:
+            raise ValueError(f"runtime.budget={self.budget} must lie in (0, 1]")
+        if not 0 <= self.send_at <= self.budget:
+            raise ValueError(f"runtime.send_at={self.send_at} must lie in [0, budget], and budget is {self.budget}")
+        for name in ("patience_s", "give_up_s", "stop_s", "spin_s"):
+            if not 0 <= getattr(self, name) <= 1e6:
+                raise ValueError(f"runtime.{name}={getattr(self, name)} must be seconds, 0 to 1000000")
+        if not 0 <= self.priority <= 99:
+            raise ValueError(f"runtime.priority={self.priority} must lie in 0..99")
+        for name, choices in (("on_overrun", ON_OVERRUN), ("on_alarm", ON_ALARM)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"runtime.{name}={getattr(self, name)!r} is unknown; choices: {', '.join(choices)}")
+
+
+class Runtime:
+    """Controls one robot in real time, one episode after the other; `close` ends its thread and the journal.
+
+    Args:
+        robot: is read and commanded.
+        policy: decides, at every control step.
+        safety: has the last word on every command; its period is that of control.
+        features: of the observation (`policies.Spec.observation`).
+        control_dt_s: period in seconds.
+        config: timing, and reactions to failures.
+        monitor: is shown every observation and action, and may raise alarms.
+        journal: gets a record of every control step; see `replay.open_journal`. Where it cannot be written, it ends,
+            and control goes on.
+
+    Raises:
+        ValueError: a limit of safety for which the policy would have to say more of its chunks, or a period that is
+            none.
+    """
+
+    def __init__(
+        self,
+        robot: Robot,
+        policy: Policy,
+        safety: Safety,
+        features: Mapping[str, Any],
+        control_dt_s: float,
+        config: RuntimeConfig | None = None,
+        monitor: Monitor | None = None,
+        journal: Journal | None = None,
+    ):
+        for limit, told in (("chunk_jump", "chunk_start"), ("max_chunk_age_s", "chunk_age_s")):
+            if getattr(safety.config, limit) is not None and not hasattr(policy, told):
+                kind = type(policy).__name__
+                raise ValueError(f"safety.{limit} needs a policy with {told}, such as a Decider; {kind} has none")
+        if not 1e-6 <= control_dt_s <= 3600:
+            raise ValueError(f"control_dt_s={control_dt_s} must lie in 1e-6..3600 seconds")
+        self.robot = robot
+        self.safety = _bounded(safety, control_dt_s / 2)
+        self.config = config or RuntimeConfig()
+        self.journal = journal
+        self.report = Report(control_dt_s)
+        self._period_ns = round(control_dt_s * 1e9)
+        self._senses = Senses(robot, policy, monitor, features)
+        most = WAITING_BYTES // journal.size if journal else 0
+        self._writer = Background("journal", min(max(most, WAITING[0]), WAITING[1]))
+        self._full = False  # a record found no room there, and so ended the journal
+        self._unhanded = self._failed = 0  # records lost: in this thread, in the writer's
+        self._episode = -1
+        self._stopped = ""  # from outside: why
+        self._warned = ""  # of what
+
+    def run(self, seconds: float, seed: int) -> str:
+        """Controls the robot for one episode; at its end, whatever ends it, safe actions bring the robot to rest.
+
+        Args:
+            seconds: to control for.
+            seed: of the policy's noise, in [0, 2^32).
+
+        Returns:
+            Why it ended: time, over (the robot says so), overrun, alarm, fault (`give_up_s`), or what `stop` was given,
+            such as the name of a signal.
+
+        Raises:
+            ValueError: a real-time option that the system does not permit, a command of the robot that safety cannot
+                start from, or no number of seconds.
+        """
+        if not seconds >= 0:
+            raise ValueError(f"seconds={seconds} must be 0 or more")
+        self._begin(seed)
+        with real_time(self.config.priority, self.config.core), warnings_logged():
+            self._t0_ns = time.monotonic_ns() + self._period_ns
+            ended = ""
+            try:
+                while not (ended := self._ended(seconds)):
+                    self._tick()
+            finally:
+                self.report.ended, self.report.counts = ended or "error", self.safety.counts
+                if ended != "over":
+                    self._come_to_rest()
+        if not self._writer.drain(WRITTEN_S):
+            logger.warning("the journal is still being written after %g s; control does not wait for it", WRITTEN_S)
+        self.report.unlogged += LINES.dropped - self._dropped
+        self.report.unwritten = self._unhanded + self._failed
+        return ended
+
+    def stop(self, reason: str) -> None:
+        """Ends the run at the next control step; may be called from a signal handler or another thread."""
+        self._stopped = self._stopped or reason
+
+    def close(self) -> None:
+        """Ends the threads and closes the journal."""
+        self._senses.close()
+        for function in (self.safety.workspace, self.safety.safe_action):
+            if isinstance(function, TimeLimited):
+                function.close()
+        if self.journal:
+            self._writer.do(self._close_journal)
+            self._writer.drain(WRITTEN_S)
+        self._writer.close()
+
+    def _begin(self, seed: int) -> None:
+        start = getattr(self.robot, "command", None)
+        self.safety.reset(start)
+        self._start = None if start is None else vector(start)
+        self._dropped = LINES.dropped
+        self._episode += 1
+        self._senses.begin(seed)
+        self._ending = ""  # why this episode cannot go on
+        self._alarms: list[str] = []  # that stand
+        self._step = 0
+        self._taken = 0  # step of the last request to which the thread was free
+        self._acted = 0  # step of the last command of the policy
+        self._unsent = False  # the robot has not taken the last command
+        self._sent_ns = 0
+
+    def _ended(self, seconds: float) -> str:
+        """Why the episode is to end now; empty if it is not."""
+        dt = self.report.control_dt_s
+        if ended := self._stopped or self._ending or ("over" if self._over() else ""):
+            return ended
+        if self.config.give_up_s and (self._step - self._acted) * dt > self.config.give_up_s:
+            return "fault"
+        return "time" if self._step * dt >= seconds else ""
+
+    def _over(self) -> bool:
+        """Whether the robot says that the episode has ended by itself."""
+        try:
+            return bool(getattr(self.robot, "over", False))
+        except BaseException as error:  # even SystemExit: a robot's properties are not ours
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            self._warn(f"whether the episode is over cannot be told: {in_words(error)}")
+            return False
+
+    def _tick(self, stopping: bool = False) -> None:
+        """One control step: wait, get an answer or do without, send, note, and choose the next step."""
+        due_ns = self._t0_ns + self._step * self._period_ns
+        woke_ns = wait_until(due_ns, self.config.spin_s)
+        late: list[Answer] = []
+        budget_ns = round(self.config.budget * self._period_ns)
+        # Woken late by the system, what is left of the period is still given to the answer, but never more than that.
+        deadline_ns = max(due_ns + budget_ns, woke_ns + self._period_ns - budget_ns)
+        answer = None if stopping else self._ask(deadline_ns, late)
+        verdict = self._judge(answer, stopping)
+        wait_until(due_ns + round(self.config.send_at * self._period_ns), self.config.spin_s)
+        problem = self._send(verdict)
+        sent_ns = time.monotonic_ns()
+        self.report.add(due_ns, woke_ns, sent_ns, sent_ns - self._sent_ns if self._sent_ns else 0)
+        self._sent_ns = sent_ns if verdict.action is not None and not self._unsent else 0
+        for each in late:
+            self._note(each, {})
+        times = {"due_ns": due_ns, "woke_ns": woke_ns, "sent_ns": self._sent_ns}
+        self._note(answer or Answer(self._step), times, verdict, problem)
+        self._go_on()
+
+    def _ask(self, deadline_ns: int, late: list[Answer]) -> Answer | None:
+        """What the policy wants at this step; None where it does not say so in time."""
+        gap_s = (self._step - self._taken) * self.report.control_dt_s
+        request = Answer(self._step, restart=gap_s > self.config.patience_s)
+        answer = self._senses.ask(request, deadline_ns, late)
+        if request.taken:
+            self._taken = self._step
+        answers = late if answer is None else [*late, answer]
+        self.report.decide_s.extend((each.decided_ns - each.observed_ns) / 1e9 for each in answers if each.asked)
+        return answer
+
+    def _judge(self, answer: Answer | None, stopping: bool) -> Verdict:
+        """The command for this step."""
+        fault = self._fault(answer, stopping)
+        if fault or answer is None or answer.action is None:
+            return self.safety.refuse(fault, answer.observation if answer else None)
+        answer.observation_age_s = time.monotonic() - answer.observed_s  # negative where the robot has another clock
+        ages = {"observation_age_s": answer.observation_age_s, "chunk_age_s": answer.chunk_age_s}
+        verdict = self.safety.step(answer.action, answer.observation, **ages, chunk_start=answer.chunk_start)
+        self._acted = self._acted if verdict.refused else self._step
+        return verdict
+
+    def _fault(self, answer: Answer | None, stopping: bool) -> str:
+        """Why there is no command of the policy to follow; empty if there is one."""
+        if stopping:
+            return "stopped"
+        if answer:
+            self.report.alarms.update(set(answer.alarms).difference(self._alarms))
+            self._alarms = answer.alarms
+            if answer.alarms and self.config.on_alarm == "stop":
+                self._ending = "alarm"
+        if self._unsent:
+            return "write error"
+        if answer is None:
+            return f"late {self._senses.stage}"
+        if answer.failed:
+            self._warn(f"{answer.failed} failed: {answer.error}")
+            return f"{answer.failed} error"
+        if answer.alarms and self.config.on_alarm != "log":
+            return "alarm"
+        return "" if answer.action is not None else "no action"
+
+    def _send(self, verdict: Verdict) -> str:
+        """Sends the command, if there is one; what the robot raised, in words."""
+        self._unsent = False
+        if verdict.action is None:
+            return ""
+        try:
+            self.robot.write(verdict.action.copy())
+        except BaseException as error:  # even SystemExit: drivers are not ours
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            words = in_words(error)
+            self._warn(f"the command was not taken: {words}")
+            self.safety.rollback()
+            self._unsent = True
+            return words
+        self.report.sent += 1
+        return ""
+
+    def _go_on(self) -> None:
+        """Chooses the next control step: the following one, or the first whose time has not passed."""
+        self._step += 1
+        behind = (time.monotonic_ns() - self._t0_ns) // self._period_ns - self._step
+        if behind > 0 and self.config.on_overrun != "catch_up":
+            self._step += behind
+            self.report.skipped += behind
+            self.report.misses += behind
+            if self.config.on_overrun == "stop":
+                self._ending = "overrun"
+
+    def _come_to_rest(self) -> None:
+        """Sends safe actions until the robot rests, but for no longer than `stop_s`."""
+        end_ns = time.monotonic_ns() + round(self.config.stop_s * 1e9)
+        self._tick(stopping=True)
+        while (self._unsent or not self.safety.resting) and time.monotonic_ns() < end_ns:
+            self._tick(stopping=True)
+
+    def _warn(self, text: str) -> None:
+        """Warns of a failure once, however often it comes in a row."""
+        logger.log(logging.DEBUG if text == self._warned else logging.WARNING, "%s", text)
+        self._warned = text
+
+    def _note(
+        self, answer: Answer, times: Mapping[str, int], verdict: Verdict | None = None, problem: str = ""
+    ) -> None:
+        """Hands over a record for the journal: of this control step or, without a verdict, of a late answer."""
+        if self.journal is None:
+            return
+        action = answer.action
+        if action is not None and action.shape != (self.safety.size,):
+            action = None
+        values = {"episode": self._episode, "late": verdict is None, "start": self._start, "action": action}
+        values |= {**times, **answer.values()}
+        if verdict is not None:
+            values |= {"refused": REASONS.index(verdict.refused), "safe": verdict.action, "sent": not self._unsent}
+        words = "; ".join(filter(None, [answer.error, problem, *answer.alarms]))
+        if not self._full and not self._writer.do(self._write, values, verdict.clamps if verdict else {}, words):
+            self._full = True
+            logger.error(ENDS, self._step, f"{self._writer.most} records wait for the disk")
+        self._unhanded += self._full
+
+    def _write(self, values: Mapping[str, Any], clamps: Mapping[str, Any], words: str) -> None:
+        """In the writer's thread: a record. After one that is lost there are no more, or a replay would differ."""
+        if self.journal and not self._failed:
+            try:
+                self.journal.append(values, clamps, words)
+                return
+            except Exception as error:  # of any kind: a journal must not end the control of a robot
+                logger.error(ENDS, values["step"], in_words(error))
+        self._failed += 1
+
+    def _close_journal(self) -> None:
+        """In the writer's thread."""
+        try:
+            if self.journal:
+                self.journal.close()
+        except OSError as error:
+            logger.error("the end of the journal may be missing: %s", in_words(error))
+
+
+def _bounded(safety: Safety, limit_s: float) -> Safety:
+    """The same, with the functions of a user waited for no longer than the limit; a box computes and returns."""
+    for name in ("workspace", "safe_action"):
+        function = getattr(safety, name)
+        if function is not None and not isinstance(function, Box | TimeLimited):
+            setattr(safety, name, TimeLimited(function, limit_s))
+    return safety

@@ -1,0 +1,1 @@
+"""The memory: recorded demonstrations and their formats."""

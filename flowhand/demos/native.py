@@ -1,0 +1,309 @@
+"""The native store of demonstrations: a folder with `meta.json` and one uncompressed npz file per episode.
+
+    meta.json              what the episodes are: features, task, environment, recipe
+    episodes/000000.npz    observation/<name>, action, reward, success, task, seed, control_dt_s
+    writer.lock            held (flock) by the process that writes
+
+Files are written under a temporary name, flushed to the disk and renamed, so a writer killed at any moment loses at
+most the episode it was writing. Nothing is pickled: reading a store from a stranger runs no code of theirs.
+"""
+
+import fcntl
+import hashlib
+import logging
+import operator
+import os
+import secrets
+import shutil
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from flowhand.contracts.episode import SEED_LIMIT, Episode, is_number, shown
+from flowhand.contracts.features import Spec
+
+from .archive import open_regular, read_arrays, write_arrays
+from .meta import StoreMeta, canonical, meta_text, parse_meta, read_meta
+
+OBSERVATION_PREFIX = "observation/"
+OTHER_ARRAYS = {"action", "reward", "success", "task", "seed", "control_dt_s"}
+# Everything a damaged zip or npy file makes the standard library and numpy raise.
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    TypeError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Store:
+    """A folder of episodes; a sequence of `Episode` as it was when opened, and the only way to add to it.
+
+    An episode is read from the disk, and checked, every time it is asked for.
+    """
+
+    def __init__(self, path: Path, meta: StoreMeta, length: int, is_view: bool = False):
+        self.path = path
+        self.meta = meta
+        self._length = length
+        self._is_view = is_view
+        self._is_writing = False
+        self._counted: tuple[int, int] | None = None  # the state of the folder in which the length was last right
+
+    @classmethod
+    def create(cls, path: str | Path, meta: StoreMeta) -> "Store":
+        """Make an empty store; of several processes that try at once, one succeeds.
+
+        Raises:
+            ValueError: the meta data is not valid or not JSON-able, or no policy can be trained on such features.
+            FileExistsError: `path` exists and is not an empty folder.
+        """
+        path = Path(path)
+        text = meta_text(meta)
+        Spec.from_dict(parse_meta(text, path / "meta.json").features)  # what is checked is what is written
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Filled under another name and renamed, so that nobody ever sees half a store.
+        temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+        (temporary / "episodes").mkdir(parents=True)
+        _write_durably(temporary / "meta.json", lambda file: file.write(text))
+        (temporary / "writer.lock").touch()
+        try:
+            temporary.rename(path)
+        except OSError as error:
+            shutil.rmtree(temporary)
+            if not path.exists():
+                raise
+            raise FileExistsError(f"{path} exists: use Store.open to read or extend it, or another path") from error
+        _sync_folder(path.parent)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Store":
+        """Open a store and check its meta data and the numbering of its episodes.
+
+        Raises:
+            ValueError: there is no store, or it has damaged, missing or unknown parts.
+        """
+        path = Path(path)
+        try:
+            return cls(path, read_meta(path / "meta.json"), _count_episodes(path))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+
+    def head(self, count: int) -> "Store":
+        """A read-only view of the first `count` episodes.
+
+        Raises:
+            ValueError: the store holds fewer.
+        """
+        if not 0 <= count <= len(self):
+            raise ValueError(f"{self.path}: {count} episodes asked for, the store has {len(self)}")
+        return Store(self.path, self.meta, count, is_view=True)
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """Shapes, dtypes, units and ranges of the episodes' fields."""
+        return self.meta.features
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seed of every episode, in order."""
+        return [episode.seed for episode in self]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Episode:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.path}: episode {index} of {len(self)}")
+        index %= len(self)
+        file = self._file(index)
+        try:
+            episode = _unpack(read_arrays(file))
+            episode.validate(self.features)
+        except DAMAGE as error:
+            raise ValueError(
+                f"{file}: episode {index} cannot be used: {type(error).__name__}: {error}. "
+                "Restore the file from a copy, or delete it and all later ones (a collection continues from there)"
+            ) from error
+        return episode
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self[index] for index in range(len(self)))
+
+    def append(self, episode: Episode) -> None:
+        """Add an episode; it is on the disk when this returns.
+
+        Raises:
+            ValueError: the episode does not fit the features, or this is a view.
+        """
+        arrays = _pack(episode)
+        written = _unpack(arrays)
+        written.validate(self.features)  # what is checked is what is written, and will be read
+        if written.task != episode.task:
+            raise ValueError(f"task is {shown(episode.task)}: its last character would be lost in the file")
+        with self.writing():
+            _write_durably(self._file(self._length), lambda file: write_arrays(file, arrays))
+            self._length += 1
+            self._counted = self._folder_state()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the writer's lock over several appends; waits for another writer, then sees what that one wrote.
+
+        Raises:
+            ValueError: this is a view.
+        """
+        if self._is_view:
+            raise ValueError(f"{self.path}: a view of the first {len(self)} episodes is read-only, use Store.open")
+        if self._is_writing:
+            yield
+            return
+        with open_regular(self.path / "writer.lock", os.O_RDWR | os.O_CREAT) as file:
+            _lock(file, self.path)
+            self._count_again()
+            self._is_writing = True
+            try:
+                yield
+            finally:
+                self._is_writing = False
+
+    def _count_again(self) -> None:
+        """See what other writers did, unless the folder is as this one left it: counting takes long in a large one."""
+        if self._counted == self._folder_state() and not self._file(self._length).exists():
+            return  # the second condition is for clocks too coarse to tell two writers apart
+        for leftover in (self.path / "episodes").glob(".*.tmp-*"):  # of a writer that was killed
+            leftover.unlink()
+        self._length = _count_episodes(self.path)
+        self._counted = self._folder_state()
+
+    def _folder_state(self) -> tuple[int, int]:
+        """Changes whenever a file is added to the folder of episodes, or removed."""
+        state = (self.path / "episodes").stat()
+        return state.st_ino, state.st_mtime_ns
+
+    def hash(self) -> str:
+        """SHA-256 (hexadecimal) of the meta data and of the contents of all episodes: which data trained a policy."""
+        digest = hashlib.sha256(canonical(asdict(self.meta)).encode())
+        for episode in self:
+            for name, array in sorted(_pack(episode).items()):
+                digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def _file(self, index: int) -> Path:
+        return self.path / "episodes" / _file_name(index)
+
+
+def _file_name(index: int) -> str:
+    return f"{index:06d}.npz"
+
+
+def _count_episodes(path: Path) -> int:
+    """Number of episode files, which must be numbered from 0 without a gap."""
+    try:
+        names = {name for name in os.listdir(path / "episodes") if name.endswith(".npz")}
+    except FileNotFoundError:  # as after a copy that leaves empty folders out
+        names = set()
+    for index in range(len(names)):
+        if _file_name(index) not in names:
+            raise ValueError(
+                f"{path}: episode {index} (episodes/{_file_name(index)}) is missing, but the folder holds {len(names)} "
+                "npz files: restore it from a copy, or delete the later ones"
+            )
+    return len(names)
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        logger.warning("%s: waiting for another process that is writing to it", path)
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _pack(episode: Episode) -> dict[str, np.ndarray]:
+    return {OBSERVATION_PREFIX + name: array for name, array in episode.observation.items()} | {
+        "action": episode.action,
+        "reward": episode.reward,
+        "success": episode.success,
+        "task": np.array(episode.task),
+        "seed": np.array(_index(episode.seed), dtype=np.int64),
+        "control_dt_s": np.array(_seconds(episode.control_dt_s), dtype=np.float64),
+    }
+
+
+def _index(seed: Any) -> int:
+    try:
+        index = operator.index(seed)
+    except TypeError:
+        index = -1
+    if not 0 <= index < SEED_LIMIT:
+        raise ValueError(f"seed is {shown(seed)}: demonstrations have int seeds in [0, {SEED_LIMIT})")
+    return index
+
+
+def _seconds(value: Any) -> float:
+    seconds = value.item() if isinstance(value, np.number) else value
+    if not is_number(seconds):
+        raise ValueError(f"control_dt_s is {shown(value)}: expected seconds")
+    return float(seconds)
+
+
+def _unpack(arrays: dict[str, np.ndarray]) -> Episode:
+    observation = {
+        name.removeprefix(OBSERVATION_PREFIX): array
+        for name, array in arrays.items()
+        if name.startswith(OBSERVATION_PREFIX)
+    }
+    other = {name: array for name, array in arrays.items() if not name.startswith(OBSERVATION_PREFIX)}
+    if set(other) != OTHER_ARRAYS:
+        raise ValueError(f"missing or unknown arrays {sorted(set(other) ^ OTHER_ARRAYS)}")
+    scalars = {name: other.pop(name).item() for name in ("task", "seed", "control_dt_s")}
+    return Episode(observation, **other, **scalars)
+
+
+def _write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a rename inside the folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_dataset(path: Path | str) -> Store:
+    """The demonstrations that lie there, read when they are asked for.
+
+    Raises:
+        ValueError: there are none, or they are damaged.
+    """
+    return Store.open(path)

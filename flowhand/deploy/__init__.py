@@ -1,0 +1,1 @@
+"""The wire: server, client, and an export that runs without torch."""

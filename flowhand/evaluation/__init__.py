@@ -1,0 +1,1 @@
+"""The judge: the one episode loop, worker processes, records and statistics."""

@@ -1,0 +1,370 @@
+"""An evaluation as one self-contained HTML page: no script, nothing loaded from anywhere, the same bytes every time.
+
+The page is a tree of `xml.etree` elements, so text is escaped where it is written and tags always balance. Colours
+and sizes live in report.css, which the page carries inside itself; plots are SVG that takes its colours from there.
+"""
+
+import base64
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, tostring
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from flowhand.evaluation.records import EpisodeRecord, summarize, wilson, write_whole
+
+from .svg import Axes, h
+
+# A browser that opens the page must not fetch anything, whatever text went into it.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
+
+
+@dataclass
+class ChunkComparison:
+    """Chunks that the policy sampled at one held-out state, and what the expert did from there."""
+
+    seed: int  # of the episode that the state comes from
+    step: int  # control step of the decision
+    sampled: np.ndarray  # (S, T, A)
+    expert: np.ndarray  # (T, A)
+    control_dt_s: float  # seconds between two actions
+    action_names: list[str]  # A names
+
+    def __post_init__(self):
+        shape = (len(self.expert), len(self.action_names))
+        if self.sampled.ndim != 3 or self.sampled.shape[1:] != shape or self.expert.shape != shape:
+            raise ValueError(
+                f"chunks at seed {self.seed}, step {self.step}: sampled {self.sampled.shape}, expert "
+                f"{self.expert.shape}, {len(self.action_names)} names; expected (S, T, A), (T, A), A"
+            )
+
+
+@dataclass
+class Clip:
+    """One episode as a video."""
+
+    seed: int
+    label: str  # outcome in words, for example "success" or "dropped the puck"
+    mp4: bytes
+
+
+@dataclass
+class ReportData:
+    """Everything the page shows; a part that was not measured stays empty and the page says so."""
+
+    title: str
+    task: str
+    records: list[EpisodeRecord]
+    expert_records: list[EpisodeRecord] | None = None  # on the same seeds as `records`
+    goal_visible: bool | None = None  # could the policy observe the goal; None: the question does not arise
+    control_dt_s: float | None = None  # seconds per control step, to tell times as well as steps
+    history: list[dict] = field(default_factory=list)  # step, loss, lr, samples_per_s, sometimes success {n, successes}
+    chunks: list[ChunkComparison] = field(default_factory=list)
+    clips: list[Clip] = field(default_factory=list)
+    clip_note: str | None = None  # why clips are missing, or how they were chosen
+    checkpoint: str = ""
+    dataset_hash: str = ""
+    hardware: str = ""
+    timings: dict[str, float] = field(default_factory=dict)  # seconds
+    versions: dict[str, str] = field(default_factory=dict)
+    config: dict = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        seeds, expert = (sorted(r.seed for r in records or []) for records in (self.records, self.expert_records))
+        if len(set(seeds)) < len(seeds) or len(set(expert)) < len(expert):
+            raise ValueError("some seeds occur twice in the records; expected one episode per seed")
+        if expert and expert != seeds:
+            odd = sorted({*seeds} ^ {*expert})[:5]
+            raise ValueError(f"policy and expert ran different seeds ({odd} ...); expected the same seeds for both")
+        for row in self.history:
+            if missing := {"step", "loss", "lr", "samples_per_s"} - row.keys():
+                raise ValueError(f"history row {row} lacks {sorted(missing)}; each needs step, loss, lr, samples_per_s")
+        if len({tuple(c.action_names) for c in self.chunks}) > 1:
+            raise ValueError("chunks name different actions; expected the same names at every state")
+
+
+def write_report(data: ReportData, path: str | Path) -> None:
+    """Write the page to `path`, whole or not at all; folders on the way are made.
+
+    Raises:
+        OSError: The place cannot be written.
+    """
+    write_whole(Path(path), render_report(data).encode("utf-8", "replace"))
+
+
+def closing_line(metrics: dict[str, Any], out: Path) -> str:
+    """One line with all that matters."""
+    rate = metrics["expert_rate"]
+    without = "no scripted expert" if metrics["expert_asked"] else "expert not asked (eval.expert=false)"
+    expert = without if rate is None else f"expert {rate:.1%} on the same seeds"
+    return (
+        f"{metrics['task']}{metrics['conditions']}: {metrics['successes']}/{metrics['n']} = {metrics['rate']:.1%} "
+        f"[{metrics['wilson_low']:.1%}, {metrics['wilson_high']:.1%}] (95 % Wilson), {expert}; "
+        f"report: {out / 'report.html'}"
+    )
+
+
+def render_report(data: ReportData) -> str:
+    """Return the page as HTML."""
+    sections = {
+        "Learning curve": _learning_curve(data.history),
+        "Episodes": _episodes(data),
+        "Sampled action chunks": _chunks(data.chunks),
+        "Videos": _clips(data),
+        "What was run": _provenance(data),
+    }
+    body = [_headline(data), *(h("section", h("h2", title), *content) for title, content in sections.items())]
+    head = h(
+        "head",
+        h("meta", charset="utf-8"),
+        h("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        h("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        h("meta", name="color-scheme", content="light dark"),
+        h("title", data.title),
+        h("style", Path(__file__).with_name("report.css").read_text("utf-8")),
+    )
+    page = h("html", head, h("body", h("main", *body)), lang="en")
+    return "<!doctype html>\n" + tostring(page, encoding="unicode", method="html") + "\n"
+
+
+def _p(text: str, class_: str = "lead") -> Element:
+    return h("p", text, class_=class_)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Element:
+    lines = [h("tr", *(h("td", cell) for cell in row)) for row in rows]
+    header = [h("thead", h("tr", *(h("th", name) for name in head)))] if head else []
+    return h("div", h("table", *header, h("tbody", *lines)), class_="scroll")
+
+
+# 1. How often does it work?
+def _headline(data: ReportData) -> Element:
+    goal = {True: "Goal visible to the policy", False: "Goal hidden from the policy", None: ""}[data.goal_visible]
+    parts = [h("p", data.task, class_="task"), h("h1", data.title)]
+    if goal:
+        parts.append(h("p", goal, class_="chip"))
+    if data.records:
+        r = summarize(data.records)
+        told = h("span", f"{r.successes} of {r.n} episodes succeeded")
+        big = h("p", h("b", f"{100 * r.rate:.3g} %"), told, class_="big")
+        parts.append(h("div", big, _rates(data), class_="headline"))
+        if not data.expert_records:
+            parts.append(_p("No expert was run on these seeds, so nothing says how hard they are."))
+    else:
+        parts.append(_p("No episode was run, so there is no success rate."))
+    if data.notes:
+        parts.append(h("ul", *(h("li", note) for note in data.notes), class_="notes"))
+    return h("header", *parts)
+
+
+def _rates(data: ReportData) -> Element:
+    """Success rates as dots with their 95 % Wilson intervals as bars, on one axis from 0 to 100 %."""
+    rows = []
+    for who, records in (("policy", data.records), ("expert", data.expert_records)):
+        if not records:
+            continue
+        r = summarize(records)
+        for when, successes, rate, low, high in (
+            ("at any time", r.successes, r.rate, r.wilson_low, r.wilson_high),
+            ("at the end", r.final_successes, r.final_rate, r.final_wilson_low, r.final_wilson_high),
+        ):
+            bar = h("i", class_="bar", style=f"left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%")
+            track = h("div", bar, h("i", class_="dot", style=f"left:{100 * rate:.2f}%"), class_=f"track {who}")
+            numbers = h("span", f"{successes}/{r.n}", h("small", f"{100 * low:.1f} to {100 * high:.1f} %"))
+            rows.append(h("div", h("span", f"{who.capitalize()}, {when}"), track, numbers, class_="rate"))
+    ticks = h("div", *(h("i", f"{t}", style=f"left:{t}%") for t in range(0, 101, 25)), class_="ticks")
+    rows.append(h("div", h("span"), ticks, class_="rate"))
+    seeds = " Policy and expert had the same seeds." if data.expert_records else ""
+    return h("div", *rows, _p(f"Dot: success rate in percent. Bar: 95 % Wilson interval.{seeds}", "caption"))
+
+
+# 2. Did it learn?
+def _learning_curve(history: list[dict]) -> Iterator[Element]:
+    if not history:
+        yield _p("No training history was recorded.")
+        return
+    step, loss, lr = (np.array([row[key] for row in history], float) for key in ("step", "loss", "lr"))
+    speed = np.median([row["samples_per_s"] for row in history])
+    lost = int((~np.isfinite(loss)).sum())
+    gaps = f" {lost} of {len(loss)} logged losses are not finite and not drawn." if lost else ""
+    last = f"the last logged loss is {loss[-1]:.4g}"
+    yield _p(f"{step.max():,.0f} steps at a median of {speed:,.0f} samples/s; {last}.{gaps}")
+    window = max(1, len(loss) // 40)
+    log = bool(np.all(loss[np.isfinite(loss)] > 0))
+    title = ("Loss, log scale" if log else "Loss") + (f"; bold: mean of {window}" if window > 1 else "")
+    plot = Axes(title, step, loss, "training step", log=log)
+    plot.line(step, loss, "faint")
+    mean_step, mean_loss = (np.convolve(values, np.full(window, 1 / window), "valid") for values in (step, loss))
+    plot.line(mean_step, mean_loss, "policy")
+    rate = Axes("Learning rate", step, np.append(lr, 0), "training step")
+    rate.line(step, lr, "policy")
+    yield h("div", plot.svg, rate.svg, *_success_curve(history, step), class_="plots")
+
+
+def _success_curve(history: list[dict], step: np.ndarray) -> Iterator[Element]:
+    points = [(row["step"], row["success"]["successes"], row["success"]["n"]) for row in history if row.get("success")]
+    if not points:
+        return
+    axes = Axes("Success rate in percent, 95 % Wilson interval", [0, *step], [0, 100], "training step")
+    axes.line([p[0] for p in points], [100 * k / n for _, k, n in points], "policy")
+    for x, k, n in points:
+        axes.line([x, x], 100 * np.array(wilson(k, n)), "faint wide")
+        axes.dot(x, 100 * k / n, f"step {x}: {k} of {n}")
+    yield axes.svg
+
+
+# 3. Which episodes failed, and how long did the others take?
+def _episodes(data: ReportData) -> Iterator[Element]:
+    if not data.records:
+        yield _p("No episode was run.")
+        return
+    records = sorted(data.records, key=lambda r: r.seed)
+    experts = {r.seed: r for r in data.expert_records or []}
+    cells = []
+    for r in records:
+        tip, line = f"seed {r.seed}: {_told(r)}", []
+        if r.seed in experts:
+            tip += f"\nexpert: {_told(experts[r.seed])}"
+            line = [h("i", class_="under " + ("yes" if experts[r.seed].success else "no"))]
+        cells.append(h("li", h("i", class_=f"cell {_outcome(r)}"), *line, title=tip))
+    yield h("ol", *cells, class_="strip")
+    yield _legend(records, bool(experts))
+    plot, told = _times_to_success(records, list(experts.values()), data.control_dt_s)
+    if experts:
+        pairs = [(r.success, experts[r.seed].success) for r in records]
+        a, b, c, d = (pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False)))
+        told.append(_p(f"Both succeeded on {a} seeds, only the policy on {b}, only the expert on {c}, neither on {d}."))
+    yield h("div", *plot, h("div", *told, class_="beside"), class_="plots")
+    yield h("details", h("summary", f"Every episode as a table ({len(records)})"), _episode_table(records, experts))
+
+
+def _outcome(r: EpisodeRecord) -> str:
+    return "success" if r.final_success else "lost" if r.success else "failure"
+
+
+def _told(r: EpisodeRecord) -> str:
+    if not r.success:
+        return f"{r.failure}, {r.steps} steps"
+    return f"success after {r.first_success_step} of {r.steps} steps" + ("" if r.final_success else ", lost by the end")
+
+
+def _legend(records: list[EpisodeRecord], with_expert: bool) -> Element:
+    outcomes = [_outcome(r) for r in records]
+    kinds = {"success": "success", "lost": "success, lost by the end", "failure": "failure"}
+    keys = [(f"cell {kind}", f"{name} ({outcomes.count(kind)})") for kind, name in kinds.items() if kind in outcomes]
+    if with_expert:
+        keys += [("under yes", "expert succeeded"), ("under no", "expert failed")]
+    return _keys(f"Seeds {records[0].seed} to {records[-1].seed} in order:", keys)
+
+
+def _keys(text: str, keys: list[tuple[str, str]]) -> Element:
+    return h("p", text, *(h("span", h("i", class_=class_), name) for class_, name in keys), class_="legend")
+
+
+def _times_to_success(
+    records: list[EpisodeRecord], experts: list[EpisodeRecord], dt: float | None
+) -> tuple[list[Element], list[Element]]:
+    """Return a histogram and what it says, in words."""
+    policy, expert = ([r.first_success_step for r in group if r.first_success_step] for group in (records, experts))
+    if not policy:
+        return [], [_p("No episode succeeded, so there is no time to success to show.")]
+    # A little wider than the data, so that few or equal values still get an axis of whole numbers.
+    edges = MaxNLocator(16, integer=True).tick_values(min(policy + expert) - 2, max(policy + expert) + 3)
+    counts, expert_counts = (np.histogram(steps, edges)[0] for steps in (policy, expert))
+    heights = [0, 4, *counts, *expert_counts]
+    axes = Axes("Episodes by control steps to first success", edges, heights, "control steps")
+    axes.stairs(edges, counts, "fill")
+    low, middle, high = np.percentile(policy, [25, 50, 75])
+    seconds = f" ({middle * dt:.2f} s)" if dt else ""
+    told = [_p(f"Steps to success: median {middle:g}{seconds}, middle half {low:g} to {high:g}.")]
+    if expert:
+        axes.stairs(edges, expert_counts, "expert")
+        told.append(_p(f"The expert's median is {np.median(expert):g} steps (outline)."))
+    return [axes.svg], told
+
+
+def _episode_table(records: list[EpisodeRecord], experts: dict[int, EpisodeRecord]) -> Element:
+    head = ["seed", "outcome", "steps", "return", "wall time [s]", *(["expert"] if experts else [])]
+    rows = []
+    for r in records:
+        expert = [_told(experts[r.seed])] if experts else []
+        rows.append([str(r.seed), _told(r), str(r.steps), f"{r.return_:.4g}", f"{r.wall_s:.3g}", *expert])
+    return _table(head, rows)
+
+
+# 4. What does it want to do, and what would the expert do?
+def _chunks(chunks: list[ChunkComparison]) -> Iterator[Element]:
+    if not chunks:
+        yield _p("No chunks were sampled on held-out states.")
+        return
+    text = "Actions over time in seconds, one panel per action dimension:"
+    yield _keys(text, [("key policy", "sampled"), ("key expert", "expert")])
+    values = [np.concatenate([c.sampled.reshape(-1, len(c.action_names)), c.expert]) for c in chunks]
+    ranges = np.concatenate(values).T  # one range per dimension, so that states can be compared
+    for c in chunks:
+        seconds = np.arange(len(c.expert)) * c.control_dt_s
+        panels = []
+        for d, name in enumerate(c.action_names):
+            axes = Axes(name, seconds, ranges[d], width=240, height=140, ticks=3)
+            axes.line(seconds, c.expert[:, d], "expert thick")
+            for sample in c.sampled[:, :, d]:
+                axes.line(seconds, sample, "policy thin")
+            panels.append(axes.svg)
+        distance = np.sqrt(np.mean((c.sampled - c.expert) ** 2))
+        spread = np.sqrt(np.mean(c.sampled.var(axis=0)))
+        told = h("small", f"RMS to expert {distance:.3g}, spread {spread:.3g}")
+        title = h("h3", f"Seed {c.seed}, step {c.step}", told)
+        yield h("div", title, h("div", *panels, class_="panels"))
+
+
+# 5. What does it look like?
+def _clips(data: ReportData) -> Iterator[Element]:
+    if data.clip_note or not data.clips:
+        yield _p(data.clip_note or "No episode was filmed.")
+    told = {r.seed: r for r in data.records}
+    figures = []
+    for clip in data.clips:
+        source = "data:video/mp4;base64," + base64.b64encode(clip.mp4).decode("ascii")
+        video = h("video", src=source, controls="", muted="", loop="", playsinline="", preload="auto")
+        kind = [h("i", class_=f"cell {_outcome(told[clip.seed])}")] if clip.seed in told else []
+        detail = h("small", f"seed {clip.seed}" + (f", {told[clip.seed].steps} steps" if kind else ""))
+        figures.append(h("figure", video, h("figcaption", *kind, h("span", clip.label, detail))))
+    yield h("div", *figures, class_="clips")
+
+
+# 6. What exactly was run?
+def _provenance(data: ReportData) -> Iterator[Element]:
+    run = {"checkpoint": data.checkpoint, "dataset hash": data.dataset_hash, "hardware": data.hardware}
+    timings = {name: _duration(seconds) for name, seconds in data.timings.items()}
+    tables = []
+    for title, content in (("Run", run), ("Time", timings), ("Versions", data.versions)):
+        rows = [(name, str(value)) for name, value in content.items() if value]
+        body = _table([], rows) if rows else _p("Not recorded.")
+        tables.append(h("div", h("h3", title), body))
+    yield h("div", *tables, class_="facts")
+    if data.config:
+        rows = list(_flat(data.config))
+        yield h("details", h("summary", f"Configuration, {len(rows)} values"), _table([], rows))
+    else:
+        yield _p("No configuration was recorded.")
+
+
+def _duration(seconds: float) -> str:
+    amount, unit = (
+        (seconds, "s") if seconds < 120 else (seconds / 60, "min") if seconds < 7200 else (seconds / 3600, "h")
+    )
+    return f"{amount:.1f} {unit}"
+
+
+def _flat(config: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield dotted names and values, written as they would be overridden on the command line."""
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", json.dumps(value, default=str)

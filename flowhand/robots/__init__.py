@@ -1,0 +1,1 @@
+"""The body: robots, and simulated worlds in their place."""

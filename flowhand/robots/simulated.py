@@ -1,0 +1,64 @@
+"""A simulated world as a robot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flowhand.contracts import world
+from flowhand.contracts.world import World
+
+
+@dataclass
+class Outcome:
+    """How an episode ended."""
+
+    seed: int
+    success: bool
+    steps: int
+
+
+class SimulatedRobot:
+    """A world that does one control step per command. In real time it runs at the rate at which it is commanded.
+
+    A late command makes it wait, which a robot would not: what a command costs by being late shows in the timing, not
+    in the outcome.
+
+    Args:
+        env: the world.
+        stop_at_success: end an episode at its first success.
+
+    Attributes:
+        over: whether the episode has ended; further commands do nothing.
+        outcomes: of the episodes that have ended by themselves.
+    """
+
+    def __init__(self, env: World, stop_at_success: bool = True):
+        self.env = env
+        self.stop_at_success = stop_at_success
+        self.over = True
+        self.outcomes: list[Outcome] = []
+        self._observation: dict[str, np.ndarray] = {}
+
+    def reset(self, seed: int) -> None:
+        """Starts the episode that belongs to the seed."""
+        self._observation, _, _ = world.begin(self.env, seed)
+        self._seed, self._steps, self._success = seed, 0, False
+        self.over = False
+
+    def read(self) -> dict[str, np.ndarray]:
+        """The observation after the last command."""
+        return self._observation
+
+    def write(self, action: np.ndarray) -> None:
+        """Does a control step."""
+        if self.over:
+            return
+        step = world.step(self.env, action.astype(np.float32))
+        self._observation = step.observation
+        self._steps += 1
+        self._success |= step.success
+        self.over = step.terminated or step.truncated or (self.stop_at_success and self._success)
+        if self.over:
+            self.outcomes.append(Outcome(self._seed, self._success, self._steps))

@@ -1,0 +1,1 @@
+"""How far a policy is from what it learned: scores, a density model and their calibration."""
