@@ -200,7 +200,7 @@ def test_everything_a_page_names_exists(page):
         name = re.match(r"(?:flowhand|policies|envs|conf)(?:\.\w+)+", code)
         if name and name[0] not in known_keys():
             pkgutil.resolve_name(name[0])
-        if verb := re.match(r"flowhand (\w+)", code):
+        if verb := re.match(r"flowhand ([a-z]+)", code):
             assert verb[1] in VERBS, f"{page} names {code}"
         if module := re.match(r"python -m ([\w.]+)", code):
             assert (ROOT / module[1].replace(".", "/")).with_suffix(".py").exists(), f"{page} names {code}"
