@@ -259,8 +259,8 @@ def _episodes_3(
         listed = {key: names for key in cameras if set(names := _video_columns(key)) <= set(parquet.names)}
         names = ["episode_index", "length", "data/chunk_index", "data/file_index"]
         names += ["tasks"] if "tasks" in parquet.names else []
-        for row in parquet.table([*names, *(n for group in listed.values() for n in group)]).to_pylist():
-            entries.append(_entry_3(row, listed, places, f"{file}: episode {shown(row['episode_index'])}"))
+        rows = parquet.table([*names, *(n for group in listed.values() for n in group)]).to_pylist()
+        entries += [_entry_3(row, listed, places, f"{file}: episode {shown(row['episode_index'])}") for row in rows]
     return _unique(entries, folder), files
 
 

@@ -85,8 +85,8 @@ def frame_indices(
             raise ValueError(f"{where}: {error}") from error
         index = video.indices_at(times_s - late + video.times_s[0], period_s)
         note = (
-            f"camera {source!r}: rows begin at {late:.3f} s and the video at {video.times_s[0]:.3f} s, with a frame for "
-            "each row: frame n is taken for row n"
+            f"camera {source!r}: rows begin at {late:.3f} s and the video at {video.times_s[0]:.3f} s, with a frame "
+            "for each row: frame n is taken for row n"
         )
     if video.times_s[index[-1]] >= part.end_s - period_s / 4:
         raise ValueError(
