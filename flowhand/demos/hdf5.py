@@ -29,8 +29,13 @@ def opened(path: Path) -> Iterator[Any]:
     """
     h5py = required("h5py", "reading HDF5 files")
     open_regular(path).close()
-    with damage(str(path)), h5py.File(path, "r", locking=False) as file:
-        yield file
+    with damage(str(path)):
+        try:
+            file = h5py.File(path, "r")
+        except BlockingIOError:  # another process writes to it, or the file system has no locks
+            file = h5py.File(path, "r", locking=False)
+        with file:
+            yield file
 
 
 def child(group: Any, name: str, where: str) -> Any:

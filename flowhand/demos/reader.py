@@ -92,6 +92,7 @@ class Reader:
     lengths: Sequence[int]  # control steps of each episode
     warnings: list[str]  # a line each on what is unusual
     left_out: dict[str, str]  # columns that become no feature, and why
+    revision: str = ""  # of a data set from the hub, "owner/name@commit"; part of the fingerprint
 
     def _begin(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -108,8 +109,6 @@ class Reader:
         self.tasks, self.lengths = list(tasks), list(lengths)
         self._stored = list(range(len(lengths)))  # where each episode stands in the files
         self._name_features(f"{self.path}")
-        changed = [c.source for c in self.columns.values() if c.stored != c.feature.dtype and c.stored not in ("bool",)]
-        self.casts = {c.source: c.stored for c in self.columns.values() if c.source in changed}
 
     def _name_features(self, where: str) -> None:
         observation = {name: column.feature for name, column in self.columns.items() if name != "action"}
@@ -211,7 +210,7 @@ class Reader:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of the files' names, sizes, modification times, first and last bytes."""
-        digest = hashlib.sha256(self.format.encode())
+        digest = hashlib.sha256(f"{self.format} {self.revision}".encode())
         for file in sorted(self._files()):
             try:
                 state = os.stat(file)

@@ -61,7 +61,7 @@ class RobomimicDataset(Reader):
             data = child(file, "data", str(self.path))
             if data is None or is_array(data):
                 raise ValueError("it has no group 'data', as a robomimic file has")
-            env = self._env(data)
+            env, total = self._env(data), data.attrs.get("total")
             names = self._filtered(file, numbered(data, "demo_"), filter_key)
             demos = [demo for name in names if (demo := self._demo(data, name, action))]
             self.failed = [demo.name for demo in demos if demo.success is False]
@@ -70,6 +70,9 @@ class RobomimicDataset(Reader):
                 raise ValueError(f"no episode can be used of {len(names)}")
             first = child(data, self._demos[0].name, str(self.path))
             columns = self._columns(first, observation, action)
+            steps = sum(demo.length for demo in demos)
+            if total is not None and not filter_key and not np.array_equal(total, steps):
+                self._warn(f"the file says {shown(total)} steps in all, its episodes have {steps}")
         rate = self._rate(env, rate_hz)
         self._finish(columns, rate, [demo.task for demo in self._demos], [demo.length for demo in self._demos])
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 MOST_BYTES = 2**28  # of values that are held at once for the quantiles
 
 
@@ -21,6 +22,9 @@ class FeatureStatistics:
     min: np.ndarray
     max: np.ndarray
     q01: np.ndarray  # quantiles of the rows, linear between neighbours
+    q10: np.ndarray
+    q50: np.ndarray
+    q90: np.ndarray
     q99: np.ndarray
 
 
@@ -57,7 +61,7 @@ def gathered(
     dimensions = [(name, i) for name, shape in shapes.items() for i in range(math.prod(shape))]
     at_once = max(1, MOST_BYTES // (8 * max(1, rows)))
     moments = {name: _Moments(math.prod(shape)) for name, shape in shapes.items()}
-    quantiles: dict[tuple[str, int], tuple[float, float]] = {}
+    quantiles: dict[tuple[str, int], np.ndarray] = {}
     for first in range(0, len(dimensions), at_once):
         group = dimensions[first : first + at_once]
         held, filled = np.empty((len(group), rows)), 0
@@ -71,15 +75,14 @@ def gathered(
                 held[place, filled : filled + n] = flat[name][:, i]
             filled += n
         for place, dimension in enumerate(group):
-            low, high = np.quantile(held[place, :filled], [0.01, 0.99], overwrite_input=True)
-            quantiles[dimension] = float(low), float(high)
+            quantiles[dimension] = np.quantile(held[place, :filled], QUANTILES, overwrite_input=True)
     return {name: _finished(moments[name], name, shape, quantiles) for name, shape in shapes.items()}
 
 
 def _finished(
-    moments: _Moments, name: str, shape: tuple[int, ...], quantiles: Mapping[tuple[str, int], tuple[float, float]]
+    moments: _Moments, name: str, shape: tuple[int, ...], quantiles: Mapping[tuple[str, int], np.ndarray]
 ) -> FeatureStatistics:
-    pairs = np.array([quantiles[name, i] for i in range(math.prod(shape))])
+    found = np.array([quantiles[name, i] for i in range(math.prod(shape))])
     std = np.sqrt(moments.squares / moments.count)
-    arrays = (moments.mean, std, moments.min, moments.max, pairs[:, 0], pairs[:, 1])
+    arrays = (moments.mean, std, moments.min, moments.max, *found.T)
     return FeatureStatistics(moments.count, *(values.reshape(shape) for values in arrays))
