@@ -10,6 +10,7 @@ VERBS = {
     "collect": "let a world's scripted expert record demonstrations",
     "train": "train a policy from demonstrations, and evaluate it",
     "eval": "evaluate a checkpoint or an export: success rate, records, report page",
+    "inspect": "say what recorded demonstrations are: format, features, tasks, what is unusual",
     "calibrate": "calibrate a checkpoint's monitor to a rate of false alarms",
     "export": "write a checkpoint's decision as one file that needs no torch",
     "serve": "serve a checkpoint or an export to robots",
