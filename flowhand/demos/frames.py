@@ -163,13 +163,14 @@ class VideoFile:
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
         import av
+        from av.error import FFmpegError
 
         try:
             with av.open(str(self.path), options=OPTIONS) as container:
                 if not container.streams.video:
                     raise ValueError(f"{self.path}: it holds no video stream")
                 yield container, container.streams.video[0]
-        except (av.error.FFmpegError, AttributeError, OverflowError, MemoryError) as error:
+        except (FFmpegError, AttributeError, OverflowError, MemoryError) as error:
             text = " ".join(str(error).split())[:200]
             raise ValueError(f"{self.path}: the video cannot be read: {type(error).__name__}: {text}") from error
 
@@ -232,7 +233,7 @@ class FrameCache:
         try:
             store = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
             for index, frame in enumerate(video._decoded(np.arange(len(video)))):
-                store[index] = frame if self.resize is None else self.resize(frame, shape[1:3])
+                store[index] = frame if self.resize is None else self.resize(frame, (shape[1], shape[2]))
             store.flush()
             del store
             temporary.replace(self.folder / f"{key}.npy")

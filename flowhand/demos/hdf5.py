@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -68,9 +68,14 @@ def arrays_of(group: Any, where: str, depth: int = MOST_DEPTH, prefix: str = "")
     return found
 
 
-def is_array(value: Any) -> bool:
+def is_array(value: Any) -> TypeGuard[Any]:
     """Whether it is an array, and no group or nothing."""
     return isinstance(value, required("h5py", "reading HDF5 files").Dataset)
+
+
+def is_group(value: Any) -> TypeGuard[Any]:
+    """Whether it is a group, and no array or nothing."""
+    return isinstance(value, required("h5py", "reading HDF5 files").Group)
 
 
 def rows(dataset: Any, start: int, stop: int, where: str) -> np.ndarray:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from flowhand.contracts.episode import SEED_LIMIT
+from flowhand.contracts.episode import SEED_LIMIT, shown
 
 from . import images
 from .columns import Column, column, feature_names, kind_of
-from .hdf5 import arrays_of, child, is_array, numbered, opened, require_plain, rows, text_of
+from .hdf5 import arrays_of, child, is_array, is_group, numbered, opened, require_plain, rows, text_of
 from .reader import MOST_EPISODE_BYTES, Reader, damage, read_json, require_rate
 
 USUAL_RATE_HZ = 20.0
@@ -74,8 +74,8 @@ class MinariDataset(Reader):
 
     def _length(self, episode: Any, name: str) -> int:
         where = f"{self.file}: episode {name}"
-        actions = None if episode is None or is_array(episode) else child(episode, "actions", where)
-        if not is_array(actions) or actions.ndim == 0 or len(actions) == 0:
+        actions = child(episode, "actions", where) if is_group(episode) else None
+        if not is_group(episode) or not is_array(actions) or actions.ndim == 0 or len(actions) == 0:
             kind = "is missing or empty" if actions is None or is_array(actions) else "is a group; expected one array"
             raise ValueError(f"{where}: column 'actions' {kind}")
         said = episode.attrs.get("total_steps")
@@ -86,7 +86,7 @@ class MinariDataset(Reader):
     def _mission(self, episode: Any, name: str) -> str:
         """The instruction, which some worlds observe as text."""
         observations = child(episode, "observations", name)
-        if observations is None or is_array(observations):
+        if not is_group(observations):
             return ""
         mission = child(observations, "mission", name)
         if not is_array(mission) or mission.ndim != 1 or not len(mission):
@@ -132,7 +132,8 @@ class MinariDataset(Reader):
         shape = space.get("shape")
         image = space.get("dtype") == "uint8" and isinstance(shape, list) and len(shape) in (2, 3)
         if (image and array.ndim == 1) or (image and array.ndim == 2 and array.dtype == np.uint8):
-            shape = [*images.size_of(bytes(array[0])), *(shape[2:] or [1])]
+            channels = shape[2:] if isinstance(shape, list) else []
+            shape = [*images.size_of(bytes(array[0])), *(channels or [1])]
             return column(path, "uint8", shape, "image", encoding="image")
         if array.dtype.kind not in "fiub":
             self.left_out[path] = "it holds no numbers"
@@ -147,7 +148,7 @@ class MinariDataset(Reader):
         where, arrays, extra = f"{self.file}: episode {name}", {}, {}
         with opened(self.file) as file:
             episode = child(file, name, where)
-            if episode is None or is_array(episode):
+            if not is_group(episode):
                 raise ValueError(f"{where} is missing")
             there = self._observed(episode, where)
             for feature in names:
@@ -182,7 +183,7 @@ class MinariDataset(Reader):
         if is_array(rewards := child(episode, "rewards", where)):
             extra["reward"] = rows(rewards, start, stop, f"{where}: column 'rewards'")
         infos = child(episode, "infos", where)
-        success = None if infos is None or is_array(infos) else child(infos, "success", where)
+        success = child(infos, "success", where) if is_group(infos) else None
         if is_array(success) and success.ndim == 1 and success.dtype.kind in "biuf" and len(success) > 1:
             late = len(success) - len(child(episode, "actions", where))  # one more, from the reset, in some files
             if late in (0, 1):
@@ -213,15 +214,14 @@ def _choices(space: Mapping[str, Any], size: int) -> tuple[int, ...] | None:
     Raises:
         ValueError: the choices do not count from 0, as those of a policy do.
     """
-    kind, counts = space.get("type"), None
-    if kind == "Discrete":
-        counts, start = [space.get("n")], [space.get("start", 0)]
-    elif kind == "MultiDiscrete":
-        counts, start = space.get("nvec"), space.get("start", [])
-    if counts is None:
+    kind = space.get("type")
+    if kind not in ("Discrete", "MultiDiscrete"):
         return None
-    if not isinstance(counts, list) or len(counts) != size or not all(type(n) is int for n in counts):
-        raise ValueError(f"action_space has choices {counts}, expected {size} numbers")
-    if any(start):
-        raise ValueError(f"action_space counts its choices from {start}, expected from 0")
-    return tuple(counts)
+    whole = kind == "MultiDiscrete"
+    counts, start = (space.get("nvec"), space.get("start")) if whole else ([space.get("n")], [space.get("start")])
+    found = [n for n in counts if type(n) is int] if isinstance(counts, list) else []
+    if len(found) != size or found != counts:
+        raise ValueError(f"action_space has choices {shown(counts)}, expected {size} numbers")
+    if isinstance(start, list) and any(start):
+        raise ValueError(f"action_space counts its choices from {shown(start)}, expected from 0")
+    return tuple(found)

@@ -13,7 +13,7 @@ import numpy as np
 from flowhand.contracts.episode import shown
 
 from .columns import Column, column, feature_names, kind_of
-from .hdf5 import arrays_of, child, is_array, numbered, opened, require_plain, rows, text_of
+from .hdf5 import arrays_of, child, is_array, is_group, numbered, opened, require_plain, rows, text_of
 from .reader import Reader, require_rate
 
 USUAL_RATE_HZ = 20.0  # robosuite's, where a file does not say
@@ -59,7 +59,7 @@ class RobomimicDataset(Reader):
         self._begin(path)
         with opened(self.path) as file:
             data = child(file, "data", str(self.path))
-            if data is None or is_array(data):
+            if not is_group(data):
                 raise ValueError("it has no group 'data', as a robomimic file has")
             env, total = self._env(data), data.attrs.get("total")
             names = self._filtered(file, numbered(data, "demo_"), filter_key)
@@ -100,7 +100,7 @@ class RobomimicDataset(Reader):
 
     def _filtered(self, file: Any, names: list[str], key: str) -> list[str]:
         mask = child(file, "mask", str(self.path))
-        self.filter_keys = [] if mask is None or is_array(mask) else sorted(mask)
+        self.filter_keys = sorted(mask) if is_group(mask) else []
         if not key:
             return names
         if key not in self.filter_keys:
@@ -115,8 +115,8 @@ class RobomimicDataset(Reader):
     def _demo(self, data: Any, name: str, action: str) -> _Demo | None:
         """What is known of an episode before it is read; None, and a line about it, if it is empty."""
         group = child(data, name, str(self.path))
-        actions = None if group is None or is_array(group) else child(group, action, f"episode {name}")
-        if not is_array(actions) or actions.ndim == 0 or len(actions) == 0:
+        actions = child(group, action, f"episode {name}") if is_group(group) else None
+        if not is_group(group) or not is_array(actions) or actions.ndim == 0 or len(actions) == 0:
             self._warn(f"episode {name} is left out: it has no {action!r}")
             return None
         said = group.attrs.get("num_samples")
@@ -137,7 +137,7 @@ class RobomimicDataset(Reader):
 
     def _columns(self, demo: Any, observation: Mapping[str, str] | None, action: str) -> dict[str, Column]:
         obs = child(demo, "obs", str(self.path))
-        there = {} if obs is None or is_array(obs) else arrays_of(obs, str(self.path))
+        there = arrays_of(obs, str(self.path)) if is_group(obs) else {}
         if observation is None:
             chosen = [f"obs/{name}" for name, array in there.items() if "/" not in name and array.dtype.kind in "fiub"]
             self.left_out |= {f"obs/{name}": "it lies in a group" for name in there if f"obs/{name}" not in chosen}
@@ -159,7 +159,7 @@ class RobomimicDataset(Reader):
         demo, arrays, extra = self._demos[stored], {}, {}
         with opened(self.path) as file:
             group = child(child(file, "data", str(self.path)), demo.name, str(self.path))
-            if group is None:
+            if not is_group(group):
                 raise ValueError(f"episode {demo.name} is missing")
             for name in names:
                 source = self.columns[name].source
@@ -184,7 +184,7 @@ class RobomimicDataset(Reader):
 def _at(group: Any, source: str, where: str) -> Any:
     """The array at a path below an episode."""
     for part in source.split("/"):
-        group = None if group is None or is_array(group) else child(group, part, where)
+        group = child(group, part, where) if is_group(group) else None
     if not is_array(group) or group.ndim == 0:
         raise ValueError(f"{where}: column {source!r} is missing")
     return group

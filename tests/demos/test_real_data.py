@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -17,6 +17,8 @@ from flowhand.demos.lerobot.dataset import LeRobotDataset
 from flowhand.demos.reader import Reader
 from flowhand.demos.robomimic import RobomimicDataset
 from tests.demos.recorded import decoded
+
+hdf5: Any = pytest.importorskip("h5py")
 
 DATA = Path(os.environ.get("FLOWHAND_DATA", ""))
 pytestmark = pytest.mark.skipif("FLOWHAND_DATA" not in os.environ, reason="FLOWHAND_DATA names no folder of real sets")
@@ -45,7 +47,7 @@ def test_lerobot_states_and_actions(name, count, steps, size):
     listed = [json.loads(line) for line in (DATA / name / "meta/episodes.jsonl").read_text().splitlines()]
     for number in range(count):
         expected, got = rows_of(name, number), data.read(number)
-        state, action = np.stack(expected["observation.state"]), np.stack(expected["action"])
+        state, action = (np.stack(expected[name].to_list()) for name in ("observation.state", "action"))
         assert state.shape[1] == size
         assert data.columns["state"].stored == state.dtype.name
         np.testing.assert_array_equal(got.observation["state"], state.astype(data.spec.observation["state"].dtype))
@@ -93,7 +95,9 @@ def test_groot_says_what_is_odd():
 
 def test_statistics_are_those_of_the_rows():
     data = opened(G1).select(["state"])
-    rows = np.concatenate([np.stack(rows_of(G1, number)["action"]) for number in range(100)]).astype(np.float64)
+    rows = np.concatenate([np.stack(rows_of(G1, number)["action"].to_list()) for number in range(100)]).astype(
+        np.float64
+    )
     found = data.statistics()["action"]
     np.testing.assert_allclose(found.mean, rows.mean(0), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(found.std, rows.std(0), rtol=1e-9, atol=1e-12)
@@ -102,8 +106,7 @@ def test_statistics_are_those_of_the_rows():
 
 
 def test_human_pusht():
-    import zarr
-
+    zarr: Any = pytest.importorskip("zarr")
     data = opened(PUSHT)
     root = zarr.open_group(str(DATA / PUSHT), mode="r")
     ends = root["meta/episode_ends"][:]
@@ -123,7 +126,7 @@ def test_human_pusht():
 @pytest.mark.parametrize("name", ["dataset", "annotated_dataset", "generated_dataset_small"])
 def test_isaac_lab(name):
     data = opened(f"{MIMIC}/{name}.hdf5")
-    with h5py.File(DATA / MIMIC / f"{name}.hdf5") as file:
+    with hdf5.File(DATA / MIMIC / f"{name}.hdf5") as file:
         names = sorted(file["data"], key=lambda demo: int(demo[5:]))
         assert len(data) == len(names) == 10
         for number, demo in enumerate(names):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 from pathlib import Path
+from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 
@@ -14,11 +15,13 @@ from flowhand.demos.minari import MinariDataset
 from flowhand.demos.robomimic import RobomimicDataset
 from tests.demos.test_lerobot import error_of
 
+hdf5: Any = pytest.importorskip("h5py")
+
 LENGTHS = {"demo_10": 6, "demo_2": 5, "demo_0": 7}
 
 
 def robomimic(path: Path, success: dict[str, bool] | None = None, **env_kwargs) -> Path:
-    with h5py.File(path, "w") as file:
+    with hdf5.File(path, "w") as file:
         data = file.create_group("data")
         data.attrs["env_args"] = json.dumps({"env_name": "Lift", "type": 1, "env_kwargs": env_kwargs})
         data.attrs["total"] = sum(LENGTHS.values())
@@ -47,7 +50,7 @@ def test_robomimic(tmp_path):
     assert data.spec.control_dt_s == 1 / 25
     assert data.warnings == []
     assert list(data.left_out) == ["obs/datagen/pose"]
-    with h5py.File(path) as file:
+    with hdf5.File(path) as file:
         for number, name in enumerate(("demo_0", "demo_2", "demo_10")):
             got = data.read(number)
             got.validate(data.features)
@@ -85,39 +88,39 @@ def test_robomimic_says_what_it_assumes_and_refuses_what_contradicts(tmp_path):
     path = robomimic(tmp_path / "lift.hdf5")
     assert "20 control steps a second are assumed" in RobomimicDataset(path).warnings[0]
     assert RobomimicDataset(path, rate_hz=30).warnings == []
-    with h5py.File(path, "r+") as file:
+    with hdf5.File(path, "r+") as file:
         del file["data/demo_2/obs/object"]
         file["data/demo_2/obs/object"] = np.zeros((4, 3), np.float32)
     line = error_of(lambda: RobomimicDataset(path).read(1))
     assert "episode demo_2: column 'obs/object' has 4 rows of float32, expected 5 of float32" in line
-    with h5py.File(path, "r+") as file:
+    with hdf5.File(path, "r+") as file:
         file["data/demo_0"].attrs["num_samples"] = 8
     assert "episode demo_0: num_samples is" in error_of(lambda: RobomimicDataset(path))
 
 
 def test_other_files_are_not_read_through_this_one(tmp_path):
-    with h5py.File(tmp_path / "secret.hdf5", "w") as file:
+    with hdf5.File(tmp_path / "secret.hdf5", "w") as file:
         file["x"] = np.zeros((7, 3), np.float32)
     (tmp_path / "raw.bin").write_bytes(bytes(7 * 3 * 4))
     for number in range(3):
         path = robomimic(tmp_path / f"lift{number}.hdf5")
-        with h5py.File(path, "r+") as file:
+        with hdf5.File(path, "r+") as file:
             obs = file["data/demo_0/obs"]
             del obs["object"]
             if number == 0:
-                obs["object"] = h5py.ExternalLink(str(tmp_path / "secret.hdf5"), "x")
+                obs["object"] = hdf5.ExternalLink(str(tmp_path / "secret.hdf5"), "x")
             elif number == 1:
                 obs.create_dataset("object", (7, 3), "f4", external=[(str(tmp_path / "raw.bin"), 0, 84)])
             else:
-                layout = h5py.VirtualLayout((7, 3), "f4")
-                layout[:] = h5py.VirtualSource(str(tmp_path / "secret.hdf5"), "x", (7, 3))
+                layout = hdf5.VirtualLayout((7, 3), "f4")
+                layout[:] = hdf5.VirtualSource(str(tmp_path / "secret.hdf5"), "x", (7, 3))
                 obs.create_virtual_dataset("object", layout)
         assert "another file" in error_of(lambda path=path: RobomimicDataset(path).read(0))
 
 
 def test_a_bomb_is_not_set_off(tmp_path):
     path = robomimic(tmp_path / "lift.hdf5")
-    with h5py.File(path, "r+") as file:
+    with hdf5.File(path, "r+") as file:
         obs = file["data/demo_0/obs"]
         del obs["object"]
         obs.create_dataset("object", (7, 2**20, 2**10), "f4", chunks=(1, 2**10, 2**10), compression="gzip")
@@ -164,7 +167,7 @@ def minari(path: Path, jpeg: bool = False) -> Path:
     action = {"type": "Discrete", "dtype": "int64", "start": 0, "n": 4}
     about = {"observation_space": json.dumps(space), "action_space": json.dumps(action), "total_episodes": 2}
     (path / "data" / "metadata.json").write_text(json.dumps(about))
-    with h5py.File(path / "data" / "main_data.hdf5", "w") as file:
+    with hdf5.File(path / "data" / "main_data.hdf5", "w") as file:
         for number, steps in enumerate((6, 4)):
             random, episode = np.random.default_rng(number), file.create_group(f"episode_{number}")
             episode.attrs.update({"id": number, "total_steps": steps, "seed": 40 + number})
@@ -176,7 +179,7 @@ def minari(path: Path, jpeg: bool = False) -> Path:
                     buffer = io.BytesIO()
                     Image.fromarray(picture).save(buffer, "JPEG", quality=100)
                     cells.append(np.frombuffer(buffer.getvalue(), np.uint8))
-                kept = episode.create_dataset("observations/eye", (steps + 1,), h5py.vlen_dtype(np.uint8))
+                kept = episode.create_dataset("observations/eye", (steps + 1,), hdf5.vlen_dtype(np.uint8))
                 for step, cell in enumerate(cells):
                     kept[step] = cell
             else:
@@ -195,7 +198,7 @@ def test_minari(tmp_path, jpeg):
     assert list(data.lengths) == [6, 4]
     assert data.spec.action.choices == (4,)
     assert data.spec.action.shape == (1,)
-    with h5py.File(path / "data" / "main_data.hdf5") as file:
+    with hdf5.File(path / "data" / "main_data.hdf5") as file:
         for number, steps in enumerate((6, 4)):
             got = data.read(number)
             episode = file[f"episode_{number}"]
@@ -214,7 +217,7 @@ def test_minari(tmp_path, jpeg):
 
 def test_minari_refuses_what_does_not_fit(tmp_path):
     path = minari(tmp_path / "set")
-    with h5py.File(path / "data" / "main_data.hdf5", "r+") as file:
+    with hdf5.File(path / "data" / "main_data.hdf5", "r+") as file:
         del file["episode_1/observations/goal"]
         file["episode_1/observations/goal"] = np.zeros((4, 3))
     assert "episode_1: column 'goal' has 4 rows, expected 5" in error_of(lambda: MinariDataset(path).read(1))
@@ -228,8 +231,8 @@ def test_what_minari_itself_wrote(tmp_path, monkeypatch):
     import gymnasium
 
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    import minari as package
-    from minari.data_collector import EpisodeBuffer
+    package: Any = pytest.importorskip("minari")
+    buffer: Any = importlib.import_module("minari.data_collector").EpisodeBuffer
 
     env, buffers = gymnasium.make("CartPole-v1"), []
     for number in range(2):
@@ -239,7 +242,7 @@ def test_what_minari_itself_wrote(tmp_path, monkeypatch):
         flags = {"terminations": [False] * steps, "truncations": [False] * (steps - 1) + [True]}
         actions = np.arange(steps) % 2
         buffers.append(
-            EpisodeBuffer(
+            buffer(
                 id=number,
                 seed=number,
                 observations=np.stack(observations),

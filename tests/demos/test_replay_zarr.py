@@ -6,6 +6,7 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ import pytest
 from flowhand.demos.replay_zarr import ReplayZarrDataset
 from tests.demos.test_lerobot import error_of
 
+zarr: Any = pytest.importorskip("zarr")
+
 LENGTHS = (7, 5, 9)
 
 
 def make(path: Path, images: np.ndarray | None = None, compressor: str | None = "blosc", order: str = "C") -> Path:
     """A store that the zarr package writes."""
     import numcodecs
-    import zarr
 
     kinds = {"blosc": numcodecs.Blosc("zstd", 5, 2), "lz4": numcodecs.LZ4(), "zlib": numcodecs.Zlib(), None: None}
     kinds |= {"zstd": numcodecs.Zstd(), "gzip": numcodecs.GZip(), "bz2": numcodecs.BZ2(), "lzma": numcodecs.LZMA()}
@@ -40,8 +42,6 @@ def make(path: Path, images: np.ndarray | None = None, compressor: str | None = 
 
 
 def same(data: ReplayZarrDataset, path: Path, names=("state", "keypoint")) -> None:
-    import zarr
-
     root, begin = zarr.open_group(str(path), mode="r"), 0
     for number, steps in enumerate(LENGTHS):
         got = data.read(number)
@@ -140,8 +140,6 @@ def test_descriptions_that_cannot_be_read(tmp_path, change, expected):
 
 def test_ends_that_do_not_grow(tmp_path):
     path = make(tmp_path / "set.zarr")
-    import zarr
-
     zarr.open_group(str(path), mode="r+")["meta/episode_ends"][:] = [7, 7, 21]
     assert "the ends do not grow" in error_of(lambda: ReplayZarrDataset(path))
     shutil.rmtree(path / "meta")
