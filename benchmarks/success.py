@@ -38,7 +38,7 @@ def run_cell(task: str, head: str, episodes: int, steps: int | None) -> dict[str
     config = cells.configure(overrides, episodes)
     trainer, about = cells.learn(config)
     started = time.perf_counter()
-    records = evaluation.evaluate(trainer.ema.module, config.env, config.eval)
+    records = evaluation.evaluate(trainer.ema.module, config.env, config.eval, config.execution)
     evaluated = round(time.perf_counter() - started, 1)
     evaluations = trainer.policy.head.evaluations
     told = {"evaluations_per_decision": evaluations, "evaluate_seconds": evaluated}

@@ -16,17 +16,25 @@ from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 import envs
 import policies
 from benchmarks.result import processor
-from conf import schema
+from conf import cli
+from conf.control import ControlRoot
+from conf.eval import EvalRoot, EvaluationConfig, WandbConfig
+from conf.export import ExportRoot
+from conf.serve import ServeRoot
+from conf.train import TrainingConfig, TrainRoot
 from flowhand.__main__ import VERBS
+from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.features import ChunkConfig, Spec
+from flowhand.control.runtime import RuntimeConfig
+from flowhand.control.safety import SafetyConfig
+from flowhand.control.workspace import Box
+from flowhand.demos.config import DataConfig
 from flowhand.evaluation.records import write_records
 from flowhand.evaluation.rollout import rollout
 from policies.encoders import ENCODERS
@@ -34,6 +42,7 @@ from policies.encoders.state import StateEncoderConfig
 from policies.heads import HEADS
 from policies.nets import NETS
 from policies.nets.mlp import MLPConfig
+from policies.normalizer import NormalizerConfig
 
 ROOT = Path(__file__).parents[1]
 WALKTHROUGHS = ("docs/add_a_head.md", "docs/add_an_env.md")
@@ -99,14 +108,12 @@ def compose(words: list[str]) -> None:
     if "--multirun" in words:
         pairs = [word[0].split("=", 1) for word in choices]
         choices = [[f"{key}={value}" for value in values.split(",")] for key, values in pairs]
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        for overrides in itertools.product(*choices):
-            OmegaConf.to_object(hydra.compose(verb, list(overrides)))
+    for overrides in itertools.product(*choices):
+        cli.compose(overrides, verb)
 
 
 def follow(pages: Iterable[str]) -> None:
     """What the reader does after the edits of a walkthrough."""
-    schema.register()
     for page in pages:
         execute(page)
         for words in commands(page):
@@ -154,14 +161,12 @@ def test_the_python_of_a_page_runs(page, workplace):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in WALKTHROUGHS])
 def test_every_setting_of_every_command_exists(page):
-    schema.register()
     for words in commands(page):
         if words[0] not in ("make", "apt-get") and "benchmarks." not in " ".join(words[:3]):
             compose(words)
 
 
 def test_a_setting_that_does_not_exist_is_found():
-    schema.register()
     with pytest.raises(Exception, match="stepz"):
         compose(["python", "train.py", "train.stepz=3"])
     for program in (["python", "eval.py"], ["flowhand", "serve"], ["flowhand", "export"]):
@@ -173,15 +178,15 @@ def test_a_setting_that_does_not_exist_is_found():
 
 
 def known_keys() -> set[str]:
-    roots = (schema.TrainRoot, schema.EvalRoot, schema.ControlRoot, schema.ServeRoot, schema.ExportRoot)
+    roots = (TrainRoot, EvalRoot, ControlRoot, ServeRoot, ExportRoot)
     keys = {f.name for root in roots for f in fields(root)} | {"experiment"}
-    parts = {"train": schema.TrainingConfig, "eval": schema.EvaluationConfig, "wandb": schema.WandbConfig}
-    parts |= {"chunk": ChunkConfig, "demos": schema.CollectConfig, "normalizer": schema.NormalizerConfig}
+    parts = {"train": TrainingConfig, "eval": EvaluationConfig, "wandb": WandbConfig}
+    parts |= {"chunk": ChunkConfig, "demos": DataConfig, "normalizer": NormalizerConfig}
     parts |= {
-        "execution": schema.ExecutionConfig,
-        "safety": schema.SafetyConfig,
-        "workspace": schema.Box,
-        "runtime": schema.RuntimeConfig,
+        "execution": ExecutionConfig,
+        "safety": SafetyConfig,
+        "workspace": Box,
+        "runtime": RuntimeConfig,
     }
     keys |= {f"{group}.{f.name}" for group, config in parts.items() for f in fields(config)}
     for group, table in (("env", envs.ENVS), ("encoder", ENCODERS), ("net", NETS), ("head", HEADS)):

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import config as annotations
 
 import envs
-from conf.artifact import ExportConfig
+from conf.export import ExportConfig
 from flowhand.commands.export import export
 from flowhand.contracts.features import ChunkConfig, Spec
 from policies import Policy, PolicyConfig
