@@ -50,6 +50,8 @@ DOCS = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
 PARTS = ("flowhand", "policies", "envs", "conf", "docs", "train.py", "eval.py", "pyproject.toml", *PAGES[:3])
 PROGRAMS = {"train.py": "train", "eval.py": "eval"}
+OTHERS = ("make", "apt-get", "pip")  # programs that are not ours
+MOST_README_LINES = 150
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"`([\w/]+\.(?:py|yaml))`[^`]*:$")  # the end of a line that names the file of the block below it
@@ -159,11 +161,38 @@ def test_the_python_of_a_page_runs(page, workplace):
     execute(page)
 
 
+def test_the_robot_program_runs_again_beside_what_it_wrote(workplace):
+    for count in (1, 2):
+        execute("docs/deploy.md")
+        assert len(list(workplace.glob("outputs/deploy/*.journal"))) == count
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in WALKTHROUGHS])
 def test_every_setting_of_every_command_exists(page):
     for words in commands(page):
-        if words[0] not in ("make", "apt-get") and "benchmarks." not in " ".join(words[:3]):
+        if words[0] not in OTHERS and "benchmarks." not in " ".join(words[:3]):
             compose(words)
+
+
+def composes(words: list[str]) -> bool:
+    try:
+        compose(words)
+    except Exception:
+        return False
+    return True
+
+
+def test_our_words_for_those_of_other_systems_are_settings():
+    """Every setting of the right column composes by itself, or with the components that it belongs to."""
+    schema.register()
+    rows = re.findall(r"^\|.*\| (.*) \|$", text_of("docs/coming_from.md"), re.MULTILINE)
+    codes = {code for row in rows for code in re.findall(r"`([^`]+)`", row)}
+    settings = [code for code in sorted(codes) if re.fullmatch(r"(?:[a-z_.]+=[^\s.]\S*\s?)+", code)]
+    assert len(settings) > 30
+    for code in settings:
+        verb = "eval.py" if "checkpoint=" in code else "train.py"
+        beside = ([], ["head=diffusion"], ["net=unet1d"])
+        assert any(composes(["python", verb, *more, *code.split()]) for more in beside), code
 
 
 def test_a_setting_that_does_not_exist_is_found():
@@ -237,6 +266,19 @@ def test_links_lead_somewhere(page):
         headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
         anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
         assert not anchor or anchor in anchors, f"{page} links to {target}"
+
+
+def test_the_readme_stays_short():
+    assert len(text_of("README.md").splitlines()) <= MOST_README_LINES
+
+
+def test_the_index_has_one_line_for_every_page():
+    lines = [line for line in text_of("docs/index.md").splitlines() if line.startswith("- ")]
+    targets = [re.findall(r"\]\(([^)#]+)\)", line) for line in lines]
+    assert all(len(found) == 1 for found in targets), "a line of docs/index.md names one page"
+    listed = [os.path.normpath(f"docs/{found[0]}") for found in targets]
+    assert len(set(listed)) == len(listed)
+    assert {*PAGES, "plugins/lerobot/README.md", "benchmarks/gpu/README.md"} - {"docs/index.md"} == set(listed)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,4 +1,4 @@
-"""The Python that docs/deploy.md shows about exports runs, on an export of a small policy."""
+"""The Python that docs/deploy_reference.md shows about exports runs, on an export of a small policy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from policies.export import tracing
 from policies.heads.regression import RegressionConfig
 
 pytest.importorskip("onnxscript")
-PAGE = Path(__file__).parents[2] / "docs" / "deploy.md"
+PAGE = Path(__file__).parents[2] / "docs" / "deploy_reference.md"
 
 
 @pytest.mark.slow
