@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 import policies
-from conf import schema
 from conf.cli import compose
+from conf.train import TrainRoot
 from flowhand.commands import train
 from flowhand.commands.collect import collect
 from flowhand.contracts.features import Spec
@@ -38,17 +38,17 @@ class Cell(Protocol):
 C = TypeVar("C", bound=Cell)
 
 
-def configure(overrides: list[str], episodes: int) -> schema.TrainRoot:
+def configure(overrides: list[str], episodes: int) -> TrainRoot:
     """The configuration of a cell: the recipe with these overrides, in one process with one thread."""
     lanes = [f"eval.episodes={episodes}", "eval.workers=inline", "eval.n_envs=16"]
     return compose([*overrides, *lanes, "train.threads=1", "train.device=cpu"])
 
 
-def learn(config: schema.TrainRoot) -> tuple[train.Trainer, dict[str, Any]]:
+def learn(config: TrainRoot) -> tuple[train.Trainer, dict[str, Any]]:
     """The trained policy, and what to remember of its training."""
     device = select_device(config.train.device, config.train.threads)
     started = time.perf_counter()
-    store = collect(config.env, config.demos, progress=False)
+    store = collect(config.env, config.data, progress=False)
     collected = time.perf_counter()
     trainer = train.Trainer(config, Spec.from_dict(store.features), store, device)
     begun = time.process_time()
@@ -93,7 +93,7 @@ def claim(path: Path) -> Iterator[Callable[[dict[str, Any]], None] | None]:
         yield None if path.exists() else save
 
 
-def trained(folder: Path, name: str, config: schema.TrainRoot) -> policies.Policy | None:
+def trained(folder: Path, name: str, config: TrainRoot) -> policies.Policy | None:
     """The policy of this name, trained by the first process that asks; None while another one is at it.
 
     The checkpoint stays in the folder, for several cells that evaluate one policy and for a run that was killed.
@@ -102,7 +102,7 @@ def trained(folder: Path, name: str, config: schema.TrainRoot) -> policies.Polic
     with claim(folder / f"{name}.trained.json") as save:
         if save is not None:
             trainer, about = learn(config)
-            source = train.provenance(config, collect(config.env, config.demos, progress=False))
+            source = train.provenance(config, collect(config.env, config.data, progress=False))
             golden = trainer.windows.gather(torch.arange(4)).observation
             policies.save(checkpoint, trainer.ema.module, source, golden, {"step": trainer.step, "history": []})
             save({"name": name, **about})

@@ -52,8 +52,8 @@ TRAININGS: dict[str, list[str]] = {
     "regression": ["head=regression"],
     "mip": ["head=mip"],
     # Preconditioned, and one thing more.
-    "collected-0.05": [*PRECONDITIONED, "demos.noise=0.05"],
-    "collected-0.2": [*PRECONDITIONED, "demos.noise=0.2"],
+    "collected-0.05": [*PRECONDITIONED, "data.noise=0.05"],
+    "collected-0.2": [*PRECONDITIONED, "data.noise=0.2"],
     "steps-1000": [*PRECONDITIONED, "train.steps=1000"],
     "steps-4000": [*PRECONDITIONED, "train.steps=4000"],
     "ema-0.99": [*PRECONDITIONED, "train.ema_decay=0.99"],
@@ -109,7 +109,7 @@ class Cell:
         task = [f"env.task={self.task}", f"eval.seed={self.first_seed}"]
         if self.arm == EXPERT:
             return task
-        return [*task, f"demos.episodes={self.demonstrations}", f"seed={self.seed}", *TRAININGS[self.trained[2]]]
+        return [*task, f"data.episodes={self.demonstrations}", f"seed={self.seed}", *TRAININGS[self.trained[2]]]
 
 
 def run(folder: Path, cell: Cell) -> dict[str, Any] | None:
@@ -122,7 +122,7 @@ def run(folder: Path, cell: Cell) -> dict[str, Any] | None:
     if policy is None:
         return None
     policy = policy.with_head(**ARMS[cell.arm][1])
-    records = evaluation.evaluate(policy, config.env, config.eval)
+    records = evaluation.evaluate(policy, config.env, config.eval, config.execution)
     about = json.loads((folder / "policies" / f"{name}.trained.json").read_text())
     facts = {"evaluations_per_decision": policy.head.evaluations, "too_long": about["train_cpu_seconds"] > MOST_CPU_S}
     return {**asdict(cell), **about, "name": cell.name, **facts, **cells.outcomes(records)}

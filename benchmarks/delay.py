@@ -43,7 +43,7 @@ WORLDS: dict[str, tuple[list[str], list[str]]] = {
     "hammer": (["env.task=hammer-v3", "env.max_steps=250"], []),
     "soccer-pushed": (["env.task=soccer-v3", "env.max_steps=250"], ["eval.perturb.push=5"]),
     "push-noisy": (["env.task=push-v3", "env.max_steps=250"], ["eval.perturb.action_noise=0.2"]),
-    "detour-noisy": (["env=detour", "demos.noise=0.05"], ["eval.perturb.action_noise=0.1"]),
+    "detour-noisy": (["env=detour", "data.noise=0.05"], ["eval.perturb.action_noise=0.1"]),
 }
 # Name: the mode, and whether its policy is the one trained with prefixes.
 ARMS: dict[str, tuple[str, bool]] = {
@@ -88,7 +88,11 @@ class Cell:
         if self.arm == EXPERT:
             return [*self.policy[1], *WORLDS[self.world][1], f"eval.perturb.action_delay={self.delay}"]
         mode, horizon = (ARMS[self.arm][0], HORIZON) if self.arm in ARMS else ("receding_horizon", CLOSED_LOOP[1])
-        execution = [f"eval.mode={mode}", f"eval.delay={self.delay}", f"eval.execution_horizon={horizon}"]
+        execution = [
+            f"execution.mode={mode}",
+            f"execution.delay={self.delay}",
+            f"execution.execution_horizon={horizon}",
+        ]
         return [*self.policy[1], *WORLDS[self.world][1], *execution, "eval.inference_batch=4"]
 
 
@@ -112,7 +116,7 @@ def run_cell(cell: Cell, folder: Path, episodes: int, steps: int | None) -> dict
     if policy is None:
         records = evaluation.evaluate_expert(config.env, config.eval)
     else:
-        records = evaluation.evaluate(policy, config.env, config.eval)
+        records = evaluation.evaluate(policy, config.env, config.eval, config.execution)
     return {
         **vars(cell),
         "policy": cell.policy[0] if policy else None,

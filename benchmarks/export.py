@@ -32,12 +32,12 @@ import envs
 import policies
 from benchmarks import cells
 from benchmarks.result import write
-from conf.artifact import ExportConfig
-from conf.demonstrations import CollectConfig
+from conf.export import ExportConfig
 from flowhand.commands.collect import attempt
 from flowhand.commands.export import ROWS, export
 from flowhand.contracts.artifact import Manifest, fingerprint
 from flowhand.contracts.features import Spec
+from flowhand.demos.config import DataConfig
 from flowhand.deploy.runner import Runner, load
 from policies.device import select_device
 from policies.export import tracing
@@ -51,7 +51,7 @@ NETS = {
 }
 DDPM = ["head=diffusion", "head.sampler=ddpm"]
 CASES = {name: [f"head={name}"] for name in HEADS} | {"ddpm": DDPM, "ddpm100": [*DDPM, "head.steps=100"]}
-RECIPE = ["env.task=reach-v3", "demos.episodes=20", "train.steps=100", "train.batch_size=64", "train.warmup_steps=20"]
+RECIPE = ["env.task=reach-v3", "data.episodes=20", "train.steps=100", "train.batch_size=64", "train.warmup_steps=20"]
 FOLDER = Path("outputs/benchmarks/export")
 STRETCH = 20  # calls of one program before the next one's turn
 Inputs = tuple[dict[str, np.ndarray], np.ndarray]
@@ -64,7 +64,7 @@ def held_out(rows: int, history: int, horizon: int) -> dict[str, torch.Tensor]:
     with closing(envs.make(envs.MetaWorldConfig(task="reach-v3"))) as env:
         spec = Spec.from_dict(env.features)
         while sum(map(len, episodes)) < rows:
-            episode = attempt(env, CollectConfig(noise=0.0, after_success=horizon), seed)
+            episode = attempt(env, DataConfig(noise=0.0, after_success=horizon), seed)
             episodes += [episode] if episode else []
             seed += 1
     windows = policies.Windows(episodes, spec, history, horizon)

@@ -43,7 +43,7 @@ from benchmarks.fuzz_inputs import (
 from benchmarks.result import write
 from benchmarks.toy_server import ToyPolicy
 from conf import cli
-from conf.artifact import ExportConfig
+from conf.export import ExportConfig
 from flowhand.commands.export import export
 from flowhand.contracts.artifact import MANIFEST, fingerprint, read
 from flowhand.contracts.band import Band

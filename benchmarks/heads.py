@@ -42,7 +42,7 @@ TASKS = (
 )
 WORLDS = {
     **{task: [f"env.task={task}-v3"] for task in TASKS},
-    "detour": ["env=detour", "demos.noise=0.05", "chunk.execution_horizon=8"],
+    "detour": ["env=detour", "data.noise=0.05", "chunk.execution_horizon=8"],
 }
 # Name: what is trained, and the head's fields of every sampler setting it is evaluated with.
 ARMS: dict[str, tuple[list[str], dict[str, dict[str, Any]]]] = {

@@ -21,14 +21,14 @@ from flowhand.evaluation.records import summarize
 def measure(arm: str, episodes: int) -> list[dict[str, Any]]:
     """One trained head with each of its sampler settings at both execution horizons."""
     overrides, samplers = ARMS[arm]
-    config = cells.configure(["env=detour", "demos.noise=0.02", *overrides], episodes)
+    config = cells.configure(["env=detour", "data.noise=0.02", *overrides], episodes)
     trainer, about = cells.learn(config)
     rows = []
     for name, fields in samplers.items():
         policy = trainer.ema.module.with_head(**fields)
         for horizon in (2, 8):
-            config.eval.execution_horizon = horizon
-            records = evaluation.evaluate(policy, config.env, config.eval)
+            config.execution.execution_horizon = horizon
+            records = evaluation.evaluate(policy, config.env, config.eval, config.execution)
             told = {"name": name, "execution_horizon": horizon, "modes": modes(records)}
             rows.append({**told, **vars(summarize(records)), **cells.outcomes(records), **about})
             print(f"{name:12s} executes {horizon}: {rows[-1]['successes']}/{episodes} {told['modes']}", flush=True)

@@ -35,7 +35,7 @@ import envs
 from benchmarks import cells
 from benchmarks.monitor_alarms import best, judge_world, pool, table
 from benchmarks.result import write
-from conf import schema
+from conf.train import TrainRoot
 from flowhand.commands.calibrate import demonstrations, learn, watched_episodes
 from flowhand.contracts.band import fit
 from flowhand.contracts.execution import ExecutionConfig
@@ -53,7 +53,7 @@ from policies.monitor.calibrated import (
 TASKS = ("push", "hammer", "pick-place", "assembly")
 WORLDS: dict[str, list[str]] = {
     **{task: [f"env.task={task}-v3", "chunk.execution_horizon=8"] for task in TASKS},
-    "detour": ["env=detour", "demos.noise=0.05", "chunk.execution_horizon=8"],
+    "detour": ["env=detour", "data.noise=0.05", "chunk.execution_horizon=8"],
 }
 DEVELOPMENT = ("pick-place", "assembly")  # the default score was settled on these
 CONDITIONS: dict[str, dict[str, float]] = {  # what is set in `eval.perturb`
@@ -116,7 +116,7 @@ class Cell:
         return f"{self.world}-{self.condition}"
 
 
-def configure(world: str, condition: str, plan: Plan) -> schema.TrainRoot:
+def configure(world: str, condition: str, plan: Plan) -> TrainRoot:
     """The configuration of a cell."""
     perturb = [f"eval.perturb.{name}={value}" for name, value in CONDITIONS[condition].items()]
     steps = [f"train.steps={plan.steps}"] if plan.steps else []
@@ -135,7 +135,7 @@ def run_cell(cell: Cell, plan: Plan) -> dict[str, Any] | None:
     if condition == "calibration":
         monitor = MonitorConfig(possible(policy, execution), plan.alpha, 0.0)
         with cpu_threads(1):
-            density = learn(policy, demonstrations(checkpoint, config.demos), monitor.density)
+            density = learn(policy, demonstrations(checkpoint, config.data), monitor.density)
         watch = partial(WatchedPolicy, policy, monitor.scores, execution, monitor.samples, density)
     else:
         watch = partial(load_monitor(checkpoint, policy).watch, policy, execution)

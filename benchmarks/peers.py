@@ -34,7 +34,7 @@ from benchmarks.peers_sides import (
 )
 from benchmarks.peers_speed import bars, run_decisions, run_training
 from benchmarks.result import write
-from conf import schema
+from conf.train import TrainRoot
 from flowhand.commands import train
 from flowhand.control.controller import Controller
 from flowhand.evaluation.records import wilson
@@ -56,7 +56,7 @@ def fitting(rate: float, seconds: float) -> int:
     return max(1, int(0.98 * rate * seconds))
 
 
-def learn(config: schema.TrainRoot, s: Side, seconds: float) -> tuple[train.Trainer, dict[str, Any]]:
+def learn(config: TrainRoot, s: Side, seconds: float) -> tuple[train.Trainer, dict[str, Any]]:
     """Ours after so many seconds of training, and what came of them."""
     rate = rehearse(train.Trainer(replace_steps(config, 10**6), s.spec, s.store, s.device), REHEARSAL_S)
     trainer = train.Trainer(replace_steps(config, fitting(rate, seconds)), s.spec, s.store, s.device)

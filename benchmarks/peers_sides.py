@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import cells
 from benchmarks.peers_process import Peer, PeerPlanner, install
-from conf import schema
+from conf.train import TrainRoot
 from flowhand.commands import train
 from flowhand.commands.collect import collect
 from flowhand.contracts.episode import Episode
@@ -37,7 +37,7 @@ WARM = 3  # steps that are not timed
 class Side:
     """One task with its demonstrations, and the peer that has them too."""
 
-    config: schema.TrainRoot
+    config: TrainRoot
     store: Store
     peer: Peer
     parameters: int  # of the peer's policy
@@ -49,9 +49,9 @@ class Side:
         return Spec.from_dict(self.store.features)
 
 
-def configure(overrides: list[str], a: argparse.Namespace, demonstrations: int) -> schema.TrainRoot:
+def configure(overrides: list[str], a: argparse.Namespace, demonstrations: int) -> TrainRoot:
     """Our configuration of an arm."""
-    recipe = [*overrides, f"env.task={a.task}", f"demos.episodes={demonstrations}", f"seed={a.seed}"]
+    recipe = [*overrides, f"env.task={a.task}", f"data.episodes={demonstrations}", f"seed={a.seed}"]
     config = cells.configure(recipe, a.episodes)
     config.train.device = a.device
     return config
@@ -61,7 +61,7 @@ def configure(overrides: list[str], a: argparse.Namespace, demonstrations: int) 
 def side(a: argparse.Namespace, demonstrations: int) -> Iterator[Side]:
     """Collects the demonstrations and hands them to a new peer."""
     config = configure([], a, demonstrations)
-    store = collect(config.env, config.demos, progress=False)
+    store = collect(config.env, config.data, progress=False)
     data = a.cells.parent / f"{a.task}-{demonstrations}.npz"
     export(store, data)
     python = a.python or install(a.cells.parent / "venv")
@@ -92,7 +92,7 @@ def planner(s: Side) -> PeerPlanner:
     return PeerPlanner(s.peer, s.spec, ChunkConfig(chunk.history, ahead, 1), noise_shape)
 
 
-def replace_steps(config: schema.TrainRoot, steps: int) -> schema.TrainRoot:
+def replace_steps(config: TrainRoot, steps: int) -> TrainRoot:
     """The configuration with another number of steps; the warm-up takes a tenth of them at most."""
     warmup = min(config.train.warmup_steps, steps // 10)
     return replace(config, train=replace(config.train, steps=steps, warmup_steps=warmup))

@@ -14,8 +14,8 @@ import torch
 
 import policies
 from benchmarks.peers_sides import BATCH, DIFFUSION, UNET, WARM, Side, configure, rehearse, replace_steps
-from conf import schema
-from conf.artifact import ExportConfig
+from conf.export import ExportConfig
+from conf.train import TrainRoot
 from flowhand.commands import train
 from flowhand.commands.export import export
 from flowhand.contracts.planner import Planner
@@ -102,7 +102,7 @@ def run_decisions(s: Side, a: argparse.Namespace) -> dict[str, Any]:
     return {"kind": "decisions", "unit": "ms", "device": s.device.type, "rows": rows}
 
 
-def untrained(config: schema.TrainRoot, s: Side) -> policies.Policy:
+def untrained(config: TrainRoot, s: Side) -> policies.Policy:
     """A policy with random weights: the time of a decision does not depend on them."""
     policy = train.Trainer(config, s.spec, s.store, s.device).policy
     for parameter in policy.parameters():  # a net starts at zero, which no machine may profit from

@@ -23,7 +23,7 @@ from typing import Any
 import policies
 from benchmarks import cells
 from benchmarks.result import write
-from conf.artifact import ExportConfig
+from conf.export import ExportConfig
 from flowhand.commands import eval as evaluation
 from flowhand.commands.export import export, of_checkpoint
 from flowhand.deploy.runner import Runner, load
@@ -67,7 +67,7 @@ def run_cell(cell: Cell, folder: Path, episodes: int, steps: int | None) -> dict
         return None
     decides, error = formed(policy, cell, folder)
     started = time.perf_counter()
-    records = evaluation.evaluate(decides, config.env, config.eval)
+    records = evaluation.evaluate(decides, config.env, config.eval, config.execution)
     seconds = round(time.perf_counter() - started, 1)
     return {**vars(cell), **cells.outcomes(records), "max_error": error, "evaluate_seconds": seconds}
 

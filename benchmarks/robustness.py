@@ -31,7 +31,7 @@ from flowhand.commands import eval as evaluation
 WORLDS: dict[str, list[str]] = {
     "push": ["env.task=push-v3", "env.max_steps=250"],
     "hammer": ["env.task=hammer-v3", "env.max_steps=250"],
-    "detour": ["env=detour", "demos.noise=0.05", "chunk.execution_horizon=8"],
+    "detour": ["env=detour", "data.noise=0.05", "chunk.execution_horizon=8"],
 }
 AGENTS = {"flow": ["head=flow"], "regression": ["head=regression"], "expert": []}
 STRENGTHS: dict[str, tuple[float, ...]] = {  # of each field of `eval.perturb`; what leaves the world alone is "none"
@@ -94,7 +94,7 @@ def run_cell(cell: Cell, folder: Path, episodes: int, steps: int | None) -> dict
         if policy is None:
             return None
         started = time.perf_counter()
-        records = evaluation.evaluate(policy, config.env, config.eval)
+        records = evaluation.evaluate(policy, config.env, config.eval, config.execution)
     seconds = round(time.perf_counter() - started, 1)
     return {**vars(cell), **cells.outcomes(records), "evaluate_seconds": seconds}
 

@@ -38,7 +38,7 @@ def run_cell(task: str, head: str, episodes: int, steps: int | None) -> dict[str
     config = cells.configure(overrides, episodes)
     trainer, about = cells.learn(config)
     started = time.perf_counter()
-    records = evaluation.evaluate(trainer.ema.module, config.env, config.eval)
+    records = evaluation.evaluate(trainer.ema.module, config.env, config.eval, config.execution)
     evaluated = round(time.perf_counter() - started, 1)
     evaluations = trainer.policy.head.evaluations
     told = {"evaluations_per_decision": evaluations, "evaluate_seconds": evaluated}
@@ -100,7 +100,7 @@ def totals(by_task: dict[str, dict[str, Any]], tasks: list[str]) -> dict[str, An
 
 
 def page(result: dict[str, Any], source: Path) -> str:
-    """The table of every task, as docs/results.md."""
+    """The table of every task, as docs/metaworld.md."""
     by_task: dict[str, dict[str, dict[str, Any]]] = {}
     for cell in result["cells"]:
         by_task.setdefault(cell["task"], {})[cell["head"]] = cell
@@ -141,7 +141,7 @@ def main() -> None:
     result = summarize(arguments.cells)
     print(json.dumps(result["all_tasks"], indent=1))
     written = write("success", result, arguments.out, device="cpu", threads=1)
-    Path("docs/results.md").write_text(page(result, written))
+    Path("docs/metaworld.md").write_text(page(result, written))
     print(written)
 
 

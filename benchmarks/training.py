@@ -29,8 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import neighbours
 from benchmarks.latency_floor import Machine, wait
 from benchmarks.result import write
-from conf import schema
 from conf.cli import compose
+from conf.train import TrainRoot
 from flowhand.commands import train
 from flowhand.contracts.episode import Episode
 from flowhand.contracts.features import Spec
@@ -99,7 +99,7 @@ def seconds_per_call(work: Callable[[], object], at_least: float, device: torch.
     return (time.perf_counter() - start) / calls
 
 
-def shapes_of_a_step(config: schema.TrainRoot, spec: Spec, device: torch.device) -> list[tuple[int, int, int]]:
+def shapes_of_a_step(config: TrainRoot, spec: Spec, device: torch.device) -> list[tuple[int, int, int]]:
     """The matrix products of a step that is not compiled; of one that is, nothing could be recorded."""
     trainer = train.Trainer(replace(config, train=replace(config.train, compile=False)), spec, episodes(), device)
     with RecordProducts() as recorded:

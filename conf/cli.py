@@ -14,14 +14,16 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowhand.contracts.modules import import_modules
+from flowhand.contracts.strict import nearest
 
-from . import schema
+from . import groups, help
 
 ROOM, PLACE = "make room, or choose another place with out= or demos.cache_dir=", "choose a folder that can be written"
 OUTSIDE = {  # what the system says that is no defect of the program, and what to do
@@ -46,29 +48,57 @@ def program(verb: str, body: Callable[[DictConfig], int | None]) -> None:
     What the body returns is the number of a signal that ended it: the program then ends with the shell's exit status
     for that signal.
     """
-    schema.register()
+    with one_line_errors(of_one_run=False):
+        words = sys.argv[1:]
+        import_modules(named_modules(words))
+        groups.register(verb)
+        if asked := help.wanted(words):
+            print(help.page(verb, asked == help.ALL, words))  # noqa: T201
+            return
+        require_settings(verb, words)
 
     @hydra.main(version_base="1.3", config_path="pkg://conf", config_name=verb)
     def main(cfg: DictConfig) -> None:
         ended = None
-        with one_line_errors():
+        with one_line_errors(verb=verb):
             ended = body(cfg)
         if ended:
             sys.exit(128 + ended)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits itself, and hides where other errors come from
     failed.clear()
-    with one_line_errors(of_one_run=False):
+    with one_line_errors(of_one_run=False, verb=verb):
         main()
     if failed:
         sys.exit(f"error: {len(failed)} runs of the sweep failed; their lines are above")
 
 
-def compose(overrides: list[str]) -> schema.TrainRoot:
-    """The configuration that `python train.py OVERRIDES` would have."""
-    schema.register()
-    with hydra.initialize(version_base="1.3", config_path="."):
-        return typed(hydra.compose("train", overrides), overrides)
+def named_modules(words: Sequence[str]) -> list[str]:
+    """The packages that the command line names in `modules`, which are imported before anything is composed."""
+    given = [word.lstrip("+") for word in words if word.lstrip("+").startswith("modules=")]
+    if not given:
+        return []
+    value = OverridesParser.create().parse_override(given[-1]).value()
+    return [str(name) for name in value] if isinstance(value, list) else [str(value)]
+
+
+def require_settings(verb: str, words: Sequence[str]) -> None:
+    """Raises `ValueError` for words that are no settings, where Hydra would say less."""
+    chosen = {word.partition("=")[0].lstrip("+") for word in words}
+    for word in words:
+        name = word.partition("=")[0]
+        if word.startswith("--") and ("=" in word or "." in word) and not name.startswith("--config"):
+            raise ValueError(f"{word!r} is no option; a setting is written {word.lstrip('-').partition('=')[0]}=VALUE")
+        group = name.lstrip("+").partition(".")[0]
+        if "." in name and groups.choices(verb).get(group, "") is None and group not in chosen:
+            raise ValueError(f"{name} needs a choice of {group} before it; {group}=: {', '.join(groups.names(group))}")
+
+
+def compose(overrides: Sequence[str], verb: str = "train") -> Any:
+    """The configuration that `flowhand VERB OVERRIDES` would have."""
+    groups.register(verb)
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        return typed(hydra.compose(verb, list(overrides)), overrides)
 
 
 def typed(config: DictConfig, given: Sequence[str] | None = None) -> Any:
@@ -94,6 +124,12 @@ def typed(config: DictConfig, given: Sequence[str] | None = None) -> Any:
     return OmegaConf.to_object(config)
 
 
+def require_given(config: DictConfig, name: str) -> None:
+    """Raises `ValueError` unless the setting has a value."""
+    if OmegaConf.is_missing(config, name):
+        raise ValueError(f"which {name}? Give {name}=PATH")
+
+
 def _require_own_fields(node: Any, where: str) -> None:
     if not isinstance(node, DictConfig | ListConfig) or node._is_missing() or node._is_none():
         return
@@ -115,10 +151,14 @@ failed: list[str] = []  # of a sweep, what was said of the runs that failed
 
 
 @contextmanager
-def one_line_errors(of_one_run: bool = True) -> Iterator[None]:
+def one_line_errors(of_one_run: bool = True, verb: str = "train") -> Iterator[None]:
     """Ends the program with one line where the user can mend the error; any other error keeps its traceback.
 
     A run of a sweep (`--multirun`) only says the line, and the sweep goes on.
+
+    Args:
+        of_one_run: the block is one run, perhaps of a sweep.
+        verb: whose settings an unknown key is compared with.
     """
 
     def end(text: str) -> None:
@@ -130,7 +170,7 @@ def one_line_errors(of_one_run: bool = True) -> Iterator[None]:
     try:
         yield
     except (ValueError, ImportError, FileNotFoundError, HydraException, OmegaConfBaseException) as error:
-        end(f"error: {one_line(error)}")
+        end(f"error: {one_line(error, verb)}")
     except OSError as error:
         if error.errno not in OUTSIDE:
             raise
@@ -149,8 +189,11 @@ def _broke_in_composing(error: Exception) -> bool:
     return frame.f_globals.get("__name__", "").partition(".")[0] in ("hydra", "omegaconf", "antlr4")
 
 
-def one_line(error: BaseException) -> str:
-    """The error's message without line breaks; for an unknown configuration key, with the nearest one that exists."""
+def one_line(error: BaseException, verb: str = "train") -> str:
+    """The error's message without line breaks; for an unknown key or choice, with the nearest one that exists."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"unknown {group or 'configuration'} {name!r}; {nearest(name, error.options)}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     lines = [*str(error).splitlines(), *(str(cause).splitlines()[:1] if cause is not error else [])]
     text = "; ".join(line.strip() for line in lines if line.strip())
@@ -161,11 +204,22 @@ def one_line(error: BaseException) -> str:
     if key in names:
         return text
     where = getattr(cause, "full_key", None) or key
-    return unknown(where, key, names)
+    return unknown(where, key, names, verb)
 
 
-def unknown(where: str, key: str, names: list[str]) -> str:
-    """What is said of a key that does not exist, with the nearest one that does."""
+def unknown(where: str, key: str, names: list[str], verb: str = "train") -> str:
+    """What is said of a key that does not exist, with the nearest ones that do."""
+    leaves = {full: full.rpartition(".")[2] for full in help.keys(verb)}
+    same = [full for full, leaf in leaves.items() if key in (leaf, "".join(word[:1] for word in leaf.split("_")))]
     near = difflib.get_close_matches(key, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choices: {', '.join(names)}"
+    inside = where.rpartition(".")[0]
+    same = [full for full in same if full.rpartition(".")[0] == inside] or same
+    if near:
+        hint = f"did you mean {near[0]!r}?"
+    elif same:
+        hint = f"did you mean {' or '.join(repr(full) for full in same[:3])}?"
+    elif close := difflib.get_close_matches(key, sorted(set(leaves.values())), n=1):
+        hint = f"did you mean {' or '.join(repr(full) for full, leaf in leaves.items() if leaf == close[0])}?"
+    else:
+        hint = f"choices: {', '.join(names)}"
     return f"unknown configuration key {where!r}; {hint}"

@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from flowhand.contracts.execution import ExecutionConfig
 from policies.normalizer import NormalizerConfig
 
 # They say where things go and what is imported, which the user at hand decides.
@@ -20,6 +21,12 @@ NOT_FROM_A_FILE = {"resume", "out", "wandb", "hydra", "modules"}
 LEARNED = {"chunk", "normalizer", "encoder", "net", "head", "train"}
 # Fields that are gone: a run that began with them goes on, for what they led to stands in its weights.
 REMOVED = tuple(f"normalizer.{name}" for name in NormalizerConfig.removed)
+
+# Settings that have another name now: a part of the name before, and after.
+RENAMED = {
+    "demos": "data",
+    **{f"eval.{f.name}": f"execution.{f.name}" for f in fields(ExecutionConfig)},
+}
 
 # What may differ when a run is resumed: it changes what is shown and where, not what is learned.
 FREE_ON_RESUME = (
@@ -51,10 +58,36 @@ def stored_overrides(state: Mapping[str, Any], where: Path) -> list[str]:
     if odd := [p.input_line or "" for p in parsed if p.is_sweep_override() or p.is_delete()]:
         raise ValueError(f"{where} holds the setting {odd[0][:200]!r}; a file can only give values")
     return [
-        override
+        renamed(override)
         for override, p in zip(overrides, parsed, strict=True)
         if re.split(r"[./@]", p.key_or_group or "")[0] not in NOT_FROM_A_FILE and p.key_or_group not in REMOVED
     ]
+
+
+def renamed(override: str) -> str:
+    """A stored override with the names of now."""
+    sign, name, rest = re.fullmatch(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    for before, after in RENAMED.items():
+        if name == before or name.startswith(f"{before}."):
+            name = after + name[len(before) :]
+    return f"{sign}{name}{rest}"
+
+
+def with_names_of_now(saved: object) -> dict[str, Any]:
+    """A stored configuration with the names of now."""
+    found: dict[str, Any] = dict(saved) if isinstance(saved, Mapping) else {}
+    for before, after in RENAMED.items():
+        part, _, name = before.rpartition(".")
+        source = found.get(part) if part else found
+        if not isinstance(source, Mapping) or name not in source:
+            continue
+        value, rest = source[name], {key: each for key, each in source.items() if key != name}
+        if not part:
+            found = {**rest, after: value}
+            continue
+        target, _, last = after.rpartition(".")
+        found = {**found, part: rest, target: {**found.get(target, {}), last: value}}
+    return found
 
 
 def completed(saved: object, config: DictConfig) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flowhand.contracts.modules import import_modules, imported_modules
-from flowhand.contracts.strict import nearest
+from flowhand.contracts.provenance import Provenance
+from flowhand.contracts.strict import build, nearest
 from flowhand.contracts.world import Feature, Features, Observation
 
 from .base import Env, EnvConfig, RenderingUnavailable, choose_gl_backend
@@ -56,6 +57,25 @@ def make(
     return PerturbedEnv(env, perturb, spreads) if perturb and perturb.describe() else env
 
 
+def env_of(source: Provenance) -> EnvConfig:
+    """The environment that a checkpoint was trained in; `ValueError` if this flowhand does not know it."""
+    kind = source.env.get("kind")
+    if kind == "none":
+        raise ValueError("the checkpoint was trained without an environment; give env=... to evaluate it in one")
+    if kind not in ENVS:
+        raise ValueError(f"the checkpoint's environment {kind!r} is unknown; choices: {', '.join(sorted(ENVS))}")
+    if ":" in str(source.env.get("id", "")):
+        # Gymnasium imports the module before the colon, and a checkpoint must never name code to run.
+        raise ValueError(f"the checkpoint asks to import {source.env['id']!r}; give env=gymnasium env.id=... yourself")
+    try:
+        return build(ENVS[kind][0], source.env, "provenance.env")
+    except ValueError as error:
+        if not set(source.modules) - set(imported_modules()):
+            raise
+        told = f"the checkpoint was trained with modules=[{','.join(source.modules)}], and never imports by itself"
+        raise ValueError(f"{told}: give modules=[...] if you trust them ({error})") from error
+
+
 __all__ = [
     "ENVS",
     "DetourConfig",
@@ -68,6 +88,7 @@ __all__ = [
     "Observation",
     "PerturbConfig",
     "RenderingUnavailable",
+    "env_of",
     "import_modules",
     "imported_modules",
     "make",

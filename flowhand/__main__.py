@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
+import os
 import sys
 from importlib import import_module
+from pathlib import Path
+
+from .contracts.strict import nearest
 
 VERBS = {
     "collect": "let a world's scripted expert record demonstrations",
@@ -19,25 +22,57 @@ VERBS = {
 }
 
 
+COMPLETION = """_flowhand() {
+    mapfile -t COMPREPLY < <(COMP_LINE="${COMP_LINE:0:COMP_POINT}" flowhand --complete | tr ' ' '\\n')
+    [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} != *[=./] ]] && COMPREPLY[0]+=" "
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
+complete -o nospace -o default -F _flowhand flowhand"""
+
+
 def main() -> None:
     """Runs the verb that the command line names."""
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help"):
         print(listing())
-        return
-    verb = words[0]
-    if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choices: {', '.join(VERBS)}"
-        sys.exit(f"error: unknown verb {verb!r}; {hint}")
-    sys.argv = [f"flowhand {verb}", *words[1:]]
+    elif words[0] == "--completion":
+        print(COMPLETION)
+    elif words[0] == "--complete":
+        complete(os.environ.get("COMP_LINE", ""))
+    elif words[0] in VERBS:
+        run(words[0], words[1:])
+    else:
+        sys.exit(f"error: unknown verb {words[0]!r}; {nearest(words[0], VERBS)}")
+
+
+def run(verb: str, words: list[str]) -> None:
+    """Runs a verb with these words of the command line.
+
+    Folders called conf, envs or policies where the user works must not stand in for those of this package.
+    """
+    here, own = os.getcwd(), str(Path(__file__).parents[1])
+    if here != own:
+        sys.path[:] = [*(path for path in sys.path if os.path.abspath(path) != here), here]
+    sys.argv = [f"flowhand {verb}", *words]
     import_module(f"flowhand.commands.{verb}").main()
+
+
+def complete(line: str) -> None:
+    """Prints what the shell may put at the end of the line: verbs, or what Hydra knows of the verb's settings."""
+    _, _, rest = line.lstrip().partition(" ")
+    verb, space, settings = rest.lstrip().partition(" ")
+    if not space:
+        print(" ".join(name for name in VERBS if name.startswith(verb)))
+    elif verb in VERBS:
+        os.environ["COMP_LINE"] = f"flowhand-{verb} {settings}"  # Hydra takes the first word for the program
+        run(verb, ["-sc", "query=bash"])
 
 
 def listing() -> str:
     """What can be done, a line each."""
     lines = [f"  {verb:10s} {what}" for verb, what in VERBS.items()]
-    return "\n".join(["usage: flowhand VERB [name=value ...]", "", *lines, "", "flowhand VERB --help: what can be set"])
+    more = ["flowhand VERB --help: what can be set", 'eval "$(flowhand --completion)": completion in bash']
+    return "\n".join(["usage: flowhand VERB [name=value ...]", "", *lines, "", *more])
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from flowhand.contracts.durable import Snapshot, opened, replacing
 from flowhand.contracts.features import Spec
+from flowhand.contracts.modules import imported_modules
 from flowhand.contracts.provenance import Provenance
 from flowhand.contracts.strict import build, mapping, parse_json
 
@@ -144,7 +145,16 @@ def read_config(path: Source) -> tuple[PolicyConfig, Spec, Provenance]:
         spec = Spec.from_dict(mapping(data.get("spec"), "spec"))
         return policy_config(data.get("policy")), spec, build(Provenance, data.get("provenance"), "provenance")
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise ValueError(f"{file}: {error}{_missing_modules(data)}") from error
+
+
+def _missing_modules(data: Mapping[str, Any]) -> str:
+    """What may help where a checkpoint of a user's own components cannot be read."""
+    provenance = data.get("provenance")
+    named = provenance.get("modules") if isinstance(provenance, Mapping) else None
+    modules = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    missing = sorted(set(modules) - set(imported_modules()))
+    return f"; it was trained with modules=[{','.join(modules)}]: give them too if you trust them" if missing else ""
 
 
 def load_train_state(path: Source) -> dict[str, Any]:

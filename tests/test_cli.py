@@ -1,23 +1,30 @@
 """The command line: no verb lets a key through that its configuration does not have, or loses one that it has."""
 
-import hydra
+import os
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from conf import cli, schema
+from conf import cli, groups, help
+from flowhand.__main__ import VERBS, main
 
-VERBS = ("train", "eval", "collect", "control", "serve", "export", "calibrate", "verify")
-GIVEN = {**dict.fromkeys(VERBS[3:7], ("checkpoint",)), "eval": ("checkpoint",), "verify": ("journal",)}
+ROOT = Path(__file__).parents[1]
+GIVEN = {**dict.fromkeys(("eval", "export", "serve", "control", "calibrate"), "checkpoint"), "verify": "journal"}
+SELF_EVIDENT = {"kind"}
 
 
 def told(verb, *overrides):
     """What one line says of this command line; empty if it is taken."""
     GlobalHydra.instance().clear()
-    schema.register()
-    given = [f"{name}=somewhere" for name in GIVEN.get(verb, ())]
+    given = [f"{GIVEN[verb]}=somewhere"] if verb in GIVEN else []
     try:
-        with hydra.initialize(version_base="1.3", config_path="../conf"), cli.one_line_errors():
-            cli.typed(hydra.compose(verb, [*given, *overrides]))
+        with cli.one_line_errors(verb=verb):
+            cli.compose([*given, *overrides], verb)
     except SystemExit as stop:
         return str(stop.code)
     return ""
@@ -41,8 +48,12 @@ def test_an_unknown_key_is_refused_by_every_verb(verb, sign):
         ("train", "+eval.perturb.noise=1", "unknown configuration key 'eval.perturb.noise'"),
         ("train", "+env.tusk=reach-v3", "unknown configuration key 'env.tusk'; did you mean 'task'?"),
         ("train", "+net.widht=3", "unknown configuration key 'net.widht'; did you mean 'width'?"),
-        ("collect", "+demos.epsiodes=3", "unknown configuration key 'demos.epsiodes'; did you mean 'episodes'?"),
-        ("calibrate", "+density.widht=3", "unknown configuration key 'density.widht'; did you mean 'width'?"),
+        ("collect", "+data.epsiodes=3", "unknown configuration key 'data.epsiodes'; did you mean 'episodes'?"),
+        (
+            "calibrate",
+            "+calibration.density.widht=3",
+            "unknown configuration key 'calibration.density.widht'; did you mean 'width'?",
+        ),
         ("eval", "+eval.perturb.psuh=3", "unknown configuration key 'eval.perturb.psuh'; did you mean 'push'?"),
     ],
 )
@@ -61,3 +72,134 @@ def test_signs_that_change_nothing_else_are_taken():
     assert told("control", "++safety.velocity=[0.1]") == ""
     assert told("train", "++train.steps=3") == ""
     assert told("train", "experiment=demo", "env.task=reach-v3") == ""
+
+
+def program(*words, cwd=ROOT, **environment):
+    """A verb in a process of its own: exit status, what it printed, and what it said of errors."""
+    run = [sys.executable, "-m", "flowhand", *words]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(run, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_verbs_are_listed_without_torch_in_half_a_second():
+    program_text = "import sys; sys.argv[1:] = ['--help']; import flowhand.__main__ as m; m.main(); print(*sys.modules)"
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program_text], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert time.perf_counter() - started < 5  # 0.15 s on a quiet machine
+    *lines, loaded = done.stdout.splitlines()
+    assert {line.split()[0] for line in lines if line.startswith("  ")} == set(VERBS)
+    assert not {"torch", "hydra", "numpy", "mujoco"} & set(loaded.split())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_fits_on_a_screen_and_knows_every_setting(verb):
+    groups.register(verb)
+    short, whole = help.page(verb, False), help.page(verb, True)
+    assert len(short.splitlines()) <= 45
+    assert max(map(len, short.splitlines())) <= 120
+    keys = help.keys(verb)
+    assert all(f"\n  {key}=" in whole for key in keys)
+    assert set(import_module(f"conf.{verb}").MATTER) <= set(keys)
+    assert "  execution.mode=receding_horizon  receding_horizon | temporal_ensembling" in whole or verb in (
+        *("collect", "export", "serve", "verify"),
+    )
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_setting_says_what_it_means(verb):
+    groups.register(verb)
+    found = help.settings(groups.root(verb), groups.choices(verb))
+    silent = [key for key, _, comment in found if not comment and key.rpartition(".")[2] not in SELF_EVIDENT]
+    assert silent == []
+
+
+def test_the_help_follows_the_choice_of_a_component():
+    assert "head.sigma_max=" in help.page("train", True, ["head=edm"])
+    assert "head.sigma_max=" not in help.page("train", True)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["train", "head=diffussion"], "unknown head 'diffussion'; did you mean diffusion"),
+        (["train", "batch_size=64"], "unknown configuration key 'batch_size'; did you mean 'train.batch_size'?"),
+        (["train", "train.lr=1"], "unknown configuration key 'train.lr'; did you mean 'train.learning_rate'?"),
+        (["train", "--env.task=x"], "'--env.task=x' is no option; a setting is written env.task=VALUE"),
+        (["eval", "checkpoint=x", "env.task=reach-v3"], "env.task needs a choice of env before it; env=: detour"),
+        (["tarin"], "unknown verb 'tarin'; did you mean train"),
+        (["export"], "which checkpoint? Give checkpoint=PATH"),
+        (["verify"], "which journal? Give journal=PATH"),
+    ],
+)
+def test_a_mistake_is_told_with_the_nearest_that_exists(words, expected, monkeypatch):
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr(sys, "argv", ["flowhand", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert str(stop.value).startswith(f"error: {expected}")
+    assert "\n" not in str(stop.value)
+
+
+def test_the_shell_completes_verbs_choices_and_settings():
+    found = {line: program("--complete", COMP_LINE=line)[1].split() for line in ("flowhand e", "flowhand train head=e")}
+    assert found == {"flowhand e": ["eval", "export"], "flowhand train head=e": ["head=edm"]}
+    assert "head.steps=" in program("--complete", COMP_LINE="flowhand train head.st")[1].split()
+    assert "complete -o nospace -o default -F _flowhand flowhand" in program("--completion")[1]
+
+
+def test_folders_of_the_user_neither_break_nor_shadow_a_verb(tmp_path):
+    for name in ("conf", "envs", "policies"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('not this one')")
+    (tmp_path / "train.py").write_text("raise RuntimeError('not this one')")
+    (tmp_path / "conf" / "train.yaml").write_text("nonsense: 1")
+    (tmp_path / "mine.py").write_text("import envs\nprint('mine', len(envs.ENVS))")
+    status, out, errors = program("train", "modules=[mine]", "--cfg", "job", cwd=tmp_path)
+    assert (status, errors) == (0, "")
+    assert out.startswith("mine 3\n")
+    assert "nonsense" not in out
+
+
+def test_recipes_of_the_user_come_from_a_folder(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 41")
+    status, out, errors = program("train", "--config-dir", str(tmp_path), "experiment=mine", "--cfg", "job")
+    assert (status, errors) == (0, "")
+    assert "\nseed: 41\n" in out
+
+
+HEAD = """
+from dataclasses import dataclass
+from policies.heads import HEADS
+from policies.heads.regression import RegressionConfig, RegressionHead
+
+@dataclass
+class MineConfig(RegressionConfig):
+    kind: str = "mine"
+    strength: float = 2.0  # of nothing
+
+HEADS["mine"] = (MineConfig, RegressionHead)
+"""
+
+
+def test_a_package_of_the_user_brings_a_head(tmp_path):
+    (tmp_path / "mine.py").write_text(HEAD)
+    tiny = ["env=detour", "head=mine", "train.steps=2", "train.batch_size=8", "data.episodes=1", "eval.episodes=0"]
+    tiny += ["wandb.mode=disabled", "encoder.width=8", "net.width=8", "out=run"]
+    status, _, errors = program("train", "modules=[mine]", *tiny, cwd=tmp_path)
+    assert status == 0, errors
+    told = [program("eval", "checkpoint=run/checkpoint", *words, cwd=tmp_path)[2] for words in ([], ["modules=[mine]"])]
+    assert "policy.head.kind is 'mine'; choices: " in told[0]
+    assert "modules=[mine]" in told[0]
+    assert "mine" in program("train", "modules=[mine]", "head=mine", "--help", cwd=tmp_path)[1]
+
+
+def test_a_robot_needs_neither_torch_nor_a_simulator_to_compose_its_verbs():
+    text = "import sys\nfor name in ('torch', 'mujoco', 'gymnasium', 'safetensors'): sys.modules[name] = None\n"
+    text += "from flowhand.__main__ import run\nrun(sys.argv[1], sys.argv[2:])"
+    for verb, given in (("control", "checkpoint"), ("verify", "journal")):
+        words = [sys.executable, "-c", text, verb, f"{given}=nowhere"]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.stderr.startswith("error: ")
+        assert "nowhere" in done.stderr

@@ -16,17 +16,25 @@ from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 import envs
 import policies
 from benchmarks.result import processor
-from conf import schema
+from conf import cli
+from conf.control import ControlRoot
+from conf.eval import EvalRoot, EvaluationConfig, WandbConfig
+from conf.export import ExportRoot
+from conf.serve import ServeRoot
+from conf.train import TrainingConfig, TrainRoot
 from flowhand.__main__ import VERBS
+from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.features import ChunkConfig, Spec
+from flowhand.control.runtime import RuntimeConfig
+from flowhand.control.safety import SafetyConfig
+from flowhand.control.workspace import Box
+from flowhand.demos.config import DataConfig
 from flowhand.evaluation.records import write_records
 from flowhand.evaluation.rollout import rollout
 from policies.encoders import ENCODERS
@@ -34,6 +42,7 @@ from policies.encoders.state import StateEncoderConfig
 from policies.heads import HEADS
 from policies.nets import NETS
 from policies.nets.mlp import MLPConfig
+from policies.normalizer import NormalizerConfig
 
 ROOT = Path(__file__).parents[1]
 WALKTHROUGHS = ("docs/add_a_head.md", "docs/add_an_env.md")
@@ -41,6 +50,8 @@ DOCS = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
 PARTS = ("flowhand", "policies", "envs", "conf", "docs", "train.py", "eval.py", "pyproject.toml", *PAGES[:3])
 PROGRAMS = {"train.py": "train", "eval.py": "eval"}
+OTHERS = ("make", "apt-get", "pip")  # programs that are not ours
+MOST_README_LINES = 150
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"`([\w/]+\.(?:py|yaml))`[^`]*:$")  # the end of a line that names the file of the block below it
@@ -99,14 +110,12 @@ def compose(words: list[str]) -> None:
     if "--multirun" in words:
         pairs = [word[0].split("=", 1) for word in choices]
         choices = [[f"{key}={value}" for value in values.split(",")] for key, values in pairs]
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        for overrides in itertools.product(*choices):
-            OmegaConf.to_object(hydra.compose(verb, list(overrides)))
+    for overrides in itertools.product(*choices):
+        cli.compose(overrides, verb)
 
 
 def follow(pages: Iterable[str]) -> None:
     """What the reader does after the edits of a walkthrough."""
-    schema.register()
     for page in pages:
         execute(page)
         for words in commands(page):
@@ -152,16 +161,41 @@ def test_the_python_of_a_page_runs(page, workplace):
     execute(page)
 
 
+def test_the_robot_program_runs_again_beside_what_it_wrote(workplace):
+    for count in (1, 2):
+        execute("docs/deploy.md")
+        assert len(list(workplace.glob("outputs/deploy/*.journal"))) == count
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in WALKTHROUGHS])
 def test_every_setting_of_every_command_exists(page):
-    schema.register()
     for words in commands(page):
-        if words[0] not in ("make", "apt-get") and "benchmarks." not in " ".join(words[:3]):
+        if words[0] not in OTHERS and "benchmarks." not in " ".join(words[:3]):
             compose(words)
 
 
-def test_a_setting_that_does_not_exist_is_found():
+def composes(words: list[str]) -> bool:
+    try:
+        compose(words)
+    except Exception:
+        return False
+    return True
+
+
+def test_our_words_for_those_of_other_systems_are_settings():
+    """Every setting of the right column composes by itself, or with the components that it belongs to."""
     schema.register()
+    rows = re.findall(r"^\|.*\| (.*) \|$", text_of("docs/coming_from.md"), re.MULTILINE)
+    codes = {code for row in rows for code in re.findall(r"`([^`]+)`", row)}
+    settings = [code for code in sorted(codes) if re.fullmatch(r"(?:[a-z_.]+=[^\s.]\S*\s?)+", code)]
+    assert len(settings) > 30
+    for code in settings:
+        verb = "eval.py" if "checkpoint=" in code else "train.py"
+        beside = ([], ["head=diffusion"], ["net=unet1d"])
+        assert any(composes(["python", verb, *more, *code.split()]) for more in beside), code
+
+
+def test_a_setting_that_does_not_exist_is_found():
     with pytest.raises(Exception, match="stepz"):
         compose(["python", "train.py", "train.stepz=3"])
     for program in (["python", "eval.py"], ["flowhand", "serve"], ["flowhand", "export"]):
@@ -173,15 +207,15 @@ def test_a_setting_that_does_not_exist_is_found():
 
 
 def known_keys() -> set[str]:
-    roots = (schema.TrainRoot, schema.EvalRoot, schema.ControlRoot, schema.ServeRoot, schema.ExportRoot)
+    roots = (TrainRoot, EvalRoot, ControlRoot, ServeRoot, ExportRoot)
     keys = {f.name for root in roots for f in fields(root)} | {"experiment"}
-    parts = {"train": schema.TrainingConfig, "eval": schema.EvaluationConfig, "wandb": schema.WandbConfig}
-    parts |= {"chunk": ChunkConfig, "demos": schema.CollectConfig, "normalizer": schema.NormalizerConfig}
+    parts = {"train": TrainingConfig, "eval": EvaluationConfig, "wandb": WandbConfig}
+    parts |= {"chunk": ChunkConfig, "demos": DataConfig, "normalizer": NormalizerConfig}
     parts |= {
-        "execution": schema.ExecutionConfig,
-        "safety": schema.SafetyConfig,
-        "workspace": schema.Box,
-        "runtime": schema.RuntimeConfig,
+        "execution": ExecutionConfig,
+        "safety": SafetyConfig,
+        "workspace": Box,
+        "runtime": RuntimeConfig,
     }
     keys |= {f"{group}.{f.name}" for group, config in parts.items() for f in fields(config)}
     for group, table in (("env", envs.ENVS), ("encoder", ENCODERS), ("net", NETS), ("head", HEADS)):
@@ -232,6 +266,19 @@ def test_links_lead_somewhere(page):
         headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
         anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
         assert not anchor or anchor in anchors, f"{page} links to {target}"
+
+
+def test_the_readme_stays_short():
+    assert len(text_of("README.md").splitlines()) <= MOST_README_LINES
+
+
+def test_the_index_has_one_line_for_every_page():
+    lines = [line for line in text_of("docs/index.md").splitlines() if line.startswith("- ")]
+    targets = [re.findall(r"\]\(([^)#]+)\)", line) for line in lines]
+    assert all(len(found) == 1 for found in targets), "a line of docs/index.md names one page"
+    listed = [os.path.normpath(f"docs/{found[0]}") for found in targets]
+    assert len(set(listed)) == len(listed)
+    assert {*PAGES, "plugins/lerobot/README.md", "benchmarks/gpu/README.md"} - {"docs/index.md"} == set(listed)
 
 
 @pytest.mark.parametrize("page", PAGES)

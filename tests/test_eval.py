@@ -5,9 +5,8 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, get_type_hints
 
 import numpy as np
 import pytest
@@ -16,11 +15,15 @@ from hydra.core.global_hydra import GlobalHydra
 
 import envs
 import policies
-from conf import cli, schema
-from conf.demonstrations import CollectConfig
+from conf import cli
+from conf.eval import EvalRoot, EvaluationConfig
+from conf.export import ExportRoot
+from conf.sampling import SamplingConfig
+from conf.serve import ServeRoot
 from flowhand.commands import eval as evaluation
 from flowhand.commands import train
 from flowhand.commands.collect import collect
+from flowhand.demos.config import DataConfig
 from flowhand.deploy import runner
 from flowhand.evaluation.records import read_records
 from policies.compile import CompiledSampler
@@ -38,8 +41,8 @@ def checkpoint(tmp_path_factory):
         train.main,
         "env.task=reach-v3",
         "env.max_steps=60",
-        "demos.episodes=20",
-        f"demos.cache_dir={folder}/demos",
+        "data.episodes=20",
+        f"data.cache_dir={folder}/demos",
         f"out={folder}/run",
         "train.steps=150",
         "train.threads=1",
@@ -76,7 +79,7 @@ def test_records_do_not_depend_on_what_runs_beside_them(checkpoint):
     policy = policies.load(checkpoint)
 
     def run(**options):
-        config = schema.EvaluationConfig(episodes=6, inference_batch=4, **options)
+        config = EvaluationConfig(episodes=6, inference_batch=4, **options)
         return outcomes(evaluation.evaluate(policy, ENV, config))
 
     alone = run(n_envs=1, workers="inline")
@@ -133,7 +136,7 @@ def test_demonstrated_seeds_are_not_evaluated(checkpoint, tmp_path):
         (["head.stepz=3"], "unknown configuration key 'head.stepz'; did you mean 'steps'?"),
         (["train.steps=ten"], "Value 'ten' of type 'str' could not be converted to Integer"),
         (["train.steps=0"], "train.steps=0 must be at least 1"),
-        (["head=flaw"], "Could not find 'head/flaw'"),
+        (["head=flaw"], "unknown head 'flaw'; did you mean flow"),
         (["head=[1,2]"], "Hydra cannot compose a configuration from this command line (TypeError: "),
         (["+=+headx"], "Hydra cannot compose a configuration from this command line (AssertionError"),
         (["head.solver=eular"], "head.solver='eular' is unknown; choices: euler, midpoint, heun, rk4"),
@@ -143,12 +146,12 @@ def test_demonstrated_seeds_are_not_evaluated(checkpoint, tmp_path):
         (["train.precision=fp16"], "train.precision='fp16' is unknown; choices: auto, fp32, bf16"),
         (["eval.seed=5"], "eval.seed=5 lies among the demonstrations' seeds"),
         (["train.device=tpu"], "device 'tpu'"),
-        (["demos.noise=-1"], "demos.noise is -1"),
+        (["data.noise=-1"], "data.noise is -1"),
         (["resume=/does/not/exist"], "there is no checkpoint directory at /does/not/exist"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(overrides, expected, tmp_path):
-    told = call(train.main, *overrides, f"out={tmp_path}/run", "wandb.mode=disabled", f"demos.cache_dir={tmp_path}")
+    told = call(train.main, *overrides, f"out={tmp_path}/run", "wandb.mode=disabled", f"data.cache_dir={tmp_path}")
     assert isinstance(told, str)
     assert told.startswith("error: ")
     assert "\n" not in told
@@ -205,7 +208,7 @@ def test_a_checkpoint_cannot_name_code_or_files(env, expected, checkpoint, tmp_p
 
 
 def test_nan_in_demonstrations_stops_training(tmp_path):
-    config = CollectConfig(path=str(tmp_path / "store"), episodes=2)
+    config = DataConfig(path=str(tmp_path / "store"), episodes=2)
     collect(ENV, config, progress=False)
     file = tmp_path / "store" / "episodes" / "000001.npz"
     with np.load(file) as arrays:
@@ -216,8 +219,8 @@ def test_nan_in_demonstrations_stops_training(tmp_path):
         train.main,
         "env.task=reach-v3",
         "env.max_steps=60",
-        "demos.episodes=2",
-        f"demos.path={tmp_path}/store",
+        "data.episodes=2",
+        f"data.path={tmp_path}/store",
         f"out={tmp_path}/run",
         "wandb.mode=disabled",
     )
@@ -236,7 +239,7 @@ def test_config_of_the_report_is_the_config_of_the_run(checkpoint):
 def exported(checkpoint, *words):
     """Exports to ONNX by a process of its own: the tracer stumbles over types that are checked."""
     pytest.importorskip("onnxscript")
-    command = [sys.executable, "-m", "flowhand", "export", f"checkpoint={checkpoint}", "rows=20", *words]
+    command = [sys.executable, "-m", "flowhand", "export", f"checkpoint={checkpoint}", "export.rows=20", *words]
     subprocess.run(command, cwd=Path(__file__).parents[1], check=True)
 
 
@@ -275,11 +278,14 @@ def test_an_export_is_evaluated_as_its_checkpoint(checkpoint, artifact, monkeypa
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["eval.mode=rtc_identity", "eval.delay=2"], "eval.mode=rtc_identity continues chunks, which an export cannot"),
+        (
+            ["execution.mode=rtc_identity", "execution.delay=2"],
+            "execution.mode=rtc_identity continues chunks, which an export cannot",
+        ),
         (["device=cuda"], "device"),
         (["compile=fp32"], "is an export, which is what it is; compile=fp32 cannot be"),
         (["head.steps=2"], "which has its sampler in it; give head.steps=2 to flowhand export"),
-        (["eval.execution_horizon=99"], "execution_horizon=99 must lie in 1..16"),
+        (["execution.execution_horizon=99"], "execution_horizon=99 must lie in 1..16"),
     ],
 )
 def test_what_an_export_cannot_do(artifact, overrides, expected):
@@ -374,11 +380,14 @@ def test_the_stored_action_is_checked_with_the_sampler_of_the_checkpoint(checkpo
 
 
 def test_fields_of_the_head_are_told_with_the_same_name_to_every_program():
-    types = {f.name: f.type for f in fields(schema.SamplingConfig)}
-    assert types["steps"] == int | None
-    assert types["sampler"] == str | None
+    types = get_type_hints(SamplingConfig)
+    del types["more"]
+    for config, _ in HEADS.values():
+        hints = get_type_hints(config)
+        assert all(types[name] == hints[name] | None for name in config.sampling)
     assert set(types) == {name for config, _ in HEADS.values() for name in config.sampling}
-    for root in (schema.EvalRoot, schema.ServeRoot, schema.ExportRoot):
+    assert SamplingConfig(steps=3, more={"mine": 1}).changes == {"steps": 3, "mine": 1}
+    for root in (EvalRoot, ServeRoot, ExportRoot):
         assert root().head.changes == {}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from hydra.core.global_hydra import GlobalHydra
 
 import envs
 import policies
-from conf import schema
+from conf.eval import EvaluationConfig
 from envs import PerturbConfig
 from envs.perturb import PerturbedEnv
 from flowhand.commands import eval as evaluation
+from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.features import ChunkConfig, Spec
 from flowhand.evaluation.records import read_records
 from policies.nets.mlp import MLPConfig
@@ -44,8 +46,9 @@ def checkpoint(policy, tmp_path):
 
 
 def evaluate(policy, **options):
-    config = schema.EvaluationConfig(episodes=5, inference_batch=4, workers="inline", **options)
-    records = evaluation.evaluate(policy, ENV, config)
+    execution = ExecutionConfig(**{f.name: options.pop(f.name) for f in fields(ExecutionConfig) if f.name in options})
+    config = EvaluationConfig(episodes=5, inference_batch=4, workers="inline", **options)
+    records = evaluation.evaluate(policy, ENV, config, execution)
     return [(r.seed, r.success, r.steps, r.return_, r.perturbation) for r in records]
 
 
@@ -66,7 +69,7 @@ def test_delayed_and_perturbed_records_do_not_depend_on_what_runs_beside_them(po
 
 
 def test_noise_is_relative_to_the_spread_that_the_policy_knows(policy):
-    config = schema.EvaluationConfig(perturb=PerturbConfig(observation_noise_relative=0.5))
+    config = EvaluationConfig(perturb=PerturbConfig(observation_noise_relative=0.5))
     env = evaluation._world(policy, ENV, config)()
     assert isinstance(env, PerturbedEnv)
     noise = []
@@ -90,7 +93,7 @@ def call(*overrides: str) -> str:
     return ""
 
 
-SETTINGS = ["eval.mode=rtc_exact", "eval.execution_horizon=3", "eval.delay=2", "eval.perturb.push=1.5"]
+SETTINGS = ["execution.mode=rtc_exact", "execution.execution_horizon=3", "execution.delay=2", "eval.perturb.push=1.5"]
 
 
 def test_what_was_set_stands_in_every_result(checkpoint, tmp_path, capsys):
@@ -115,10 +118,10 @@ def test_what_was_set_stands_in_every_result(checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("eval.mode=rtc", "mode='rtc' is unknown; choices: receding_horizon"),
-        ("eval.delay=5", "a delay of 5 control steps is too long for chunks of 8: expected at most 4"),
-        ("eval.latencies_ms=[30,-1]", "latencies_ms has -1.0"),
-        ("eval.mode=rtc_trained", "mode='rtc_trained' is not possible with this policy"),
+        ("execution.mode=rtc", "mode='rtc' is unknown; choices: receding_horizon"),
+        ("execution.delay=5", "a delay of 5 control steps is too long for chunks of 8: expected at most 4"),
+        ("execution.latencies_ms=[30,-1]", "latencies_ms has -1.0"),
+        ("execution.mode=rtc_trained", "mode='rtc_trained' is not possible with this policy"),
         ("eval.perturb.observation_noize=1", "did you mean 'observation_noise'?"),
         ("eval.perturb.frame_drop=1.5", "perturb.frame_drop=1.5 must lie in [0, 1)"),
         ("eval.perturb.body=leg", "perturb.body='leg' is no body of this world: choose one of robot"),

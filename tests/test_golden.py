@@ -12,8 +12,9 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
+import envs
 import policies
-from conf import schema
+from conf.eval import EvaluationConfig
 from envs import PerturbConfig
 from flowhand.commands import eval as evaluation
 from flowhand.commands import train
@@ -140,10 +141,8 @@ def test_an_unfinished_training_goes_on(head, expected, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "disturbance"), [("evaluation", {}), ("disturbed", DISTURBED)])
 def test_an_evaluation_is_repeated(name, disturbance):
     stored = read_records(V2 / name / "episodes.jsonl")
-    config = schema.EvaluationConfig(
-        episodes=len(stored), n_envs=2, workers="inline", perturb=PerturbConfig(**disturbance)
-    )
-    world = evaluation.env_of(policies.read_config(V2 / "monitored")[2])
+    config = EvaluationConfig(episodes=len(stored), n_envs=2, workers="inline", perturb=PerturbConfig(**disturbance))
+    world = envs.env_of(policies.read_config(V2 / "monitored")[2])
     records = evaluation.evaluate(policies.load(V2 / "monitored"), world, config)
     now, then = ([(r.seed, r.success, r.steps, r.failure, r.mode) for r in each] for each in (records, stored))
     assert now == then

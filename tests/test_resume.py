@@ -64,14 +64,14 @@ def test_where_things_go_is_not_taken_from_a_file():
 
 def test_a_fresh_run_leaves_the_checkpoint_of_an_interrupted_one(tmp_path):
     (tmp_path / "run" / "checkpoint.previous").mkdir(parents=True)
-    words = (f"out={tmp_path}/run", f"demos.cache_dir={tmp_path}", "wandb.mode=disabled")
+    words = (f"out={tmp_path}/run", f"data.cache_dir={tmp_path}", "wandb.mode=disabled")
     assert "already holds a run; go on with it by resume=" in call(*words)
     assert os.listdir(tmp_path / "run") == ["checkpoint.previous"]
 
 
 def test_a_second_training_into_a_folder_is_refused(tmp_path):
     with claimed(tmp_path / "run"):
-        told = call(f"out={tmp_path}/run", f"demos.cache_dir={tmp_path}", "wandb.mode=disabled")
+        told = call(f"out={tmp_path}/run", f"data.cache_dir={tmp_path}", "wandb.mode=disabled")
     assert f"another process (number {os.getpid()}) is writing to {tmp_path}/run" in told
 
 

@@ -25,7 +25,7 @@ TINY = ("net.width=16", "encoder.width=16", "net.blocks=1", "train.batch_size=32
 RUN = (
     *TINY,
     "env.task=reach-v3",
-    "demos.episodes=3",
+    "data.episodes=3",
     "eval.episodes=0",
     "wandb.mode=disabled",
     "train.save_every=10",
@@ -175,7 +175,7 @@ def command(*overrides):
 
 def start(cache, *overrides):
     return subprocess.Popen(
-        command(*RUN, f"demos.cache_dir={cache}", *overrides),
+        command(*RUN, f"data.cache_dir={cache}", *overrides),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -191,7 +191,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def uninterrupted(cache, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
-    options = (*RUN, f"demos.cache_dir={cache}", f"out={out}")
+    options = (*RUN, f"data.cache_dir={cache}", f"out={out}")
     assert train.train(configure(*options), list(options), None) == 0
     return out
 
@@ -231,7 +231,7 @@ LEFT_OUT = ("config", "overrides")  # they differ in the output folder
 
 def test_a_finished_run_is_not_overwritten(uninterrupted, cache):
     before = (uninterrupted / "checkpoint" / "config.json").read_bytes()
-    config = configure(*RUN, f"demos.cache_dir={cache}", f"out={uninterrupted}")
+    config = configure(*RUN, f"data.cache_dir={cache}", f"out={uninterrupted}")
     with pytest.raises(ValueError, match="already holds a run"):
         train.train(config, [], None)
     assert (uninterrupted / "checkpoint" / "config.json").read_bytes() == before
@@ -262,17 +262,17 @@ def test_the_checkpoint_loads_without_simulator_or_hydra(uninterrupted):
 
 def test_recorded_demonstrations_need_no_simulator(cache, uninterrupted, tmp_path):
     store = next(path for path in cache.iterdir() if path.is_dir())
-    options = (*TINY, "env=none", "eval.episodes=0", "wandb.mode=disabled", "demos.episodes=3", f"out={tmp_path}/run")
-    config = configure(*options, f"demos.path={store}")
+    options = (*TINY, "env=none", "eval.episodes=0", "wandb.mode=disabled", "data.episodes=3", f"out={tmp_path}/run")
+    config = configure(*options, f"data.path={store}")
     assert train.train(config, [], None) == 0
     policy = policies.load(tmp_path / "run" / "checkpoint")
     assert policy.spec.action.size == 4
-    with pytest.raises(ValueError, match=r"give their store with demos\.path="):
+    with pytest.raises(ValueError, match=r"give their store with data\.path="):
         train.demonstrations(configure(*options))
     with pytest.raises(ValueError, match=r"set eval\.episodes=0"):
-        train.demonstrations(configure(*options, f"demos.path={store}", "eval.episodes=5"))
+        train.demonstrations(configure(*options, f"data.path={store}", "eval.episodes=5"))
     with pytest.raises(ValueError, match="9 episodes asked for, the store has 3"):
-        train.demonstrations(configure(*options, f"demos.path={store}", "demos.episodes=9"))
+        train.demonstrations(configure(*options, f"data.path={store}", "data.episodes=9"))
 
 
 def test_evaluation_during_training_comes_at_its_own_steps():

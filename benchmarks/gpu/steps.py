@@ -203,14 +203,14 @@ def compared(policy: policies.Policy, device: torch.device) -> dict[str, float]:
 
 def task(step: Step) -> None:
     """Small tasks from demonstrations to success rate: detour, then the README's demo where Meta-World is there."""
-    few = ["train.steps=3", "demos.episodes=3", "eval.episodes=2", "eval.n_envs=1", "train.batch_size=8"]
-    limits = [*few, *TINY] if step.dry else ["eval.episodes=100", "demos.workers=8", "eval.n_envs=8"]
+    few = ["train.steps=3", "data.episodes=3", "eval.episodes=2", "eval.n_envs=1", "train.batch_size=8"]
+    limits = [*few, *TINY] if step.dry else ["eval.episodes=100", "data.workers=8", "eval.n_envs=8"]
     runs = {"detour": ["env=detour", "train.steps=3" if step.dry else "train.steps=3000"]}
     if not step.dry and installed("metaworld"):
         runs["pick-place"] = ["experiment=demo"]
     for name, overrides in runs.items():
         with folder() as out:
-            quiet = ["wandb.mode=disabled", "eval.videos=0", f"demos.cache_dir={out}/demos", f"out={out}/run"]
+            quiet = ["wandb.mode=disabled", "eval.videos=0", f"data.cache_dir={out}/demos", f"out={out}/run"]
             where = [f"train.device={step.device.type}"]
             start = time.monotonic()
             done = subprocess.run([sys.executable, "train.py", *overrides, *limits, *quiet, *where], check=False)

@@ -8,23 +8,24 @@ use; and the scores of its successes become the band that is stored in the check
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import envs
 import policies
 from conf import cli
-from conf.demonstrations import CollectConfig
+from conf.resume import with_names_of_now
 from flowhand.contracts.band import fit
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.strict import build, mapping
 from flowhand.control.alarm import Trace, WatchedAgent
+from flowhand.demos.config import DataConfig
 from flowhand.demos.native import Store
 from flowhand.evaluation.records import EpisodeRecord
 from flowhand.evaluation.rollout import rollout
@@ -33,7 +34,6 @@ from policies.device import cpu_threads
 from policies.monitor.calibrated import (
     CalibratedMonitor,
     Calibration,
-    MonitorConfig,
     WatchedPolicy,
     possible,
     save_monitor,
@@ -43,7 +43,6 @@ from policies.monitor.scores import SCORES
 from policies.windows import Windows
 
 from .collect import collect
-from .control import env_of
 
 ENCODED_AT_ONCE = 256  # windows
 
@@ -53,7 +52,7 @@ def default_scores(policy: policies.Policy, execution: ExecutionConfig) -> list[
     return ["acceleration"] if "acceleration" in possible(policy, execution) else ["logpzo"]
 
 
-def demonstrations(checkpoint: Path, config: CollectConfig | None) -> Store:
+def demonstrations(checkpoint: Path, config: DataConfig | None) -> Store:
     """The demonstrations of a checkpoint: those on the disk, or collected again.
 
     Args:
@@ -67,13 +66,13 @@ def demonstrations(checkpoint: Path, config: CollectConfig | None) -> Store:
         with policies.snapshot(checkpoint) as files:
             state = policies.load_train_state(files) if TRAIN_STATE in files else {}
         if "config" not in state:
-            raise ValueError(f"{checkpoint} does not say how its demonstrations were collected; give demos.path=...")
-        config = build(CollectConfig, mapping(state["config"], "config").get("demos"), "demos")
+            raise ValueError(f"{checkpoint} does not say how its demonstrations were collected; give data.path=...")
+        config = build(DataConfig, with_names_of_now(mapping(state["config"], "config")).get("data"), "data")
     _, _, source = policies.read_config(checkpoint)
     recorded = config.path and Path(config.path).exists()
-    store = Store.open(config.path).head(config.episodes) if recorded else collect(env_of(source.env), config, False)
+    store = Store.open(config.path).head(config.episodes) if recorded else collect(envs.env_of(source), config, False)
     if store.hash() != source.demonstrations:
-        raise ValueError(f"{store.path} does not hold what {checkpoint} was trained on; give demos.path=...")
+        raise ValueError(f"{store.path} does not hold what {checkpoint} was trained on; give data.path=...")
     return store
 
 
@@ -103,13 +102,13 @@ def watched_episodes(
 
 
 def calibrate(config: Any) -> str:
-    """Calibrates and stores the monitor as the configuration (`conf.schema.CalibrateRoot`) says; the closing line."""
+    """Calibrates and stores the monitor as the configuration (`conf.CalibrateRoot`) says; the closing line."""
     checkpoint = Path(config.checkpoint)
     with policies.snapshot(checkpoint) as files:
         policy, source = policies.load(files), policies.read_config(files)[2]
-    env = config.env or env_of(source.env)
+    env = config.env or envs.env_of(source)
     execution, seeds = config.execution, range(config.seed, config.seed + config.episodes)
-    chosen = MonitorConfig(**{f.name: getattr(config, f.name) for f in fields(MonitorConfig)})
+    chosen = config.calibration
     chosen.scores = chosen.scores or default_scores(policy, execution)
     used = set(seeds) & set(source.demonstration_seeds)
     if used:
@@ -117,7 +116,7 @@ def calibrate(config: Any) -> str:
     density = None
     if any("density" in SCORES[name].needs for name in chosen.scores):
         with cpu_threads(1):
-            density = learn(policy, demonstrations(checkpoint, config.demos), chosen.density)
+            density = learn(policy, demonstrations(checkpoint, config.data), chosen.density)
     watch = partial(WatchedPolicy, policy, chosen.scores, execution, chosen.samples, density)
     lanes = {"n_envs": config.n_envs, "workers": config.workers, "stop_at_success": config.stop_at_success}
     episodes = watched_episodes(watch, partial(envs.make, env), execution, seeds, config.noise_seed, **lanes)
@@ -139,8 +138,7 @@ def successes(episodes: Sequence[tuple[EpisodeRecord, Trace]]) -> list[np.ndarra
 
 def run(config: DictConfig) -> None:
     """Calibrates as the configuration says and prints one line about it."""
-    if OmegaConf.is_missing(config, "checkpoint"):
-        raise ValueError("which checkpoint? Give checkpoint=PATH, the folder that train.py wrote")
+    cli.require_given(config, "checkpoint")
     print(calibrate(cli.typed(config)))
 
 

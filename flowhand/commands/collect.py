@@ -27,20 +27,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from conf.demonstrations import SEEDS_PER_COLLECTION, CollectConfig
 from envs import Env, EnvConfig, Feature, make
 from flowhand.contracts import world
 from flowhand.contracts.episode import Episode
 from flowhand.contracts.modules import import_modules, imported_modules
 from flowhand.contracts.strict import whole
 from flowhand.contracts.world import WorldError
+from flowhand.demos.config import SEEDS_PER_COLLECTION, DataConfig
 from flowhand.demos.meta import StoreMeta
 from flowhand.demos.native import Store
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from conf import schema
+    from conf.collect import CollectRoot
 
 
 COLLECTOR_VERSION = 1  # part of every recipe: raise it when the same settings give other episodes than before
@@ -55,7 +55,7 @@ AttemptAll = Callable[[Iterable[int]], Generator[Attempt]]
 _worker_env: Env  # of a worker process, kept between attempts
 
 
-def collect(env_config: EnvConfig, config: CollectConfig, progress: bool = True, *, make_env: MakeEnv = make) -> Store:
+def collect(env_config: EnvConfig, config: DataConfig, progress: bool = True, *, make_env: MakeEnv = make) -> Store:
     """Return `config.episodes` demonstrations: those on the disk, and new ones for the rest.
 
     Args:
@@ -92,7 +92,7 @@ def _first_seed(seed: int) -> int:
     return seed * SEEDS_PER_COLLECTION
 
 
-def _meta(env: Env, env_config: EnvConfig, config: CollectConfig) -> StoreMeta:
+def _meta(env: Env, env_config: EnvConfig, config: DataConfig) -> StoreMeta:
     recipe = {
         "collector_version": COLLECTOR_VERSION,
         "env": asdict(env_config),
@@ -115,7 +115,7 @@ def _task_name(env_config: EnvConfig) -> str:
     return getattr(env_config, "task", "") or getattr(env_config, "id", "") or env_config.kind
 
 
-def _find_store(env: Env, meta: StoreMeta, config: CollectConfig) -> Store:
+def _find_store(env: Env, meta: StoreMeta, config: DataConfig) -> Store:
     """Open the store that the config asks for, or create it."""
     folder = re.sub(r"[^\w.-]+", "-", meta.env.split(" ", 1)[1])
     path = Path(config.path or Path(config.cache_dir) / f"{folder}-{meta.recipe_hash[:12]}")
@@ -124,7 +124,7 @@ def _find_store(env: Env, meta: StoreMeta, config: CollectConfig) -> Store:
         if env.expert is None:
             raise ValueError(
                 f"{meta.env} has no scripted expert: record demonstrations with demos.Store.create(path, meta) and "
-                f"store.append(episode), then set demos.path to the store (it is {config.path!r} now)"
+                f"store.append(episode), then set data.path to the store (it is {config.path!r} now)"
             )
         _require_seeds(path, config)
         with suppress(FileExistsError):  # of another process that was quicker
@@ -134,7 +134,7 @@ def _find_store(env: Env, meta: StoreMeta, config: CollectConfig) -> Store:
     return store
 
 
-def _check_fits(store: Store, meta: StoreMeta, config: CollectConfig) -> None:
+def _check_fits(store: Store, meta: StoreMeta, config: DataConfig) -> None:
     if store.features != meta.features:
         raise ValueError(
             f"{store.path} does not fit {meta.env}, use another store or environment: its features differ in "
@@ -142,17 +142,17 @@ def _check_fits(store: Store, meta: StoreMeta, config: CollectConfig) -> None:
         )
     if len(store) < config.episodes and store.meta.recipe_hash != meta.recipe_hash:
         raise ValueError(
-            f"{store.path} has {len(store)} episodes, demos.episodes asks for {config.episodes}, and its recipe is not "
-            "this one, so it cannot be extended: ask for fewer, or use another demos.path"
+            f"{store.path} has {len(store)} episodes, data.episodes asks for {config.episodes}, and its recipe is not "
+            "this one, so it cannot be extended: ask for fewer, or use another data.path"
         )
     if len(store) < config.episodes:
         _require_seeds(store.path, config)
 
 
-def _require_seeds(path: Path, config: CollectConfig) -> None:
+def _require_seeds(path: Path, config: DataConfig) -> None:
     if config.episodes > SEEDS_PER_COLLECTION:
         raise ValueError(
-            f"{path} has fewer than the {config.episodes} episodes that demos.episodes asks for, and a collection ends "
+            f"{path} has fewer than the {config.episodes} episodes that data.episodes asks for, and a collection ends "
             f"at {SEEDS_PER_COLLECTION}: ask for fewer"
         )
 
@@ -165,7 +165,7 @@ def _differences(got: Any, expected: Any, name: str = "") -> str:
     return ", ".join(_differences(got.get(key), expected.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
 
 
-def _extend(store: Store, config: CollectConfig, attempt_all: AttemptAll, progress: bool) -> None:
+def _extend(store: Store, config: DataConfig, attempt_all: AttemptAll, progress: bool) -> None:
     """Append episodes until there are enough; the caller holds the writer's lock."""
     first = _first_seed(config.seed)
     # A gap between two kept seeds stands for failures; what failed after the last kept one is tried again.
@@ -185,22 +185,20 @@ def _extend(store: Store, config: CollectConfig, attempt_all: AttemptAll, progre
             bar.update(len(store) - bar.n)
 
 
-def _too_few(store: Store, config: CollectConfig, tried: int) -> str:
+def _too_few(store: Store, config: DataConfig, tried: int) -> str:
     return (
         f"{store.meta.env}: {len(store)} of {tried} attempts succeeded, expected at least 1 in "
         f"{config.max_attempts_factor}, and {config.episodes} within {SEEDS_PER_COLLECTION} attempts: lower "
-        f"demos.noise (now {config.noise}), allow more steps, or raise demos.max_attempts_factor"
+        f"data.noise (now {config.noise}), allow more steps, or raise data.max_attempts_factor"
     )
 
 
-def _attempt_here(env: Env, config: CollectConfig, seeds: Iterable[int]) -> Generator[Attempt]:
+def _attempt_here(env: Env, config: DataConfig, seeds: Iterable[int]) -> Generator[Attempt]:
     for seed in seeds:
         yield seed, attempt(env, config, seed)
 
 
-def _attempt_in_processes(
-    make_env: Callable[[], Env], config: CollectConfig, seeds: Iterable[int]
-) -> Generator[Attempt]:
+def _attempt_in_processes(make_env: Callable[[], Env], config: DataConfig, seeds: Iterable[int]) -> Generator[Attempt]:
     """Yield the outcomes in the order of the seeds, working a little ahead."""
     executor = ProcessPoolExecutor(
         config.workers,
@@ -237,11 +235,11 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _attempt_in_worker(config: CollectConfig, seed: int) -> Episode | None:
+def _attempt_in_worker(config: DataConfig, seed: int) -> Episode | None:
     return attempt(_worker_env, config, seed)
 
 
-def attempt(env: Env, config: CollectConfig, seed: int) -> Episode | None:
+def attempt(env: Env, config: DataConfig, seed: int) -> Episode | None:
     """Let the expert act once from the seed's start state; None if it fails. Uses only the noise and after_success.
 
     Raises:
@@ -302,8 +300,8 @@ def run(config: DictConfig) -> None:
     from conf import cli
 
     start = time.perf_counter()
-    root: schema.CollectRoot = cli.typed(config)
-    store = collect(root.env, root.demos)
+    root: CollectRoot = cli.typed(config)
+    store = collect(root.env, root.data)
     tried = attempts(store)
     rate = f"{len(store)} of {tried} attempts succeeded ({len(store) / tried:.0%})" if tried else "recorded"
     print(f"{store.path}: {len(store)} episodes, {rate}, {time.perf_counter() - start:.1f} s")

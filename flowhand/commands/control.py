@@ -6,22 +6,22 @@ import hashlib
 import signal
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-import envs
-import policies
-from conf import cli, schema
-from flowhand.contracts.artifact import MANIFEST
+import flowhand
+from conf import cli
+from conf.control import ControlRoot
+from flowhand.contracts import artifact, exported_policy
 from flowhand.contracts.durable import opened
-from flowhand.contracts.exported_policy import Exported, require_own_sampler
 from flowhand.contracts.features import Spec
 from flowhand.contracts.planner import Planner
-from flowhand.contracts.strict import build
+from flowhand.contracts.provenance import Provenance
+from flowhand.contracts.world import World
 from flowhand.control.alarm import Monitor
 from flowhand.control.background import Logger, divert_logging
 from flowhand.control.inference_thread import Decider
@@ -31,29 +31,29 @@ from flowhand.control.safety import Safety, SafetyConfig
 from flowhand.control.timing import on_signals
 from flowhand.control.workspace import Box
 from flowhand.robots.simulated import SimulatedRobot
-from policies.checkpoint import FILES, MOST_TENSOR_BYTES
-from policies.device import cpu_threads, select_device
-from policies.monitor.calibrated import load_monitor
 
 logger = Logger(__name__)
 
-CHECKPOINT_FILES = FILES[:2]  # on which actions depend
+DECISIVE = ("config.json", "model.safetensors")  # files of a checkpoint on which actions depend
+MOST_BYTES = 2**33  # of one of them
 
 
-def control(config: Any) -> tuple[str, str]:
-    """Runs episodes until the time is over, as the configuration (`conf.schema.ControlRoot`) says.
+def control(config: ControlRoot) -> tuple[str, str]:
+    """Runs episodes until the time is over, as the configuration says.
 
     Returns:
         The closing line, and why the last episode ended.
     """
-    own, monitor = planner_of(config.checkpoint, config.artifact, config.device, config.head.changes), None
+    own, monitor = planner_of(config.checkpoint, config.device, config.head.changes), None
     planner: Planner = own
     if config.monitor:
         planner, monitor = _watched(own, config)
-    spec, source = planner.spec, policies.read_config(config.checkpoint)[2]
+    import envs  # after the policy: only a simulated robot needs a world
+
+    spec = planner.spec
     dt = 1 / config.rate_hz if config.rate_hz else spec.control_dt_s
     path = Path(config.journal or f"outputs/deploy/{time.strftime('%Y-%m-%d_%H-%M-%S')}.journal")
-    with closing(envs.make(config.env or env_of(source.env))) as env, cpu_threads(1):
+    with closing(envs.make(config.env or envs.env_of(_origin(config.checkpoint)))) as env, one_thread(own):
         _require_fit(spec, env)
         decider = Decider(planner, config.execution, config.noise_seed, config.asynchronous)
         config.safety = _resting(config.safety, env)
@@ -72,7 +72,7 @@ def control(config: Any) -> tuple[str, str]:
     return f"{env.task}: {runtime.report.line()}{speed}; {solved}; journal: {path}", ended
 
 
-def _resting(config: SafetyConfig, env: envs.Env) -> SafetyConfig:
+def _resting(config: SafetyConfig, env: World) -> SafetyConfig:
     """The limits, with what this world knows of standing still where they do not say it."""
     if config.safe_action != "hold" or config.rest is not None:
         return config
@@ -82,15 +82,7 @@ def _resting(config: SafetyConfig, env: envs.Env) -> SafetyConfig:
     return replace(config, rest=list(env.rest))
 
 
-def env_of(stored: dict[str, Any]) -> envs.EnvConfig:
-    """The world that a checkpoint was trained in; `ValueError` if there is none, or none that may be built from it."""
-    kind = stored.get("kind")
-    if kind not in envs.ENVS or ":" in str(stored.get("id", "")):
-        raise ValueError(f"the checkpoint was trained in {kind!r}; give env=... (choices: {', '.join(envs.ENVS)})")
-    return build(envs.ENVS[kind][0], stored, "provenance.env")
-
-
-def _require_fit(spec: Spec, env: envs.Env) -> None:
+def _require_fit(spec: Spec, env: World) -> None:
     """Raises `ValueError` unless the world has the observation and the action that the policy was trained with."""
     world = Spec.from_dict(env.features)
 
@@ -101,38 +93,58 @@ def _require_fit(spec: Spec, env: envs.Env) -> None:
         raise ValueError(f"{env.task} has observation and action {form(world)}, the policy expects {form(spec)}")
 
 
-def digest(checkpoint: str | Path, artifact: str | Path = "") -> str:
+def digest(where: str | Path) -> str:
     """SHA-256 of what the actions depend on; an export's manifest has the hashes of its other files."""
-    content, names = hashlib.sha256(), (MANIFEST,) if artifact else CHECKPOINT_FILES
-    with opened(artifact or checkpoint, names) as files:
+    content, names = hashlib.sha256(), (artifact.MANIFEST,) if artifact.is_export(where) else DECISIVE
+    with opened(where, names) as files:
         for name in names:
-            content.update(files.read(name, MOST_TENSOR_BYTES))
+            content.update(files.read(name, MOST_BYTES))
     return content.hexdigest()
 
 
-def planner_of(
-    checkpoint: str | Path, artifact: str | Path, device: str, head: Mapping[str, Any]
-) -> policies.Policy | Exported:
-    """What decides: the exported policy if one is given, or the checkpoint, sampling with these fields of its head."""
-    if artifact:
-        from flowhand.deploy.runner import load
+def planner_of(where: str | Path, device: str, head: Mapping[str, Any]) -> Planner:
+    """What decides: the exported policy or the checkpoint that lies there, sampling with these fields of its head."""
+    if artifact.is_export(where):
+        exported_policy.require_own_sampler(where, head)
+        return flowhand.load(where)
+    if not Path(where).exists():
+        raise ValueError(f"there is no policy at {where}; give the folder of a checkpoint or of an export")
+    import policies
+    from policies.device import select_device
 
-        require_own_sampler(artifact, head)
-        return load(artifact)
-    policy = policies.load(checkpoint, select_device(device, 1))
+    policy = policies.load(where, select_device(device, 1))
     return policy.with_head(**head) if head else policy
 
 
-def _watched(planner: policies.Policy | Exported, config: Any) -> tuple[Planner, Monitor]:
+def one_thread(planner: Planner) -> AbstractContextManager[None]:
+    """Has torch, where it decides, compute with one thread inside the block."""
+    if isinstance(planner, exported_policy.Exported):
+        return nullcontext()
+    from policies.device import cpu_threads
+
+    return cpu_threads(1)
+
+
+def _origin(where: str | Path) -> Provenance:
+    if artifact.is_export(where):
+        return exported_policy.provenance(artifact.read(where)[0])
+    import policies
+
+    return policies.read_config(where)[2]
+
+
+def _watched(planner: Any, config: ControlRoot) -> tuple[Planner, Monitor]:
     """The policy as it decides under the monitor that was calibrated for it, and the monitor."""
-    if isinstance(planner, policies.Policy):
+    if isinstance(planner, exported_policy.Exported):
+        calibrated: Any = planner.manifest.monitor
+        if calibrated is None:
+            raise ValueError(f"{config.checkpoint} has no monitor; flowhand export monitor=true exports one")
+    else:
         if config.head.changes:
             raise ValueError("monitor=true was calibrated for the checkpoint's own sampler; leave head.* as it is")
+        from policies.monitor.calibrated import load_monitor
+
         calibrated = load_monitor(config.checkpoint, planner)
-    else:
-        calibrated = planner.manifest.monitor
-        if calibrated is None:
-            raise ValueError(f"{config.artifact} has no monitor; flowhand export monitor=true exports one")
     monitor = Monitor(calibrated, planner, config.execution)
     return monitor.policy, monitor
 
@@ -142,21 +154,23 @@ def safety_of(spec: Spec, config: SafetyConfig, box: Box, control_dt_s: float) -
     return Safety.for_spec(spec, config, control_dt_s, workspace=box if box.dimensions else None)
 
 
-def _about(config: Any, control_dt_s: float) -> dict[str, Any]:
+def _about(config: ControlRoot, control_dt_s: float) -> dict[str, Any]:
     """What a journal's header says about a run."""
     parts = {name: asdict(getattr(config, name)) for name in ("execution", "safety", "workspace", "runtime")}
     parts["head"] = config.head.changes
     plain = {name: getattr(config, name) for name in ("noise_seed", "asynchronous", "seed", "seconds", "device")}
-    place = {
-        name: str(Path(getattr(config, name)).resolve()) for name in ("checkpoint", "artifact") if getattr(config, name)
-    }
-    place = {"artifact": "", **place, "digest": digest(config.checkpoint, config.artifact)}
+    where, kind = (
+        Path(config.checkpoint).resolve(),
+        "artifact" if artifact.is_export(config.checkpoint) else "checkpoint",
+    )
+    place = {"artifact": "", "checkpoint": "", kind: str(where), "digest": digest(where)}
     return {**place, **plain, **parts, "control_dt_s": control_dt_s, "env": asdict(config.env) if config.env else None}
 
 
 def run(cfg: DictConfig) -> int:
     """Controls a robot as the configuration says; returns the number of the signal that ended it, or 0."""
-    config: schema.ControlRoot = cli.typed(cfg)
+    cli.require_given(cfg, "checkpoint")
+    config: ControlRoot = cli.typed(cfg)
     divert_logging()  # no line, of whichever library, may hold up the control
     line, ended = control(config)
     print(line)

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import envs
 import flowhand
 import policies
-from conf import cli, schema
+from conf import cli
+from conf.eval import EvalRoot, EvaluationConfig, WandbConfig
 from flowhand.contracts import exported_policy
 from flowhand.contracts.artifact import is_export
 from flowhand.contracts.durable import claimed
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.exported_policy import Exported
-from flowhand.contracts.modules import imported_modules
 from flowhand.contracts.planner import FORMS
 from flowhand.contracts.provenance import versions
-from flowhand.contracts.strict import build
 from flowhand.control.controller import Controller
+from flowhand.demos.config import DataConfig
 from flowhand.evaluation.records import EpisodeRecord, lines, summarize, write_whole
 from flowhand.evaluation.rollout import rollout
 from flowhand.evaluation.unfinished import Unfinished, completed, discard_unfinished, fingerprint, unfinished
@@ -37,7 +38,7 @@ from flowhand.pages.video import encode_mp4
 from policies.device import cpu_threads, hardware, select_device
 from policies.train_state import require_history
 
-from .collect import CollectConfig, attempt
+from .collect import attempt
 
 T = TypeVar("T")
 Decides = policies.Policy | Exported  # a checkpoint's policy, or an exported one
@@ -46,15 +47,20 @@ FRAME_EVERY = 4  # control steps per video frame
 
 
 def evaluate(
-    policy: Decides, env: envs.EnvConfig, config: schema.EvaluationConfig, kept: Unfinished | None = None
+    policy: Decides,
+    env: envs.EnvConfig,
+    config: EvaluationConfig,
+    execution: ExecutionConfig | None = None,
+    kept: Unfinished | None = None,
 ) -> list[EpisodeRecord]:
     """Runs the policy on the held-out seeds; records in the order of the seeds."""
+    controller = _controller(policy, config, execution)
     with cpu_threads(1):
-        return completed(kept, _seeds(config), _world(policy, env, config), _controller(policy, config), _lanes(config))
+        return completed(kept, _seeds(config), _world(policy, env, config), controller, _lanes(config))
 
 
 def evaluate_expert(
-    env: envs.EnvConfig, config: schema.EvaluationConfig, kept: Unfinished | None = None
+    env: envs.EnvConfig, config: EvaluationConfig, kept: Unfinished | None = None
 ) -> list[EpisodeRecord]:
     """Runs the scripted expert on the same seeds; no records where the environment has none."""
     with closing(envs.make(env)) as world:
@@ -64,11 +70,11 @@ def evaluate_expert(
     return completed(kept, _seeds(config), make_env, "expert", _lanes(config))
 
 
-def _controller(policy: Decides, config: schema.EvaluationConfig) -> Controller:
-    return Controller(policy, inference_batch=config.inference_batch, noise_seed=config.noise_seed, execution=config)
+def _controller(policy: Decides, config: EvaluationConfig, execution: ExecutionConfig | None) -> Controller:
+    return Controller(policy, inference_batch=config.inference_batch, noise_seed=config.noise_seed, execution=execution)
 
 
-def _world(policy: Decides, env: envs.EnvConfig, config: schema.EvaluationConfig) -> Callable[[], envs.Env]:
+def _world(policy: Decides, env: envs.EnvConfig, config: EvaluationConfig) -> Callable[[], envs.Env]:
     """What builds the world with its perturbations, for this policy's sense of spread."""
     if isinstance(policy, policies.Policy):
         spreads = {name: normalizer.scale.tolist() for name, normalizer in policy.normalizers()[:-1]}
@@ -77,11 +83,11 @@ def _world(policy: Decides, env: envs.EnvConfig, config: schema.EvaluationConfig
     return partial(envs.make, env, config.perturb, spreads)
 
 
-def _seeds(config: schema.EvaluationConfig) -> range:
+def _seeds(config: EvaluationConfig) -> range:
     return range(config.seed, config.seed + config.episodes)
 
 
-def _lanes(config: schema.EvaluationConfig) -> dict[str, Any]:
+def _lanes(config: EvaluationConfig) -> dict[str, Any]:
     return {"n_envs": config.n_envs, "workers": config.workers, "stop_at_success": config.stop_at_success}
 
 
@@ -91,7 +97,7 @@ def compare_chunks(policy: Decides, env_config: envs.EnvConfig, seeds: Sequence[
     with closing(envs.make(env_config)) as env, cpu_threads(1):
         names = [f"action {i}" for i in range(policy.spec.action.size)]
         for seed in seeds:
-            episode = attempt(env, CollectConfig(noise=0.0, after_success=chunk.prediction_horizon), seed)
+            episode = attempt(env, DataConfig(noise=0.0, after_success=chunk.prediction_horizon), seed)
             if episode is None:  # the expert failed on this seed, so there is nothing to compare with
                 continue
             windows = policies.Windows([episode], policy.spec, chunk.history, chunk.prediction_horizon)
@@ -105,7 +111,11 @@ def compare_chunks(policy: Decides, env_config: envs.EnvConfig, seeds: Sequence[
 
 
 def film(
-    policy: Decides, env: envs.EnvConfig, config: schema.EvaluationConfig, records: Sequence[EpisodeRecord]
+    policy: Decides,
+    env: envs.EnvConfig,
+    config: EvaluationConfig,
+    execution: ExecutionConfig,
+    records: Sequence[EpisodeRecord],
 ) -> tuple[list[Clip], str]:
     """Videos of a few episodes of every outcome, and a note where there are none.
 
@@ -128,7 +138,7 @@ def film(
         with cpu_threads(1):  # as in the evaluation, so that the episodes come out the same to the last bit
             rollout(
                 _world(policy, env, config),
-                _controller(policy, config),
+                _controller(policy, config, execution),
                 sorted(chosen),
                 stop_at_success=config.stop_at_success,
                 frame_seeds=chosen.keys(),
@@ -147,7 +157,8 @@ class Run:
     checkpoint: Path  # or the folder of an export
     out: Path  # folder for episodes.jsonl, metrics.json and report.html
     env: envs.EnvConfig
-    eval: schema.EvaluationConfig
+    eval: EvaluationConfig
+    execution: ExecutionConfig
     config: dict[str, Any]  # everything that was set, for the report
     history: list[dict[str, Any]]  # log entries of the training
     seconds: dict[str, float]  # what was measured before: collect, train
@@ -161,13 +172,13 @@ def conclude(run: Run, policy: Decides) -> dict[str, Any]:
     if used:
         raise ValueError(f"evaluation seeds {sorted(used)[:3]} were demonstrated; choose another eval.seed")
     with unfinished(run.out, settled(run, policy)) as (kept, kept_expert):
-        records = timed(run, "evaluate", lambda: evaluate(policy, run.env, run.eval, kept))
+        records = timed(run, "evaluate", lambda: evaluate(policy, run.env, run.eval, run.execution, kept))
         asked = run.eval.expert
         expert = timed(run, "expert", lambda: evaluate_expert(run.env, run.eval, kept_expert) if asked else [])
     # The report is extra: its states lie beyond the evaluated seeds.
     beyond = run.eval.seed + run.eval.episodes
     chunks = compare_chunks(policy, run.env, range(beyond, beyond + 2)) if expert else []
-    clips, note = timed(run, "film", lambda: film(policy, run.env, run.eval, records))
+    clips, note = timed(run, "film", lambda: film(policy, run.env, run.eval, run.execution, records))
     metrics = summary(run, policy, changed, records, expert)
 
     (run.out / "metrics.json").unlink(missing_ok=True)  # it comes last, so that it never stands beside an older report
@@ -206,6 +217,7 @@ def settled(run: Run, policy: Decides) -> str:
         about |= {"policy": policy.manifest.files}
     free = ("episodes", "seed", "n_envs", "workers", "expert", "videos")
     about["eval"] = {name: value for name, value in asdict(run.eval).items() if name not in free}
+    about["execution"] = asdict(run.execution)
     return fingerprint(about, tensors)
 
 
@@ -248,10 +260,10 @@ def summary(
         "total_seconds": round(time.perf_counter() - run.started, 2),
         "checkpoint": str(run.checkpoint),
         "seed": run.eval.seed,
-        "conditions": conditions(run.eval, changed, sum(record.solved_before for record in records)),
+        "conditions": conditions(run.eval, run.execution, changed, sum(record.solved_before for record in records)),
         "head": changed,
         "perturbation": records[0].perturbation,
-        "execution": {f.name: getattr(run.eval, f.name) for f in fields(ExecutionConfig)},
+        "execution": asdict(run.execution),
         "versions": versions(),
         "hardware": hardware(policy.action_normalizer.shift.device if known else torch.device("cpu")),
         "export": None if known else exported_policy.identity(policy.manifest),
@@ -265,34 +277,17 @@ def changed_head(checkpoint: Path, policy: Decides) -> dict[str, Any]:
     return exported_policy.changed_head(policy.manifest)
 
 
-def conditions(config: schema.EvaluationConfig, head: dict[str, Any], solved_before: int = 0) -> str:
+def conditions(
+    config: EvaluationConfig, execution: ExecutionConfig, head: dict[str, Any], solved_before: int = 0
+) -> str:
     """In words, what makes this evaluation harder, easier or other than the plain one; empty if nothing does."""
     told = [f"head.{name}={value}" for name, value in head.items()]
-    told += [config.mode] if config.mode != "receding_horizon" else []
-    told += [f"delay {config.delay} steps"] if config.delay else []
-    told += ["measured latencies"] if config.latencies_ms or config.latencies_file else []
+    told += [execution.mode] if execution.mode != "receding_horizon" else []
+    told += [f"delay {execution.delay} steps"] if execution.delay else []
+    told += ["measured latencies"] if execution.latencies_ms or execution.latencies_file else []
     told += [config.perturb.describe()] if config.perturb.describe() else []
     told += [f"{solved_before} of the episodes solved at the start"] if solved_before else []
     return f" ({', '.join(told)})" if told else ""
-
-
-def env_of(source: policies.Provenance) -> envs.EnvConfig:
-    """The environment that a checkpoint was trained in; `ValueError` if this flowhand does not know it."""
-    kind = source.env.get("kind")
-    if kind == "none":
-        raise ValueError("the checkpoint was trained without an environment; give env=... to evaluate it in one")
-    if kind not in envs.ENVS:
-        raise ValueError(f"the checkpoint's environment {kind!r} is unknown; choices: {', '.join(sorted(envs.ENVS))}")
-    if ":" in str(source.env.get("id", "")):
-        # Gymnasium imports the module before the colon, and a checkpoint must never name code to run.
-        raise ValueError(f"the checkpoint asks to import {source.env['id']!r}; give env=gymnasium env.id=... yourself")
-    try:
-        return build(envs.ENVS[kind][0], source.env, "provenance.env")
-    except ValueError as error:
-        if not set(source.modules) - set(imported_modules()):
-            raise
-        told = f"the checkpoint was trained with modules=[{','.join(source.modules)}], and never imports by itself"
-        raise ValueError(f"{told}: give modules=[...] if you trust them ({error})") from error
 
 
 def run(cfg: DictConfig) -> None:
@@ -307,9 +302,8 @@ def main() -> None:
 
 def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
     """Evaluates what the command line asks for; returns the closing line."""
-    if OmegaConf.is_missing(cfg, "checkpoint"):
-        raise ValueError("which checkpoint? Give checkpoint=PATH, the folder that train.py wrote")
-    config: schema.EvalRoot = cli.typed(cfg)
+    cli.require_given(cfg, "checkpoint")
+    config: EvalRoot = cli.typed(cfg)
     if not config.eval.episodes:
         raise ValueError("eval.episodes=0 leaves nothing to evaluate; give 1 or more")
     device = select_device(config.device, config.threads)
@@ -322,20 +316,30 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
         name += "".join(f"-{field}-{value}" for field, value in changed_head(checkpoint, policy).items())
     else:
         name = f"{checkpoint.name}-{name}"  # several exports of one checkpoint lie beside it
+    name += "".join(f"-{field}-{value}" for field, value in changes(config.execution).items())
+    name += "".join(f"-{field}-{value}" for field, value in changes(config.eval.perturb).items())
     if config.compile != "no":
         name = f"{name}-{config.compile}"
+    name = re.sub(r"[^\w.-]+", "-", name)
     out = Path(config.out or checkpoint.parent / name)
     # A checkpoint made lighter for a robot has no training state, and so no learning curve to show.
     has_state = (checkpoint / "train_state.pt").is_file()
     history = require_history(policies.load_train_state(checkpoint).get("history")) if has_state else []
-    run = Run(checkpoint, out, config.env or env_of(source), config.eval, asdict(config), history, {}, started)
+    env = config.env or envs.env_of(source)
+    run = Run(checkpoint, out, env, config.eval, config.execution, asdict(config), history, {}, started)
     with claimed(out), wandb_run(config.wandb, out, asdict(config)) as log:
         metrics = conclude(run, policy)
         log_results(log, metrics, out)
     return closing_line(metrics, out)
 
 
-def open_checkpoint(config: schema.EvalRoot, device: torch.device) -> policies.Policy:
+def changes(config: Any) -> dict[str, Any]:
+    """The fields of a configuration that differ from their defaults."""
+    plain = type(config)()
+    return {name: value for name, value in asdict(config).items() if value != getattr(plain, name)}
+
+
+def open_checkpoint(config: EvalRoot, device: torch.device) -> policies.Policy:
     """The policy of the checkpoint, with another sampler and compiled if the configuration says so."""
     policy = policies.load(config.checkpoint, device)
     if config.head.changes:
@@ -345,16 +349,16 @@ def open_checkpoint(config: schema.EvalRoot, device: torch.device) -> policies.P
     return policy
 
 
-def open_export(config: schema.EvalRoot) -> Exported:
+def open_export(config: EvalRoot) -> Exported:
     """The exported policy; `ValueError` where the evaluation asks for something that only its checkpoint can do."""
     if config.device not in ("auto", "cpu"):
         raise ValueError(f"{config.checkpoint} is an export: it runs on the CPU, and device={config.device} cannot be")
     exported_policy.require_own_sampler(config.checkpoint, config.head.changes)
     if config.compile != "no":
         raise ValueError(f"{config.checkpoint} is an export, which is what it is; compile={config.compile} cannot be")
-    if config.eval.mode in FORMS:
+    if config.execution.mode in FORMS:
         raise ValueError(
-            f"eval.mode={config.eval.mode} continues chunks, which an export cannot; give the checkpoint for this mode"
+            f"execution.mode={config.execution.mode} continues chunks, which an export cannot; give the checkpoint"
         )
     exported = flowhand.load(config.checkpoint, trust=config.trust)
     assert isinstance(exported, Exported)
@@ -362,7 +366,7 @@ def open_export(config: schema.EvalRoot) -> Exported:
 
 
 @contextmanager
-def wandb_run(config: schema.WandbConfig, out: Path, everything: dict[str, Any]) -> Iterator[Any]:
+def wandb_run(config: WandbConfig, out: Path, everything: dict[str, Any]) -> Iterator[Any]:
     """A wandb run whose files stay below `out`, marked as failed when the block raises; None where it is disabled."""
     out.mkdir(parents=True, exist_ok=True)
     if config.mode == "disabled":

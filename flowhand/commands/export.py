@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from conf import cli
-from conf.artifact import ExportConfig
+from conf.export import ExportConfig, ExportRoot
 from flowhand.contracts import artifact
 from flowhand.contracts.artifact import GOLDEN, MANIFEST, MODELS, Manifest, Parity
 from flowhand.contracts.durable import replacing
@@ -258,15 +258,16 @@ def run(config: DictConfig) -> None:
     """Exports as the configuration says and prints one line about it."""
     # One thread, so that the stored answers do not depend on how many cores a machine has.
     with cpu_threads(1):
-        root: Any = cli.typed(config)
+        cli.require_given(config, "checkpoint")
+        root: ExportRoot = cli.typed(config)
         policy, golden, source = of_checkpoint(root.checkpoint, root.head.changes)
         if root.monitor and root.head.changes:
             raise ValueError("monitor=true was calibrated for the checkpoint's own sampler; leave head.* as it is")
         monitor = load_monitor(root.checkpoint, policy) if root.monitor else None
-        name = f"{root.format}-{root.precision}"
+        name = f"{root.export.format}-{root.export.precision}"
         name += "".join(f"-{field}-{value}" for field, value in source["head"].items())
         out = Path(root.out or Path(root.checkpoint).parent / name)
-        manifest = export(out, policy, golden, source, root, monitor)
+        manifest = export(out, policy, golden, source, root.export, monitor)
         parity, watched = manifest.parity, manifest.monitor
         told = f"largest error {parity.max_error:.2g} of the action's spread on {parity.rows} observations"
         told += f"; with a monitor, error of its scores {watched.max_error:.2g}" if watched else ""

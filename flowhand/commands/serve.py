@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from conf import cli
+from conf.serve import ServeRoot
 from flowhand.contracts.artifact import is_export
 from flowhand.contracts.exported_policy import require_own_sampler
 from flowhand.contracts.planner import Planner
@@ -133,15 +134,16 @@ def open_policy(
 
 def run(config: DictConfig) -> None:
     """Serves as the configuration says, until SIGTERM or SIGINT."""
-    root: Any = cli.typed(config)
-    key, tls = read_key(os.environ, root.key_file), tls_context(root)
+    cli.require_given(config, "checkpoint")
+    root: ServeRoot = cli.typed(config)
+    key, tls = read_key(os.environ, root.server.key_file), tls_context(root.server)
     policy = open_policy(root.checkpoint, root.device, root.threads, root.compile, root.head.changes)
-    server = PolicyServer(policy, root, key, tls)
+    server = PolicyServer(policy, root.server, key, tls)
 
     def announce(port: int) -> None:
         access = "with a key" if key else "without a key"
         scheme = "wss" if tls else "ws"
-        host = f"[{root.host}]" if ":" in root.host else root.host
+        host = f"[{root.server.host}]" if ":" in root.server.host else root.server.host
         print(f"{root.checkpoint} is served on {scheme}://{host}:{port} {access}", flush=True)
 
     divert_logging()  # no line, of whichever library, may hold up the event loop

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 import envs
 import policies
-from conf import cli, schema
-from conf.resume import as_it_began, completed, require_same, stored_overrides
+from conf import cli
+from conf.resume import as_it_began, completed, require_same, stored_overrides, with_names_of_now
+from conf.train import TrainRoot
 from flowhand.commands import eval as evaluation
 from flowhand.contracts.argument import argument
 from flowhand.contracts.durable import claimed, exists
@@ -43,7 +44,7 @@ class Trainer:
 
     def __init__(
         self,
-        config: schema.TrainRoot,
+        config: TrainRoot,
         spec: Spec,
         episodes: Iterable[Episode],
         device: torch.device,
@@ -217,7 +218,7 @@ def fit(
     return stop.signal
 
 
-def train(config: schema.TrainRoot, overrides: list[str], state: dict[str, Any] | None) -> int:
+def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None) -> int:
     """One run from demonstrations to report; returns the number of the signal that stopped it, 0 when finished."""
     started, out = time.perf_counter(), Path(config.out)
     device = select_device(config.train.device, config.train.threads)
@@ -231,7 +232,11 @@ def train(config: schema.TrainRoot, overrides: list[str], state: dict[str, Any] 
     collect_seconds = time.perf_counter() - started
     trainer = Trainer(config, Spec.from_dict(store.features), store, device, fitted=state is not None)
     if state is not None:
-        require_same(completed(state.get("config"), OmegaConf.structured(config)), asdict(config), config.resume)
+        require_same(
+            completed(with_names_of_now(state.get("config")), OmegaConf.structured(config)),
+            asdict(config),
+            config.resume,
+        )
         trainer.restore(state)
     size = sum(p.numel() for p in trainer.policy.parameters())
     print(f"{len(store)} demonstrations, {len(trainer.windows)} windows, {size:,} parameters, {device}, -> {out}")
@@ -246,7 +251,7 @@ def train(config: schema.TrainRoot, overrides: list[str], state: dict[str, Any] 
         policies.save(out / "checkpoint", trainer.ema.module, source, golden, {**trainer.state(), **extra})
 
     def score() -> dict[str, Any]:
-        records = evaluation.evaluate(trainer.ema.module, config.env, config.eval)
+        records = evaluation.evaluate(trainer.ema.module, config.env, config.eval, config.execution)
         return {"n": len(records), "successes": sum(record.success for record in records)}
 
     with evaluation.wandb_run(config.wandb, out, asdict(config)) as log:
@@ -256,31 +261,36 @@ def train(config: schema.TrainRoot, overrides: list[str], state: dict[str, Any] 
             return stopped
         if config.eval.episodes:
             seconds = {"collect": collect_seconds, "train": trainer.seconds}
-            run = evaluation.Run(
-                out / "checkpoint", out, config.env, config.eval, asdict(config), trainer.history, seconds, started
-            )
+            what = config.env, config.eval, config.execution, asdict(config)
+            run = evaluation.Run(out / "checkpoint", out, *what, trainer.history, seconds, started)
             metrics = evaluation.conclude(run, policies.load(out / "checkpoint", device))
             evaluation.log_results(log, metrics, out)
             print(evaluation.closing_line(metrics, out))
     return 0
 
 
-def demonstrations(config: schema.TrainRoot) -> Store:
-    """Collected by the environment's expert, or, with env=none, the recorded ones at demos.path.
+def demonstrations(config: TrainRoot) -> Store:
+    """Collected by the environment's expert, or, with env=none, the recorded ones at data.path.
 
     Raises:
         ValueError: without an environment, the path is missing or an evaluation is asked for.
     """
+    path = Path(config.data.path)
+    if config.data.path and not path.exists():
+        made = argument("data.path", path)
+        raise ValueError(
+            f"there are no demonstrations at {path}; correct the path, or collect them: flowhand collect {made}"
+        )
     if config.env.kind != "none":
-        return collect(config.env, config.demos)
-    if not config.demos.path:
-        raise ValueError("env=none trains on recorded demonstrations; give their store with demos.path=")
+        return collect(config.env, config.data)
+    if not config.data.path:
+        raise ValueError("env=none trains on recorded demonstrations; give their store with data.path=")
     if config.eval.episodes:
         raise ValueError("env=none has nothing to evaluate in; set eval.episodes=0")
-    return Store.open(config.demos.path).head(config.demos.episodes)
+    return Store.open(config.data.path).head(config.data.episodes)
 
 
-def provenance(config: schema.TrainRoot, store: Store, git_sha: str = "") -> policies.Provenance:
+def provenance(config: TrainRoot, store: Store, git_sha: str = "") -> policies.Provenance:
     """Where the policy comes from, for its checkpoint; an install without a clone leaves the commit that is known."""
     return policies.Provenance(
         env=asdict(config.env),
@@ -295,7 +305,7 @@ def provenance(config: schema.TrainRoot, store: Store, git_sha: str = "") -> pol
     )
 
 
-def compose(cfg: DictConfig) -> tuple[schema.TrainRoot, list[str], dict[str, Any] | None]:
+def compose(cfg: DictConfig) -> tuple[TrainRoot, list[str], dict[str, Any] | None]:
     """The typed configuration, the command line's overrides, and the state to resume from.
 
     A resumed run takes the overrides it was started with, defaults of then that are others now, and what is given now.
@@ -306,10 +316,10 @@ def compose(cfg: DictConfig) -> tuple[schema.TrainRoot, list[str], dict[str, Any
         folder = folder / "checkpoint" if folder.name != "checkpoint" else folder
         state = policies.load_train_state(folder)
         stored = stored_overrides(state, folder)
-        began = as_it_began(state.get("config"), hydra.compose("train", [*stored, *now]))
+        began = as_it_began(with_names_of_now(state.get("config")), hydra.compose("train", [*stored, *now]))
         overrides = [*stored_overrides({"overrides": [*stored, *began]}, folder), *now]
         cfg = hydra.compose("train", overrides)
-    config: schema.TrainRoot = cli.typed(cfg)
+    config: TrainRoot = cli.typed(cfg)
     if config.resume:
         config.out = str(folder.parent)
         given = {override.key_or_group for override in OverridesParser.create().parse_overrides(now)}

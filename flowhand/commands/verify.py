@@ -7,7 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from conf import cli, schema
+from conf import cli
+from conf.verify import VerifyRoot
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.strict import build
 from flowhand.control.inference_thread import Decider
@@ -15,9 +16,8 @@ from flowhand.control.journal import read
 from flowhand.control.replay import Replayed, replay
 from flowhand.control.safety import SafetyConfig
 from flowhand.control.workspace import Box
-from policies.device import cpu_threads
 
-from .control import digest, planner_of, safety_of
+from .control import digest, one_thread, planner_of, safety_of
 
 RECORDED = {  # of a journal's header, what a replay needs
     **dict.fromkeys(("checkpoint", "artifact", "digest", "device"), str),
@@ -28,13 +28,12 @@ RECORDED = {  # of a journal's header, what a replay needs
 }
 
 
-def verify(path: str | Path, checkpoint: str | Path = "", artifact: str | Path = "") -> Replayed:
+def verify(path: str | Path, where: str | Path = "") -> Replayed:
     """Decides again what a journal of `flowhand control` says was decided.
 
     Args:
         path: of the journal.
-        checkpoint: where the checkpoint is now; empty: where it was then.
-        artifact: where the exported policy is now, if one decided; empty: where it was then.
+        where: the checkpoint or the exported policy that decided, as it lies now; empty: where it was then.
 
     Raises:
         ValueError: another policy than then, or a decision that differs.
@@ -46,11 +45,10 @@ def verify(path: str | Path, checkpoint: str | Path = "", artifact: str | Path =
             f"{path} does not say {', '.join(missing)}, so it is no journal of `flowhand control`; "
             "flowhand.control.replay.replay takes any journal, with its policy and safety"
         )
-    checkpoint, artifact = checkpoint or about["checkpoint"], artifact or about["artifact"]
-    if digest(checkpoint, artifact) != about["digest"]:
-        name, place = ("artifact", artifact) if artifact else ("checkpoint", checkpoint)
-        raise ValueError(f"{place} is not the {name} that {path} was recorded with; give {name}=...")
-    planner = planner_of(checkpoint, artifact, about["device"], about["head"])
+    where = where or about["artifact"] or about["checkpoint"]
+    if digest(where) != about["digest"]:
+        raise ValueError(f"{where} is not the policy that {path} was recorded with; give checkpoint=...")
+    planner = planner_of(where, about["device"], about["head"])
     execution = build(ExecutionConfig, about["execution"], "execution")
     try:
         limits, box = SafetyConfig(**about["safety"]), Box(**about["workspace"])
@@ -58,14 +56,15 @@ def verify(path: str | Path, checkpoint: str | Path = "", artifact: str | Path =
         raise ValueError(f"{path}: {error}") from error
     safety = safety_of(planner.spec, limits, box, about["control_dt_s"])
     decider = Decider(planner, execution, about["noise_seed"], about["asynchronous"], replaying=True)
-    with closing(decider), cpu_threads(1):
+    with closing(decider), one_thread(planner):
         return replay(recording, decider, safety)
 
 
 def run(cfg: DictConfig) -> None:
     """Verifies as the configuration says and prints one line about it."""
-    config: schema.VerifyRoot = cli.typed(cfg)
-    print(f"{config.journal}: {verify(config.journal, config.checkpoint, config.artifact).line()}")
+    cli.require_given(cfg, "journal")
+    config: VerifyRoot = cli.typed(cfg)
+    print(f"{config.journal}: {verify(config.journal, config.checkpoint).line()}")
 
 
 def main() -> None:

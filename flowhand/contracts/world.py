@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, Protocol, TypedDict
 
@@ -67,6 +67,11 @@ class World(Protocol):
     @property
     def perturbation(self) -> str:
         """What disturbs the world, as it stands in records; empty if nothing does."""
+        ...
+
+    @property
+    def rest(self) -> Sequence[float | None] | None:
+        """The action at which the robot stands still; a dimension that is None repeats its last; None: not known."""
         ...
 
     def reset(self, *, seed: int | None = None) -> tuple[Observation, dict[str, Any]]:

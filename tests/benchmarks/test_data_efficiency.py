@@ -48,7 +48,7 @@ def trained_head(default, name: str):
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_every_training_changes_settings_that_there_are(default, name):
-    assert (default.demos.episodes, default.seed, default.eval.seed) == (10, 0, 5_000_000)
+    assert (default.data.episodes, default.seed, default.eval.seed) == (10, 0, 5_000_000)
     head, others = trained_head(default, name)
     assert all(operator.attrgetter(key)(default) != value for key, value in others.items())
     assert bool(others or head != default.head) == (name != "default")

@@ -64,7 +64,7 @@ def test_the_table_tells_what_there_is(tmp_path):
 def test_modes_differ_in_nothing_but_the_mode(arm):
     last = 0 if arm == CLOSED_LOOP[0] else DELAYS[-1]
     config = cells.configure([*Cell("detour-noisy", arm, last).overrides, "net.width=16", "net.blocks=1"], 3)
-    policy, execution = config.policy, config.eval
+    policy, execution = config.policy, config.execution
     assert (execution.mode, execution.delay) == (ARMS.get(arm, ("receding_horizon", False))[0], last)
     assert policy.head.prefix_max == (8 if arm == "rtc-trained" else 0)  # pyright: ignore[reportAttributeAccessIssue]
     assert policy.chunk.prediction_horizon == LENGTH

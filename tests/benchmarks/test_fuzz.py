@@ -49,7 +49,7 @@ def test_the_program_says_what_it_did(tmp_path):  # of its own, for the annotati
 def test_the_document_says_how_much_is_run():
     counts = {name: count for name, (_, count) in fuzz.TARGETS.items()}
     messages = counts.pop("request") + counts.pop("answer")
-    page = " ".join((ROOT / "docs" / "deploy.md").read_text().split())
+    page = " ".join((ROOT / "docs" / "deploy_reference.md").read_text().split())
     assert f"gives {messages:,} hostile messages" in page
     assert f"and {sum(counts.values()):,} hostile files and command lines" in page
     assert f"then {fuzz_wire.CASES:,} hostile peers, and {fuzz_wire.CROWD:,} connections at once" in page

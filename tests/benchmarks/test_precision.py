@@ -21,7 +21,7 @@ SMALL = [
     "net.width=32",
     "net.blocks=1",
     "encoder.width=32",
-    "demos.episodes=2",
+    "data.episodes=2",
     "train.steps=3",
     "train.warmup_steps=1",
 ]

@@ -54,5 +54,5 @@ def test_a_processor_as_a_reader_calls_it(hardware, name):
 
 def test_the_page_of_all_tasks_is_what_its_result_file_gives():
     source = result.FOLDER / "success_cpu_2026-11-22.json"
-    page = result.FOLDER.parents[1] / "docs" / "results.md"
+    page = result.FOLDER.parents[1] / "docs" / "metaworld.md"
     assert success.page(json.loads(source.read_text()), source) == page.read_text()

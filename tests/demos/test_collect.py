@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conf.demonstrations import CollectConfig
 from envs import Env, EnvConfig
 from flowhand.commands.collect import attempt, attempts, collect
 from flowhand.contracts.episode import SEED_LIMIT
+from flowhand.demos.config import DataConfig
 from flowhand.demos.meta import StoreMeta
 from flowhand.demos.native import Store
 
@@ -73,7 +73,7 @@ def expert(position_and_goal: np.ndarray) -> np.ndarray:
 
 
 def gather(env_config=None, **changes) -> Store:
-    return collect(env_config or PointConfig(), CollectConfig(**changes), progress=False, make_env=PointEnv)
+    return collect(env_config or PointConfig(), DataConfig(**changes), progress=False, make_env=PointEnv)
 
 
 @pytest.fixture
@@ -93,8 +93,8 @@ def test_keeps_the_successful_seeds_in_order(cache):
 
 
 def test_seeds_of_two_collections_and_of_evaluation_are_disjoint():
-    with pytest.raises(ValueError, match=r"demos.seed is 100: expected a number in \[0, 99\]"):
-        CollectConfig(seed=100)
+    with pytest.raises(ValueError, match=r"data.seed is 100: expected a number in \[0, 99\]"):
+        DataConfig(seed=100)
     assert SEED_LIMIT > 99 * 10_000 + 9_999
 
 
@@ -112,8 +112,8 @@ def test_seeds_of_two_collections_and_of_evaluation_are_disjoint():
     ],
 )
 def test_a_config_out_of_range_is_refused(field, value):
-    with pytest.raises(ValueError, match=f"demos.{field} is {value}: expected"):
-        CollectConfig(**{field: value})
+    with pytest.raises(ValueError, match=f"data.{field} is {value}: expected"):
+        DataConfig(**{field: value})
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int64])
@@ -121,8 +121,8 @@ def test_a_seed_of_numpy_is_the_number_that_it_is(cache, kind):
     """np.uint8(3) * 10,000 is an error of its own."""
     given = gather(cache_dir=cache, episodes=kind(2), seed=kind(3))
     assert given.seeds == gather(cache_dir=cache, episodes=2, seed=3).seeds
-    with pytest.raises(ValueError, match=r"demos.seed is True, expected an integer"):
-        CollectConfig(seed=True)
+    with pytest.raises(ValueError, match=r"data.seed is True, expected an integer"):
+        DataConfig(seed=True)
 
 
 @pytest.mark.parametrize("bounded", [True, False])
@@ -242,7 +242,7 @@ def collecting(cache: str, workers: int) -> subprocess.Popen:
     """A process that collects 8 slow episodes."""
     command = (
         "from flowhand.commands.collect import *; from tests.demos.test_collect import PointConfig, PointEnv; "
-        f"collect(PointConfig(delay_s=0.005), CollectConfig(cache_dir={cache!r}, episodes=8, workers={workers}), "
+        f"collect(PointConfig(delay_s=0.005), DataConfig(cache_dir={cache!r}, episodes=8, workers={workers}), "
         "make_env=PointEnv)"
     )
     return subprocess.Popen([sys.executable, "-c", command], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
@@ -282,7 +282,7 @@ def test_two_processes_share_one_collection(tmp_path, uninterrupted):
 
 
 def test_an_expert_that_fails_too_often_ends_the_collection(cache):
-    with pytest.raises(ValueError, match=r"0 of 20 attempts succeeded, expected at least 1 in 4.*lower demos.noise"):
+    with pytest.raises(ValueError, match=r"0 of 20 attempts succeeded, expected at least 1 in 4.*lower data.noise"):
         gather(PointConfig(fail_every=1), cache_dir=cache)
     with pytest.raises(ValueError, match="10 of 21 attempts succeeded, expected at least 1 in 2"):
         gather(PointConfig(fail_every=2), cache_dir=cache, max_attempts_factor=2)
@@ -295,7 +295,7 @@ def test_an_explicit_store_is_written_used_and_extended(tmp_path):
     assert len(gather(path=path, episodes=5)) == 5
     used = gather(path=path, episodes=4, noise=0.2)
     assert used.seeds == Store.open(path).seeds[:4]
-    with pytest.raises(ValueError, match=r"has 5 episodes, demos.episodes asks for 6.*cannot be extended"):
+    with pytest.raises(ValueError, match=r"has 5 episodes, data.episodes asks for 6.*cannot be extended"):
         gather(path=path, episodes=6, noise=0.2)
 
 
@@ -317,11 +317,11 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path):
 
 def test_without_an_expert_demonstrations_must_be_recorded(cache, tmp_path):
     config = PointConfig(has_expert=False)
-    with pytest.raises(ValueError, match=r"point to the goal has no scripted expert: .*Store.create.*demos.path"):
+    with pytest.raises(ValueError, match=r"point to the goal has no scripted expert: .*Store.create.*data.path"):
         gather(config, cache_dir=cache)
     assert not Path(cache).exists()
     with pytest.raises(ValueError, match="has no scripted expert"):
-        attempt(PointEnv(config), CollectConfig(), seed=0)
+        attempt(PointEnv(config), DataConfig(), seed=0)
     source = gather(cache_dir=cache, episodes=2)
     meta = StoreMeta(source.features, "by hand", "a real point", "", {})
     recorded = Store.create(tmp_path / "recorded", meta)
@@ -342,7 +342,7 @@ def test_metaworld_demonstrations_replay_to_success(tmp_path):
     from envs import MetaWorldConfig, make
 
     config = MetaWorldConfig(task="reach-v3")
-    store = collect(config, CollectConfig(cache_dir=str(tmp_path), episodes=2, noise=0), progress=False)
+    store = collect(config, DataConfig(cache_dir=str(tmp_path), episodes=2, noise=0), progress=False)
     env = make(config)
     for episode in store:
         observation, info = env.reset(seed=episode.seed)

@@ -10,8 +10,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 import policies
-from conf import cli, schema
-from conf.demonstrations import CollectConfig
+from conf import cli
+from conf.calibrate import CalibrateRoot
 from envs import DetourConfig
 from flowhand.commands import calibrate as module
 from flowhand.commands.calibrate import calibrate, demonstrations
@@ -19,8 +19,9 @@ from flowhand.commands.collect import collect
 from flowhand.commands.train import Trainer, provenance
 from flowhand.contracts.features import Spec
 from flowhand.control.alarm import Monitor, Trace
+from flowhand.demos.config import DataConfig
 from flowhand.evaluation.records import EpisodeRecord
-from policies.monitor.calibrated import load_monitor
+from policies.monitor.calibrated import MonitorConfig, load_monitor
 from policies.monitor.density import DensityConfig
 
 
@@ -30,19 +31,20 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrate")
     GlobalHydra.instance().clear()
     small = ["env=detour", "env.max_steps=60", "net.width=16", "net.blocks=1", "train.steps=2", "train.threads=1"]
-    config = cli.compose([*small, "demos.episodes=3", f"demos.cache_dir={folder}/demos", "train.device=cpu"])
-    store = collect(config.env, config.demos, progress=False)
+    config = cli.compose([*small, "data.episodes=3", f"data.cache_dir={folder}/demos", "train.device=cpu"])
+    store = collect(config.env, config.data, progress=False)
     trainer = Trainer(config, Spec.from_dict(store.features), store, torch.device("cpu"))
     trainer.advance()
     golden = trainer.windows.gather(torch.arange(2)).observation
-    state = {"config": {"demos": vars(config.demos)}}
+    state = {"config": {"demos": vars(config.data)}}
     policies.save(folder / "checkpoint", trainer.ema.module, provenance(config, store), golden, state)
     return folder / "checkpoint"
 
 
-def root(checkpoint, **options) -> schema.CalibrateRoot:
-    short = {"episodes": 13, "alpha": 0.1, "confidence": 0.0, "workers": "inline", "env": DetourConfig(max_steps=6)}
-    return schema.CalibrateRoot(**{"checkpoint": str(checkpoint), **short, **options})
+def root(checkpoint, **options) -> CalibrateRoot:
+    short = {"episodes": 13, "workers": "inline", "env": DetourConfig(max_steps=6)}
+    short["calibration"] = MonitorConfig(alpha=0.1, confidence=0.0)
+    return CalibrateRoot(**{"checkpoint": str(checkpoint), **short, **options})
 
 
 @pytest.fixture
@@ -53,7 +55,9 @@ def everything_succeeds(monkeypatch):
 @pytest.mark.usefixtures("everything_succeeds")
 def test_a_calibrated_monitor_watches_the_policy(checkpoint):
     scores = ["acceleration", "logpzo", "stac"]
-    line = calibrate(root(checkpoint, scores=scores, density=DensityConfig(width=8, steps=2)))
+    density = DensityConfig(width=8, steps=2)
+    chosen = MonitorConfig(scores, alpha=0.1, confidence=0.0, density=density)
+    line = calibrate(root(checkpoint, calibration=chosen))
     assert "at most 10.0% of successful episodes like the 13 of 13" in line
     assert "\n" not in line
     policy = policies.load(checkpoint)
@@ -64,7 +68,7 @@ def test_a_calibrated_monitor_watches_the_policy(checkpoint):
     assert calibrated.band.center_ND.shape == (3, 3)  # a decision every 2 of 6 control steps
     Monitor(calibrated, policy)
     first = (checkpoint / "monitor" / "monitor.safetensors").read_bytes()
-    calibrate(root(checkpoint, scores=scores, density=DensityConfig(width=8, steps=2), n_envs=1))
+    calibrate(root(checkpoint, calibration=chosen, n_envs=1))
     assert (checkpoint / "monitor" / "monitor.safetensors").read_bytes() == first
 
 
@@ -76,8 +80,8 @@ def test_without_successes_there_is_no_band(checkpoint):
 def test_only_the_demonstrations_of_the_training_will_do(checkpoint, tmp_path):
     store = demonstrations(checkpoint, None)
     assert len(store) == 3
-    assert demonstrations(checkpoint, CollectConfig(path=str(store.path), episodes=3)).seeds == store.seeds
-    other = CollectConfig(cache_dir=str(tmp_path), episodes=2)
+    assert demonstrations(checkpoint, DataConfig(path=str(store.path), episodes=3)).seeds == store.seeds
+    other = DataConfig(cache_dir=str(tmp_path), episodes=2)
     with pytest.raises(ValueError, match=r"does not hold what .* was trained on"):
         demonstrations(checkpoint, other)
     state = checkpoint / "train_state.pt"
@@ -94,10 +98,10 @@ def test_only_the_demonstrations_of_the_training_will_do(checkpoint, tmp_path):
     [
         ("seed=1000000", "seed=1000000 must be 3000000 or more"),
         ("episodes=0", "episodes and n_envs must be at least 1"),
-        ("alpha=2", "alpha=2.0 must lie in"),
-        ("scores=[speed]", "must be different ones of: acceleration"),
+        ("calibration.alpha=2", "alpha=2.0 must lie in"),
+        ("calibration.scores=[speed]", "must be different ones of: acceleration"),
         ("workers=many", "choices: process, inline"),
-        ("apha=0.1", "did you mean 'alpha'"),
+        ("apha=0.1", "did you mean 'calibration.alpha'"),
     ],
 )
 def test_the_command_tells_what_is_wrong(checkpoint, option, message, monkeypatch):

@@ -1,4 +1,4 @@
-"""The Python that docs/deploy.md shows about exports runs, on an export of a small policy."""
+"""The Python that docs/deploy_reference.md shows about exports runs, on an export of a small policy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import config as annotations
 
 import envs
-from conf.artifact import ExportConfig
+from conf.export import ExportConfig
 from flowhand.commands.export import export
 from flowhand.contracts.features import ChunkConfig, Spec
 from policies import Policy, PolicyConfig
@@ -21,7 +21,7 @@ from policies.export import tracing
 from policies.heads.regression import RegressionConfig
 
 pytest.importorskip("onnxscript")
-PAGE = Path(__file__).parents[2] / "docs" / "deploy.md"
+PAGE = Path(__file__).parents[2] / "docs" / "deploy_reference.md"
 
 
 @pytest.mark.slow

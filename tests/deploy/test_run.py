@@ -17,7 +17,8 @@ import torch
 
 import envs
 import policies
-from conf import schema
+from conf.control import ControlRoot
+from conf.sampling import SamplingConfig
 from flowhand.commands import control, verify
 from flowhand.contracts.band import Band
 from flowhand.contracts.execution import ExecutionConfig
@@ -59,9 +60,9 @@ def checkpoint(tmp_path_factory) -> str:
     return make_checkpoint(tmp_path_factory.mktemp("run") / "checkpoint", envs.DetourConfig(max_steps=8))
 
 
-def root(checkpoint: str, path: Path, **options) -> schema.ControlRoot:
+def root(checkpoint: str, path: Path, **options) -> ControlRoot:
     defaults = {"checkpoint": checkpoint, "journal": str(path / "journal"), "seconds": 0.4, "rate_hz": 50.0}
-    return schema.ControlRoot(**{**defaults, **options})
+    return ControlRoot(**{**defaults, **options})
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
@@ -92,7 +93,7 @@ def test_a_checkpoint_controls_a_world_and_the_journal_is_replayed(checkpoint, t
 
 
 def test_another_sampler_decides_and_is_replayed(checkpoint, tmp_path):
-    head = schema.SamplingConfig(steps=1)  # pyright: ignore[reportCallIssue]
+    head = SamplingConfig(steps=1)  # pyright: ignore[reportCallIssue]
     options = {"asynchronous": False, "rate_hz": 20.0, "runtime": RuntimeConfig(on_overrun="catch_up", budget=1.0)}
     control.control(root(checkpoint, tmp_path, head=head, **options))
     recording = read(tmp_path / "journal")
@@ -109,7 +110,7 @@ def test_another_sampler_decides_and_is_replayed(checkpoint, tmp_path):
 def test_a_journal_belongs_to_its_checkpoint(checkpoint, tmp_path):
     control.control(root(checkpoint, tmp_path, seconds=0.1))
     other = make_checkpoint(tmp_path / "other", envs.DetourConfig(max_steps=8), seed=1)
-    with pytest.raises(ValueError, match=r"is not the checkpoint that .*journal was recorded with"):
+    with pytest.raises(ValueError, match=r"is not the policy that .*journal was recorded with"):
         verify.verify(tmp_path / "journal", other)
     copy = tmp_path / "copy"
     copy.mkdir()
@@ -181,7 +182,7 @@ def test_a_digest_is_of_what_decides(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert control.digest(tmp_path) != before
     (tmp_path / "manifest.json").write_bytes(b"of an export")
-    assert control.digest(tmp_path, tmp_path) != control.digest(tmp_path)
+    assert control.digest(tmp_path) != before
 
 
 def test_only_a_calibrated_policy_is_watched(checkpoint, tmp_path):
@@ -193,15 +194,15 @@ def test_only_a_calibrated_policy_is_watched(checkpoint, tmp_path):
 def test_an_exported_policy_decides_in_place_of_the_checkpoint(checkpoint, tmp_path):
     pytest.importorskip("onnxruntime")
     folder = tmp_path / "onnx"
-    command("flowhand.commands.export", f"checkpoint={checkpoint}", f"out={folder}", "rows=20").communicate(timeout=120)
-    control.control(root(checkpoint, tmp_path, artifact=str(folder), seconds=0.2))
+    command("export", f"checkpoint={checkpoint}", f"out={folder}", "export.rows=20").communicate(timeout=120)
+    control.control(root(folder, tmp_path, seconds=0.2))
     assert read(tmp_path / "journal").header["artifact"] == str(folder)
     assert verify.verify(tmp_path / "journal").actions > 0
     (folder / "manifest.json").write_text((folder / "manifest.json").read_text() + " ")
-    with pytest.raises(ValueError, match=r"is not the artifact that .*journal was recorded with; give artifact="):
+    with pytest.raises(ValueError, match=r"is not the policy that .*journal was recorded with; give checkpoint="):
         verify.verify(tmp_path / "journal")
     with pytest.raises(ValueError, match=r"onnx has no monitor; flowhand export monitor=true exports one"):
-        control.control(root(checkpoint, tmp_path, artifact=str(folder), monitor=True))
+        control.control(root(folder, tmp_path, monitor=True))
 
 
 @pytest.mark.slow
@@ -213,25 +214,19 @@ def test_an_exported_monitor_watches(checkpoint, tmp_path):
     about = Calibration(monitor, "receding_horizon", 2, {}, 3_000_000, 30, 30)
     never = Band(np.zeros((1, 1)), np.ones((1, 1)), -1.0, 0.05, 0.9, 20)  # no score is as low
     save_monitor(copy, CalibratedMonitor(about, never, None))
-    done = command("flowhand.commands.export", f"checkpoint={copy}", f"out={folder}", "rows=20", "monitor=true")
+    done = command("export", f"checkpoint={copy}", f"out={folder}", "export.rows=20", "monitor=true")
     assert "with a monitor, error of its scores" in done.communicate(timeout=120)[0]
-    options = {"artifact": str(folder), "monitor": True, "asynchronous": False, "seconds": 0.2}
-    line, _ = control.control(root(str(copy), tmp_path, **options))
+    options = {"monitor": True, "asynchronous": False, "seconds": 0.2}
+    line, _ = control.control(root(str(folder), tmp_path, **options))
     assert re.search(r"; [1-9]\d* alarms; ", line)
     assert verify.verify(tmp_path / "journal").steps > 0
     with pytest.raises(ValueError, match=r"decision every 2 control steps, not for .* every 3"):
-        control.control(root(str(copy), tmp_path, execution=ExecutionConfig(execution_horizon=3), **options))
+        control.control(root(str(folder), tmp_path, execution=ExecutionConfig(execution_horizon=3), **options))
 
 
 def test_a_world_that_does_not_fit_is_an_error(checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r"reach-v3 has observation and action .*, the policy expects"):
         control.control(root(checkpoint, tmp_path, env=envs.MetaWorldConfig(task="reach-v3")))
-
-
-@pytest.mark.parametrize("stored", [{"kind": "none"}, {"kind": "gymnasium", "id": "os:system"}, {}])
-def test_a_checkpoint_without_a_world_of_ours_needs_one(stored):
-    with pytest.raises(ValueError, match=r"give env=\.\.\. \(choices: detour, gymnasium, metaworld\)"):
-        control.env_of(stored)
 
 
 def test_a_simulated_robot_ends_its_episodes_as_an_evaluation_does():
@@ -265,12 +260,12 @@ def test_a_simulated_robot_ends_its_episodes_as_an_evaluation_does():
 )
 def test_a_wrong_setting_is_an_error(options, message):
     with pytest.raises(ValueError, match=message):
-        schema.ControlRoot(**options)
+        ControlRoot(**options)
 
 
-def command(module: str, *words: str) -> subprocess.Popen:
+def command(verb: str, *words: str) -> subprocess.Popen:
     environment = {**os.environ, "MUJOCO_GL": "disable", "OMP_NUM_THREADS": "1"}
-    whole = [sys.executable, "-m", module, *words]
+    whole = [sys.executable, "-m", "flowhand", verb, *words]
     return subprocess.Popen(whole, cwd=ROOT, env=environment, stdout=-1, stderr=-1, text=True)
 
 
@@ -279,9 +274,7 @@ def command(module: str, *words: str) -> subprocess.Popen:
 def test_the_command_line_and_its_end(checkpoint, tmp_path, number):
     """The journal tells when control has begun; a signal ends it, a kill leaves the journal."""
     path = tmp_path / "journal"
-    process = command(
-        "flowhand.commands.control", f"checkpoint={checkpoint}", f"journal={path}", "seconds=100", "safety.velocity=[3]"
-    )
+    process = command("control", f"checkpoint={checkpoint}", f"journal={path}", "seconds=100", "safety.velocity=[3]")
     while not path.exists() or path.stat().st_size < 20_000:
         assert process.poll() is None, process.communicate()
     process.send_signal(number)
@@ -293,7 +286,7 @@ def test_the_command_line_and_its_end(checkpoint, tmp_path, number):
         assert f"ended: {number.name}" in out
         assert "refusal: stopped" in err  # the first of its kind is a warning
         assert out.count("\n") == 1
-    again = command("flowhand.commands.control", f"replay={path}")
+    again = command("verify", f"journal={path}")
     out, err = again.communicate(timeout=60)
     assert again.returncode == 0, err
     assert "are equal to the last bit" in out
@@ -301,8 +294,8 @@ def test_the_command_line_and_its_end(checkpoint, tmp_path, number):
 
 @pytest.mark.slow
 def test_the_command_line_says_what_is_wrong():
-    process = command("flowhand.commands.control", "seconds=1")
+    process = command("control", "seconds=1")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert err.strip() == "error: give checkpoint=PATH to control a robot, or replay=JOURNAL to check what was decided"
-    assert RuntimeConfig() == schema.ControlRoot().runtime
+    assert err.strip() == "error: which checkpoint? Give checkpoint=PATH"
+    assert RuntimeConfig() == ControlRoot().runtime

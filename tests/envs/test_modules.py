@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 
 import envs
 import policies
-from conf import cli, schema
-from conf.demonstrations import CollectConfig
-from flowhand.commands import eval as evaluation
+from conf import cli
+from conf.collect import CollectRoot
 from flowhand.commands.collect import _attempt_in_processes, _meta
 from flowhand.contracts import modules
 from flowhand.contracts.modules import import_modules, imported_modules
+from flowhand.demos.config import DataConfig
 from flowhand.evaluation.rollout import rollout
 
 PACKAGE = """
@@ -76,7 +76,7 @@ def test_workers_import_them_too(package):
 def test_arguments_stand_in_the_recipe(package):
     import_modules([package])
     recipes = [
-        _meta(make(), replace(envs.GymnasiumConfig(**FIELDS), kwargs={"obs_type": kind}), CollectConfig()).recipe_hash
+        _meta(make(), replace(envs.GymnasiumConfig(**FIELDS), kwargs={"obs_type": kind}), DataConfig()).recipe_hash
         for kind in ("state", "pixels")
     ]
     assert recipes[0] != recipes[1]
@@ -85,7 +85,7 @@ def test_arguments_stand_in_the_recipe(package):
 def test_collectors_import_them_too(package):
     import_modules([package])
     make_env = partial(envs.make, envs.GymnasiumConfig(**FIELDS))
-    attempts = _attempt_in_processes(make_env, CollectConfig(workers=1), [7])
+    attempts = _attempt_in_processes(make_env, DataConfig(workers=1), [7])
     with closing(attempts), pytest.raises(ValueError, match="has no scripted expert"):  # the worker has made the world
         next(attempts)
 
@@ -99,7 +99,7 @@ def test_what_cannot_be_imported_is_named(name):
 
 def test_no_file_names_code(package):
     """The configuration holds what a file said, and the command line does not."""
-    config = OmegaConf.structured(schema.CollectRoot(env=envs.DetourConfig(), modules=[package]))
+    config = OmegaConf.structured(CollectRoot(env=envs.DetourConfig(), modules=[package]))
     for said in ([], ["env.id=x"], ["resume=modules=[own_worlds]"], ["modules.x=1"], None):
         with pytest.raises(ValueError, match="stands in a file, and only you may name code to run"):
             cli.typed(config, said)
@@ -127,10 +127,10 @@ def test_a_checkpoint_asks_for_them(package):
     with pytest.raises(
         ValueError, match=r"trained with modules=\[own_worlds\].*never imports by itself: give modules="
     ):
-        evaluation.env_of(source)
+        envs.env_of(source)
     assert package not in sys.modules
     import_modules([package])
-    found = evaluation.env_of(source)
+    found = envs.env_of(source)
     assert isinstance(found, envs.GymnasiumConfig)
     assert found.kwargs == {"obs_type": "state"}
 
@@ -138,6 +138,6 @@ def test_a_checkpoint_asks_for_them(package):
 def test_a_checkpoint_from_before_has_no_arguments():
     env = {"kind": "gymnasium", "id": "Pendulum-v1", "max_steps": 0, "success_key": "success", "success_return": None}
     source = policies.Provenance(env | {"task_text": "", "control_dt_s": 0.1}, "", "", "", [], {}, "", 0)
-    found = evaluation.env_of(source)
+    found = envs.env_of(source)
     assert isinstance(found, envs.GymnasiumConfig)
     assert found.kwargs == {}

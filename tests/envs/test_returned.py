@@ -7,10 +7,10 @@ import pickle
 import numpy as np
 import pytest
 
-from conf.demonstrations import CollectConfig
 from envs import Env
 from flowhand.commands.collect import attempt
 from flowhand.contracts.world import WorldError, real, truth
+from flowhand.demos.config import DataConfig
 from flowhand.evaluation.rollout import rollout
 
 BAD = 3  # the seed whose episode goes wrong, at its second step, which is step 1
@@ -76,7 +76,7 @@ def test_what_a_world_may_not_return_is_named_with_seed_and_step(agent, wrong, v
         rollout(functools.partial(Odd, wrong, value), agent, [1, 2, BAD, 4], on_record=kept.append)
     assert [record.seed for record in kept] == [1, 2]
     with pytest.raises(WorldError, match=rf"'be odd', seed {BAD}, step 1: {message}"):
-        attempt(Odd(wrong, value), CollectConfig(), BAD)
+        attempt(Odd(wrong, value), DataConfig(), BAD)
 
 
 def test_episodes_that_end_at_the_same_time_are_kept(monkeypatch):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conf.cli import compose
 from flowhand.contracts.features import ChunkConfig
 from flowhand.contracts.strict import build
 from policies.nets.unet1d import Film, UNet1D, UNet1DConfig
@@ -183,15 +184,7 @@ def test_a_policy_of_any_chunk_length_learns_from_every_weight(make_policy, make
 
 
 def test_its_widths_come_from_a_command_line_and_from_json():
-    hydra = pytest.importorskip("hydra")
-    from omegaconf import OmegaConf
-
-    from conf import schema
-
-    schema.register()
-    with hydra.initialize_config_module("conf", version_base="1.3"):
-        composed = hydra.compose("train", ["net=unet1d", "net.down_dims=[32,64]"])
-    config = OmegaConf.to_object(composed.net)
+    config = compose(["net=unet1d", "net.down_dims=[32,64]"]).net
     assert isinstance(config, UNet1DConfig)
     assert config == UNet1DConfig(down_dims=[32, 64])
     assert build(UNet1DConfig, asdict(config), "net") == config

@@ -1,11 +1,15 @@
-"""How a policy is exported."""
+"""What can be set of `flowhand export`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
 
 from flowhand.contracts.artifact import MODELS, PRECISIONS
 from flowhand.contracts.strict import whole_numbers
+
+from .sampling import SamplingConfig
 
 TOLERANCE = 1e-5  # of fp32, a share of the action's spread
 
@@ -42,3 +46,30 @@ class ExportConfig:
     def allowed(self) -> float:
         """The largest allowed error, as a share of the action's spread; 0 where one must be given."""
         return self.tolerance or (TOLERANCE if self.precision == "fp32" else 0.0)
+
+
+@dataclass
+class ExportRoot:
+    """What `flowhand export` reads."""
+
+    checkpoint: str = MISSING  # folder of a checkpoint, or of its run
+    export: ExportConfig = field(default_factory=ExportConfig)
+    monitor: bool = False  # export the checkpoint's monitor too, its scores as a second output of the graph
+    head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10
+    out: str = ""  # folder to write; empty: <format>-<precision> and changes of the head, beside the checkpoint
+
+
+ROOT = ExportRoot
+CHOICES = {}
+ABOUT = "Checkpoint -> the whole decision as one file that needs no torch, with proof that it decides the same."
+EXAMPLES = ["flowhand export checkpoint=outputs/demo export.format=onnx export.precision=fp32"]
+MATTER = (
+    "checkpoint",
+    "export.format",
+    "export.precision",
+    "export.tolerance",
+    "export.rows",
+    "monitor",
+    "head.steps",
+    "out",
+)

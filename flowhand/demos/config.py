@@ -1,4 +1,4 @@
-"""How demonstrations are collected."""
+"""Which demonstrations a training or a collection is about."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SEEDS_PER_COLLECTION = 10_000  # collections with different `seed` share no epis
 
 
 @dataclass
-class CollectConfig:
+class DataConfig:
     """Which demonstrations to record, and where they are kept."""
 
     path: str = ""  # store to use, or to write if there is none; empty: a folder in cache_dir named after the recipe
@@ -34,7 +34,7 @@ class CollectConfig:
             "workers": (1, math.inf),
         }
         for name, (low, high) in limits.items():
-            value = getattr(self, name) if name == "noise" else whole(f"demos.{name}", getattr(self, name))
+            value = getattr(self, name) if name == "noise" else whole(f"data.{name}", getattr(self, name))
             setattr(self, name, value)
             if not low <= value <= high or not math.isfinite(value):
-                raise ValueError(f"demos.{name} is {value}: expected a number in [{low}, {high}]")
+                raise ValueError(f"data.{name} is {value}: expected a number in [{low}, {high}]")

@@ -1,0 +1,64 @@
+"""What can be set of `flowhand control`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from flowhand.contracts.execution import ExecutionConfig
+from flowhand.control.runtime import RuntimeConfig
+from flowhand.control.safety import SafetyConfig
+from flowhand.control.workspace import Box
+
+from .sampling import SamplingConfig
+
+
+@dataclass
+class ControlRoot:
+    """What `flowhand control` reads."""
+
+    checkpoint: str = MISSING  # folder of a checkpoint or of an export (format=onnx)
+    monitor: bool = False  # let the checkpoint's calibrated monitor watch; runtime.on_alarm says what an alarm does
+    head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10
+    env: Any = None  # the robot's world (a choice of env); another one than the checkpoint's own
+    modules: list[str] = field(
+        default_factory=list
+    )  # packages of yours to import first, which add worlds, encoders, nets, heads
+    seconds: float = 60.0  # to control for, in all episodes together
+    rate_hz: float = 0.0  # control steps per second; 0: the checkpoint's own; another one is a load test
+    seed: int = 2_000_000  # of the first episode's start state and noise; every further episode takes the next
+    stop_at_success: bool = True  # end an episode at its first success
+    asynchronous: bool = True  # decide beside the control, so that no control step waits for a decision
+    noise_seed: int = 0  # another value draws other noise for the same seeds
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    workspace: Box = field(default_factory=Box)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    device: str = "cpu"  # auto (cuda if there is one) | cpu | cuda | cuda:N
+    journal: str = ""  # file to write; empty: outputs/deploy/<date and time>.journal
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0 or not 0 <= self.rate_hz < float("inf"):
+            raise ValueError(f"seconds={self.seconds} must be positive, and rate_hz={self.rate_hz} 0 or positive")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} must lie in [0, 2^32)")
+
+
+ROOT = ControlRoot
+CHOICES = {"env": None}
+ABOUT = "Checkpoint or export -> a robot, or a simulated one, controlled in real time, with safety and a journal."
+EXAMPLES = ["flowhand control checkpoint=outputs/demo seconds=60 safety.velocity=[5]"]
+MATTER = (
+    "checkpoint",
+    "monitor",
+    "seconds",
+    "seed",
+    "execution.mode",
+    "execution.execution_horizon",
+    "safety.velocity",
+    "safety.acceleration",
+    "runtime.on_alarm",
+    "journal",
+)
