@@ -15,6 +15,7 @@ from flowhand.__main__ import VERBS, main
 
 ROOT = Path(__file__).parents[1]
 GIVEN = {**dict.fromkeys(("eval", "export", "serve", "control", "calibrate"), "checkpoint"), "verify": "journal"}
+GIVEN |= {"inspect": "where"}
 SELF_EVIDENT = {"kind"}
 
 
@@ -102,7 +103,7 @@ def test_the_help_of_a_verb_fits_on_a_screen_and_knows_every_setting(verb):
     assert all(f"\n  {key}=" in whole for key in keys)
     assert set(import_module(f"conf.{verb}").MATTER) <= set(keys)
     assert "  execution.mode=receding_horizon  receding_horizon | temporal_ensembling" in whole or verb in (
-        *("collect", "export", "serve", "verify"),
+        *("collect", "export", "inspect", "serve", "verify"),
     )
 
 

@@ -2,74 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
+from conf import cli
+from conf.inspect import InspectRoot
+from flowhand.contracts.argument import argument
 from flowhand.contracts.features import Feature
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.native import Store
 from flowhand.demos.reader import Reader
 
 MOST_TASKS, MOST_NAMES = 10, 6  # that are printed
-USAGE = """usage: flowhand inspect PATH [name=value ...]
-
-PATH is a folder or a file with demonstrations, or OWNER/NAME of a data set on the hub.
-
-  where=PATH        the same as PATH alone
-  statistics=true   read all rows: mean, spread, extremes and quantiles of each dimension
-  check=true        read every episode, images too, and tell what cannot be read
-  failed=keep       robomimic: leave (out) episodes that the file calls failed | keep | only
-  filter_key=NAME   robomimic: only the episodes that the file lists under this name
-  rate_hz=NUMBER    control steps a second, where the files do not say"""
 
 
-@dataclass
-class InspectConfig:
-    """What `flowhand inspect` reads."""
-
-    where: str = ""  # path, or OWNER/NAME of a data set on the hub
-    statistics: bool = False  # read all rows, for their statistics
-    check: bool = False  # read every episode, images too
-    failed: str = ""  # robomimic: leave | keep | only
-    filter_key: str = ""  # robomimic: a list of episodes that the file has
-    rate_hz: float = 0.0  # control steps a second; 0: as the files say
-
-
-def parse(words: Sequence[str]) -> InspectConfig:
-    """The configuration that a command line asks for.
-
-    Raises:
-        ValueError: an unknown name, a value that does not fit, or no path.
-    """
-    config, known = InspectConfig(), {field.name: field.default for field in fields(InspectConfig)}
-    for word in words:
-        name, sign, value = word.partition("=")
-        name, value = (name, value) if sign and name.isidentifier() else ("where", word)
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(
-                f"unknown name {name!r}; {f'did you mean {near[0]!r}' if near else f'choices: {list(known)}'}"
-            )
-        kind = type(known[name])
-        try:
-            setattr(config, name, {"true": True, "false": False}[value.lower()] if kind is bool else kind(value))
-        except (KeyError, ValueError) as error:
-            raise ValueError(
-                f"{name} is {value!r}, expected {'true or false' if kind is bool else kind.__name__}"
-            ) from error
-    if not config.where:
-        raise ValueError("which data set? Give its path: flowhand inspect PATH")
-    return config
-
-
-def described(config: InspectConfig) -> Iterator[str]:
+def described(config: InspectRoot) -> Iterator[str]:
     """What is said of the data set, line by line.
 
     Raises:
@@ -170,16 +125,19 @@ def _checked(data: Store | Reader) -> Iterator[str]:
     yield f"checked    {len(data) - bad} of {len(data)} episodes can be read"
 
 
-def main() -> None:
-    """Entry point."""
-    words = sys.argv[1:]
-    if not words or words[0] in ("-h", "--help"):
-        print(USAGE)
-        return
+def run(cfg: DictConfig) -> None:
+    """Prints what the configuration asks for."""
+    cli.require_given(cfg, "where")
+    config: InspectRoot = cli.typed(cfg)
     logging.getLogger("flowhand").addHandler(logging.NullHandler())
     logging.getLogger("flowhand").propagate = False  # what is unusual stands in the listing
-    try:
-        for line in described(parse(words)):
-            print(line)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    for line in described(config):
+        print(line)
+
+
+def main() -> None:
+    """Entry point; a word that is no setting is the path."""
+    for place, word in enumerate(sys.argv[1:], 1):
+        if not word.startswith("-") and "=" not in word:
+            sys.argv[place] = shlex.split(argument("where", word))[0]
+    cli.program("inspect", run)

@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from flowhand.contracts import features as contract
 from flowhand.contracts.episode import Episode, shown
-from flowhand.contracts.features import DTYPE_NAMES, RESERVED, Feature
+from flowhand.contracts.features import RESERVED, Feature
 
 NUMBERS = ("float16", "float32", "float64", "uint8", "uint16", "int8", "int16", "int32", "int64", "uint32", "bool")
 MOST_NAMES = 10_000  # names of dimensions that are looked at
+# What features may be; a specification of float32 and uint8 alone takes float32 actions alone.
+_DTYPES: tuple[str, ...] = getattr(contract, "DTYPES", ("float32", "uint8"))
+_ACTIONS = _DTYPES if "float64" in _DTYPES else ("float32",)
 _FIELDS = {field.name for field in fields(Feature)}
 
 
@@ -49,13 +53,11 @@ def column(
         raise ValueError(f"column {source!r} has dtype {shown(stored)}; expected one of {', '.join(NUMBERS)}")
     if kind == "image" and _is_channels_first(shape):
         shape = (shape[1], shape[2], shape[0])
-    # A specification takes float32 actions only.
-    dtype = stored if stored in DTYPE_NAMES and kind != "action" else "float32"
-    names = tuple(names) if len(names) == np.prod(shape, dtype=object) else ()
-    extra = {"kind": kind, "names": names or None, "camera": source if kind in ("image", "depth") else None}
+    dtype = stored if stored in (_ACTIONS if kind == "action" else _DTYPES) else "float32"
+    is_image = kind in ("image", "depth")
+    names = tuple(names) if len(names) == (tuple(shape) or (1,))[-1] and not is_image else ()
+    extra = {"kind": kind, "names": names or None, "camera": source if is_image else None}
     known: dict[str, Any] = {key: value for key, value in extra.items() if key in _FIELDS and value is not None}
-    if kind in ("image", "depth"):
-        known.pop("names", None)
     try:
         feature = Feature(tuple(shape) or (1,), dtype, "", choices=choices, **known)
     except ValueError as error:

@@ -13,6 +13,11 @@ import pyarrow.parquet as pq
 FPS = 10
 
 
+def described(data: Any) -> Any:
+    """What an episode of the data set is checked against."""
+    return data.features
+
+
 def frames_of(episode: int, steps: int, size: tuple[int, int] = (48, 64), camera: int = 0) -> np.ndarray:
     """Frames whose grey level and a moving bar say which they are, though a codec loses a little."""
     frames = np.zeros((steps, *size, 3), np.uint8)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import flowhand
-from flowhand.commands.inspect import InspectConfig, described, parse
+from conf.inspect import InspectRoot
+from flowhand.commands.inspect import described
 from flowhand.demos import hub
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.lerobot.dataset import LeRobotDataset
@@ -79,7 +80,7 @@ def test_what_is_no_data_set(tmp_path, sets):
 
 
 def lines(path, **options) -> list[str]:
-    return list(described(InspectConfig(where=str(path), **options)))
+    return list(described(InspectRoot(where=str(path), **options)))
 
 
 def test_inspect_describes_every_format(sets):
@@ -105,18 +106,6 @@ def test_inspect_names_what_is_damaged(sets):
     assert str(file) in text[-2]
 
 
-def test_inspect_takes_a_path_or_names():
-    assert parse(["a/b"]) == parse(["where=a/b"]) == InspectConfig("a/b")
-    assert parse(["check=true", "rate_hz=5", "x"]) == InspectConfig("x", check=True, rate_hz=5.0)
-    for words, expected in (
-        ([], "Give its path"),
-        (["x", "chek=true"], "did you mean 'check'"),
-        (["x", "check=maybe"], "expected true or false"),
-        (["x", "rate_hz=fast"], "expected float"),
-    ):
-        assert expected in error_of(lambda words=words: parse(words))
-
-
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "flowhand", "inspect", *words],
@@ -131,7 +120,7 @@ def test_inspect_needs_no_torch_and_tells_errors_in_one_line(sets):
     assert done.returncode == 0
     assert "LeRobot v3.0" in done.stdout
     assert " torch" not in done.stderr
-    assert " hydra" not in done.stderr
+    assert run(f"where={sets['lerobot 3'][0]}").stdout == done.stdout
     failed = run("/nowhere/at/all")
     assert failed.returncode == 1
     assert failed.stderr.splitlines()[-1].startswith("error: /nowhere/at/all does not exist")

@@ -13,7 +13,7 @@ import pytest
 from flowhand.demos.frames import FrameCache
 from flowhand.demos.lerobot.dataset import LeRobotDataset
 from flowhand.demos.lerobot.meta import fill
-from tests.demos.recorded import FPS, TASKS, Set2, Set3, camera, decoded, table_of, write_video
+from tests.demos.recorded import FPS, TASKS, Set2, Set3, camera, decoded, described, table_of, write_video
 
 
 def close(frames: np.ndarray, expected: np.ndarray) -> bool:
@@ -50,7 +50,7 @@ def test_version_2_gives_rows_tasks_and_names(tmp_path, version):
     assert data.columns["action"].names == ("left", "right")  # lists in a mapping
     assert data.warnings == []
     same_rows(data, made.rows)
-    data.read(2).validate(data.features)
+    data.read(2).validate(described(data))
 
 
 def test_version_3_with_uneven_files_and_row_groups(tmp_path):

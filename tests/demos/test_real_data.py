@@ -16,7 +16,7 @@ from flowhand.demos.formats import open_dataset
 from flowhand.demos.lerobot.dataset import LeRobotDataset
 from flowhand.demos.reader import Reader
 from flowhand.demos.robomimic import RobomimicDataset
-from tests.demos.recorded import decoded
+from tests.demos.recorded import decoded, described
 
 hdf5: Any = pytest.importorskip("h5py")
 
@@ -54,7 +54,7 @@ def test_lerobot_states_and_actions(name, count, steps, size):
         np.testing.assert_array_equal(got.action, action.astype(data.spec.action.dtype))
         np.testing.assert_array_equal(data.read(number, 100, 120).action, got.action[100:120])
         assert got.task == listed[number]["tasks"][0]
-        got.validate(data.features)
+        got.validate(described(data))
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 
 from flowhand.demos.minari import MinariDataset
 from flowhand.demos.robomimic import RobomimicDataset
+from tests.demos.recorded import described
 from tests.demos.test_lerobot import error_of
 
 hdf5: Any = pytest.importorskip("h5py")
@@ -53,7 +54,7 @@ def test_robomimic(tmp_path):
     with hdf5.File(path) as file:
         for number, name in enumerate(("demo_0", "demo_2", "demo_10")):
             got = data.read(number)
-            got.validate(data.features)
+            got.validate(described(data))
             demo = file["data"][name]
             np.testing.assert_array_equal(got.action, demo["actions"][()].astype(np.float32))
             np.testing.assert_array_equal(got.observation["object"], demo["obs/object"][()])
@@ -211,7 +212,7 @@ def test_minari(tmp_path, jpeg):
                 np.testing.assert_array_equal(got.observation["eye"], episode["observations/eye"][:steps])
             assert got.seed == 40 + number
             assert got.success.tolist() == [False] * (steps - 1) + [True]
-            got.validate(data.features)
+            got.validate(described(data))
     assert MinariDataset(path / "data").read(1, 1, 3).reward.tolist() == [1, 2]
 
 

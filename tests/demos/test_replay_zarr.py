@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from flowhand.demos.replay_zarr import ReplayZarrDataset
+from tests.demos.recorded import described
 from tests.demos.test_lerobot import error_of
 
 zarr: Any = pytest.importorskip("zarr")
@@ -50,7 +51,7 @@ def same(data: ReplayZarrDataset, path: Path, names=("state", "keypoint")) -> No
             part = data.read(number, 2, 5).observation[name]
             np.testing.assert_array_equal(part, root[f"data/{name}"][begin + 2 : begin + 5])
         np.testing.assert_array_equal(got.action, root["data/action"][begin : begin + steps].astype(np.float32))
-        got.validate(data.features)
+        got.validate(described(data))
         begin += steps
 
 
