@@ -26,6 +26,7 @@ from conf import cli
 from conf.control import ControlRoot
 from conf.eval import EvalRoot, EvaluationConfig, WandbConfig
 from conf.export import ExportRoot
+from conf.inspect import InspectRoot
 from conf.serve import ServeRoot
 from conf.train import TrainingConfig, TrainRoot
 from flowhand.__main__ import VERBS
@@ -207,10 +208,10 @@ def test_a_setting_that_does_not_exist_is_found():
 
 
 def known_keys() -> set[str]:
-    roots = (TrainRoot, EvalRoot, ControlRoot, ServeRoot, ExportRoot)
+    roots = (TrainRoot, EvalRoot, ControlRoot, ServeRoot, ExportRoot, InspectRoot)
     keys = {f.name for root in roots for f in fields(root)} | {"experiment"}
     parts = {"train": TrainingConfig, "eval": EvaluationConfig, "wandb": WandbConfig}
-    parts |= {"chunk": ChunkConfig, "demos": DataConfig, "normalizer": NormalizerConfig}
+    parts |= {"chunk": ChunkConfig, "data": DataConfig, "demos": DataConfig, "normalizer": NormalizerConfig}
     parts |= {
         "execution": ExecutionConfig,
         "safety": SafetyConfig,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ class Set2:
 
     def __init__(self, path: Path, lengths: tuple[int, ...] = (7, 5, 9), cameras: tuple[str, ...] = (), version="v2.1"):
         self.path, self.lengths, self.cameras = path, lengths, cameras
-        self.features = {**FEATURES, **{f"observation.images.{name}": camera() for name in cameras}}
+        self.features = {**copy.deepcopy(FEATURES), **{f"observation.images.{name}": camera() for name in cameras}}
         self.info = {"codebase_version": version, "robot_type": "two motors", "fps": FPS, "chunks_size": 1000}
         self.info |= {"total_episodes": len(lengths), "splits": {"train": f"0:{len(lengths)}"}}
         self.info |= {"data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"}
@@ -127,7 +128,7 @@ class Set2:
         return self.path
 
     def data(self, episode: int) -> Path:
-        return self.path / "data" / "chunk-000" / f"episode_{episode:06d}.parquet"
+        return self.path / "data" / f"chunk-{episode // 1000:03d}" / f"episode_{episode:06d}.parquet"
 
     def video(self, name: str, episode: int) -> Path:
         return self.path / "videos" / "chunk-000" / f"observation.images.{name}" / f"episode_{episode:06d}.mp4"
@@ -146,7 +147,10 @@ class Set3:
     ):
         self.path, self.lengths, self.data_files, self.codec = path, lengths, data_files, codec
         self.video_files = video_files or {}
-        self.features = {**FEATURES, **{f"observation.images.{name}": camera() for name in self.video_files}}
+        self.features = {
+            **copy.deepcopy(FEATURES),
+            **{f"observation.images.{name}": camera() for name in self.video_files},
+        }
         self.info = {"codebase_version": "v3.0", "robot_type": "two motors", "fps": FPS, "total_episodes": len(lengths)}
         self.info |= {"data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"}
         self.info |= {"video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"}

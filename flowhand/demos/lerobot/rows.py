@@ -10,6 +10,8 @@ from ..frames import VideoFile
 from .meta import EpisodeEntry
 from .parquet import ParquetFile, numbers
 
+ROWS_AT_ONCE = 2**20  # of the column of episodes
+
 
 def episode_rows(file: ParquetFile, entries: Sequence[EpisodeEntry]) -> dict[int, tuple[int, int]]:
     """First and last row (exclusive) of each episode in a data file, by its column `episode_index`.
@@ -25,7 +27,8 @@ def episode_rows(file: ParquetFile, entries: Sequence[EpisodeEntry]) -> dict[int
         return _listed(file, entries)
     found: dict[int, tuple[int, int]] = {}
     where = f"{file.path}: column 'episode_index'"
-    for first, end in zip(file.ends[:-1].tolist(), file.ends[1:].tolist(), strict=True):
+    edges = [*range(0, len(file), ROWS_AT_ONCE), len(file)]
+    for first, end in zip(edges, edges[1:], strict=False):
         rows = file.table(["episode_index"], first, end).column("episode_index")
         values = numbers(rows, end - first, [1], where).reshape(-1)
         cuts = np.flatnonzero(np.diff(values)) + 1
