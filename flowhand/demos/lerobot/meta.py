@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ class _Places:
     def __init__(self, root: Path, info: Mapping[str, Any], major: int):
         self.root, self.major = root, major
         self.warnings: dict[str, str] = {}
-        self.exists = cache(lambda path: path.is_file())
+        self.known: dict[tuple[Any, ...], Path] = {}
         self.templates: dict[str, list[str]] = {}
         for key, standard in (("data_path", DATA[major]), ("video_path", VIDEO[major])):
             given = info.get(key)
@@ -103,9 +102,15 @@ class _Places:
 
     def __call__(self, key: str, values: Mapping[str, Any]) -> Path:
         """The file that the template leads to; the standard place, if there is nothing and that has it."""
+        known = (key, *values.values())
+        if known not in self.known:
+            self.known[known] = self._find(key, values)
+        return self.known[known]
+
+    def _find(self, key: str, values: Mapping[str, Any]) -> Path:
         paths = [self.root / fill(template, values) for template in self.templates[key]]
         for number, path in enumerate(paths):
-            if self.exists(path):
+            if path.is_file():
                 if number:
                     given = self.templates[key][0]
                     self.warnings[key] = f"{key} {given!r} leads to no file; {path.relative_to(self.root)} was found"

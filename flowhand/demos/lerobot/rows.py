@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def episode_rows(file: ParquetFile, entries: Sequence[EpisodeEntry]) -> dict[int
     found: dict[int, tuple[int, int]] = {}
     where = f"{file.path}: column 'episode_index'"
     edges = [*range(0, len(file), ROWS_AT_ONCE), len(file)]
-    for first, end in zip(edges, edges[1:], strict=False):
+    for first, end in pairwise(edges):
         rows = file.table(["episode_index"], first, end).column("episode_index")
         values = numbers(rows, end - first, [1], where).reshape(-1)
         cuts = np.flatnonzero(np.diff(values)) + 1
