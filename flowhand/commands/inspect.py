@@ -105,7 +105,7 @@ def _statistics(data: Reader) -> Iterator[str]:
     yield f"  {'':24s} {'mean':>10s} {'std':>10s} {'min':>10s} {'q01':>10s} {'q99':>10s} {'max':>10s}"
     for name, found in data.statistics().items():
         names = data.columns[name].names
-        rows = [getattr(found, key).reshape(-1) for key in ("mean", "std", "min", "q01", "q99", "max")]
+        rows = [found.mean, found.std, found.low, found.quantiles[0], found.quantiles[-1], found.high]
         for i, values in enumerate(zip(*rows, strict=True)):
             label = f"{name}.{names[i] if names else i}"[:24]
             yield f"  {label:24s} " + " ".join(f"{value:10.4g}" for value in values)

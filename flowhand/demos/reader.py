@@ -134,15 +134,16 @@ class Reader:
         """Control steps `start` to `stop` (exclusive; None: to the end) of an episode.
 
         Raises:
-            IndexError: there is no such episode, or it has no such steps.
-            ValueError: the files do not hold them as they should; the line names the file, the episode, the column.
+            IndexError: there is no such episode.
+            ValueError: it has no such steps, or the files do not hold them as they should; the line then names the
+                file, the episode and the column.
         """
         if not 0 <= episode < len(self):
             raise IndexError(f"{self.path}: episode {episode} of {len(self)}")
         length = self.lengths[episode]
         stop = length if stop is None else stop
         if not 0 <= start < stop <= length:
-            raise IndexError(f"{self.path}: steps {start} to {stop} of episode {episode}, which has {length}")
+            raise ValueError(f"{self.path}: steps {start} to {stop} of episode {episode}, which has {length}")
         with damage(f"{self.path}: episode {episode}", str(self.path)):
             arrays, extra = self._arrays(self._stored[episode], start, stop, list(self.columns))
         action = arrays.pop("action")

@@ -1,4 +1,4 @@
-"""Statistics of recorded rows: streamed moments and exact quantiles in bounded memory."""
+"""Statistics of recorded rows: streamed moments and true quantiles, in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,20 +12,16 @@ QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 MOST_BYTES = 2**28  # of values that are held at once for the quantiles
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """Of one feature; each array is float64 of the feature's shape."""
+    """Of the values of a feature, for each of its n dimensions."""
 
-    count: int  # rows
-    mean: np.ndarray
+    count: int  # values behind each entry
+    mean: np.ndarray  # float64 (n,), as all that follow
     std: np.ndarray  # of the population
-    min: np.ndarray
-    max: np.ndarray
-    q01: np.ndarray  # quantiles of the rows, linear between neighbours
-    q10: np.ndarray
-    q50: np.ndarray
-    q90: np.ndarray
-    q99: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    quantiles: np.ndarray  # (len(QUANTILES), n): each a value that occurs
 
 
 Statistics = dict[str, FeatureStatistics]
@@ -36,7 +32,7 @@ class _Moments:
 
     def __init__(self, size: int):
         self.count, self.mean, self.squares = 0, np.zeros(size), np.zeros(size)
-        self.min, self.max = np.full(size, np.inf), np.full(size, -np.inf)
+        self.low, self.high = np.full(size, np.inf), np.full(size, -np.inf)
 
     def add(self, rows: np.ndarray) -> None:
         n = len(rows)
@@ -44,8 +40,12 @@ class _Moments:
         total, gap = self.count + n, mean - self.mean
         self.squares += ((rows - mean) ** 2).sum(0) + gap**2 * (self.count * n / total)
         self.mean += gap * (n / total)
-        self.min, self.max = np.minimum(self.min, rows.min(0)), np.maximum(self.max, rows.max(0))
+        self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
         self.count = total
+
+    def with_quantiles(self, quantiles: np.ndarray) -> FeatureStatistics:
+        std = np.sqrt(self.squares / self.count)
+        return FeatureStatistics(self.count, self.mean, std, self.low, self.high, quantiles)
 
 
 def gathered(
@@ -61,7 +61,8 @@ def gathered(
     dimensions = [(name, i) for name, shape in shapes.items() for i in range(math.prod(shape))]
     at_once = max(1, MOST_BYTES // (8 * max(1, rows)))
     moments = {name: _Moments(math.prod(shape)) for name, shape in shapes.items()}
-    quantiles: dict[tuple[str, int], np.ndarray] = {}
+    quantiles = {name: np.empty((len(QUANTILES), math.prod(shape))) for name, shape in shapes.items()}
+    places = [round(q * (rows - 1)) for q in QUANTILES]
     for first in range(0, len(dimensions), at_once):
         group = dimensions[first : first + at_once]
         held, filled = np.empty((len(group), rows)), 0
@@ -74,15 +75,7 @@ def gathered(
             for place, (name, i) in enumerate(group):
                 held[place, filled : filled + n] = flat[name][:, i]
             filled += n
-        for place, dimension in enumerate(group):
-            quantiles[dimension] = np.quantile(held[place, :filled], QUANTILES, overwrite_input=True)
-    return {name: _finished(moments[name], name, shape, quantiles) for name, shape in shapes.items()}
-
-
-def _finished(
-    moments: _Moments, name: str, shape: tuple[int, ...], quantiles: Mapping[tuple[str, int], np.ndarray]
-) -> FeatureStatistics:
-    found = np.array([quantiles[name, i] for i in range(math.prod(shape))])
-    std = np.sqrt(moments.squares / moments.count)
-    arrays = (moments.mean, std, moments.min, moments.max, *found.T)
-    return FeatureStatistics(moments.count, *(values.reshape(shape) for values in arrays))
+        for place, (name, i) in enumerate(group):
+            held[place].partition(places)
+            quantiles[name][:, i] = held[place, places]
+    return {name: each.with_quantiles(quantiles[name]) for name, each in moments.items()}

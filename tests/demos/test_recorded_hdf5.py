@@ -56,7 +56,7 @@ def test_robomimic(tmp_path):
             got = data.read(number)
             got.validate(described(data))
             demo = file["data"][name]
-            np.testing.assert_array_equal(got.action, demo["actions"][()].astype(np.float32))
+            np.testing.assert_array_equal(got.action, demo["actions"][()].astype(data.spec.action.dtype))
             np.testing.assert_array_equal(got.observation["object"], demo["obs/object"][()])
             np.testing.assert_array_equal(got.observation["eye_image"], demo["obs/eye_image"][()])
             np.testing.assert_array_equal(data.read(number, 2, 4).reward, [2, 3])

@@ -50,7 +50,9 @@ def same(data: ReplayZarrDataset, path: Path, names=("state", "keypoint")) -> No
             np.testing.assert_array_equal(got.observation[name], root[f"data/{name}"][begin : begin + steps])
             part = data.read(number, 2, 5).observation[name]
             np.testing.assert_array_equal(part, root[f"data/{name}"][begin + 2 : begin + 5])
-        np.testing.assert_array_equal(got.action, root["data/action"][begin : begin + steps].astype(np.float32))
+        np.testing.assert_array_equal(
+            got.action, root["data/action"][begin : begin + steps].astype(data.spec.action.dtype)
+        )
         got.validate(described(data))
         begin += steps
 

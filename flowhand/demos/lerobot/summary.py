@@ -18,9 +18,11 @@ def of_rows(values: np.ndarray) -> dict[str, np.ndarray]:
     return {**dict(zip(NAMES, found, strict=True)), "count": np.array([len(values)])}
 
 
-def of_statistics(found: FeatureStatistics) -> dict[str, np.ndarray]:
-    """Of all rows, as `gathered` gives them."""
-    return {**{name: getattr(found, name) for name in NAMES}, "count": np.array([found.count])}
+def of_statistics(found: FeatureStatistics, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Of all rows of this shape, as `gathered` gives them."""
+    values = (found.low, found.high, found.mean, found.std, *found.quantiles)
+    shaped = {name: value.reshape(shape) for name, value in zip(NAMES, values, strict=True)}
+    return {**shaped, "count": np.array([found.count])}
 
 
 class GreyLevels:

@@ -215,7 +215,10 @@ class LeRobotWriter:
         observed = {name: column for name, column in states.items() if name != "action"}
         written = LeRobotDataset(self.folder, observed) if observed else None
         found = {} if written is None else written.statistics()
-        stats = {states[name]: summary.as_lists(summary.of_statistics(value)) for name, value in found.items()}
+        shapes = {name: column.feature.shape for name, column in (written.columns.items() if written else ())}
+        stats = {
+            states[name]: summary.as_lists(summary.of_statistics(value, shapes[name])) for name, value in found.items()
+        }
         stats |= {self.columns[name]: summary.as_lists(grey.summary()) for name, grey in self._grey.items()}
         _write_json(self.folder / "meta" / "stats.json", stats)
 
