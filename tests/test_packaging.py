@@ -24,7 +24,7 @@ def test_the_wheel_holds_the_packages_only(wheel):
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"flowhand", "policies", "envs", "conf"}
-    assert not any("lerobot" in name for name in names)
+    assert not any("plugin" in name or "lerobot_policy" in name for name in names)
     for needed in (
         "policies/py.typed",
         "envs/py.typed",
