@@ -28,6 +28,13 @@ class EnvConfig:
     kind: str = "???"  # a key of envs.ENVS
 
 
+@dataclass
+class NoWorldConfig(EnvConfig):
+    """No world: a training on recorded demonstrations that evaluates nothing."""
+
+    kind: str = "none"
+
+
 @dataclass(frozen=True)
 class Physics:
     """MuJoCo's side of a world, for what disturbs it from outside (envs/perturb.py)."""
