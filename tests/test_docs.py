@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -192,6 +192,7 @@ def test_a_setting_that_does_not_exist_is_found():
         compose(["python", "train.py", "--multirun", "chunk.execution_horizon=8,99"])
 
 
+@cache
 def known_keys() -> set[str]:
     keys = {"experiment", *groups.TABLES}
     for verb in VERBS:
