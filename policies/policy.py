@@ -18,6 +18,7 @@ from flowhand.contracts.planner import PrefixArrays
 from .batch import Batch
 from .codec import ActionCodec
 from .compile import CompiledSampler
+from .conditioning import Conditioning
 from .encoders import ENCODERS
 from .encoders.base import EncoderConfig
 from .encoders.state import StateEncoderConfig
@@ -69,7 +70,7 @@ class Policy(nn.Module):
         self.net = component(NETS, config.net, "net")(
             config.net, self.chunk_shape, self.encoder.size, self.encoder.tokens
         )
-        self.head = component(HEADS, config.head, "head")(config.head, self.encoder.size)
+        self.head = component(HEADS, config.head, "head")(config.head, self.encoder.size, self.encoder.tokens)
         self._compiled: CompiledSampler | None = None
 
     @property
@@ -99,18 +100,18 @@ class Policy(nn.Module):
         named.append(("action", self.action_normalizer))
         return [(name, module) for name, module in named if isinstance(module, Normalizer)]
 
-    def encode(self, observation: Mapping[str, Tensor]) -> Float[Tensor, "B E"]:
-        """Conditioning vectors of observation histories (B, O, *shape) in physical units."""
+    def encode(self, observation: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Conditioning:
+        """Conditioning on observation histories (B, O, *shape) in physical units; random with a generator only."""
         normalized = dict(observation)
         for name, normalizer in self.normalizers()[:-1]:
             normalized[name] = normalizer.normalize(observation[name])
-        return self.encoder(normalized)
+        return self.encoder(normalized, generator)
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Float[Tensor, ""]:
         """Training loss of a batch of windows; the generator makes its randomness repeatable."""
         mask = torch.ones_like(batch.mask) if self.config.chunk.loss_on_padding else batch.mask
         x1_BTA = self._code(batch.action)
-        return self.head.loss(self.net, x1_BTA, self.encode(batch.observation), mask, generator)
+        return self.head.loss(self.net, x1_BTA, self.encode(batch.observation, generator), mask, generator)
 
     def sample(
         self, observation: Mapping[str, Tensor], noise: Float[Tensor, "B ..."], prefix: Prefix | None = None
@@ -195,7 +196,7 @@ class Policy(nn.Module):
         config = self.config.head.resampled(fields)
         other = copy.deepcopy(self)
         other.config = replace(self.config, head=config)
-        other.head = component(HEADS, config, "head")(config, self.encoder.size)
+        other.head = component(HEADS, config, "head")(config, self.encoder.size, self.encoder.tokens)
         other.head.load_state_dict(self.head.state_dict())
         return other.to(self.action_normalizer.shift.device).eval().requires_grad_(False)
 

@@ -83,7 +83,7 @@ def learn(policy: policies.Policy, store: Store, config: DensityConfig) -> Densi
     windows = Windows(store, policy.spec, chunk.history, chunk.prediction_horizon)
     with torch.no_grad():
         parts = torch.arange(len(windows)).split(ENCODED_AT_ONCE)
-        embedding_NE = torch.cat([policy.encode(windows.gather(part).observation) for part in parts])
+        embedding_NE = torch.cat([policy.encode(windows.gather(part).observation).flat_BF for part in parts])
     return learn_density(embedding_NE.float(), config)
 
 

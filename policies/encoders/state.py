@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from flowhand.contracts.features import Spec
 
+from ..conditioning import Conditioning
 from .base import Encoder, EncoderConfig
 
 
@@ -47,12 +47,12 @@ class StateEncoder(Encoder):
             self.tokens = (len(self.names) * history, width)
             self.embed = nn.ModuleDict({name: nn.Linear(spec.observation[name].size, width) for name in self.names})
             self.places = nn.Parameter(torch.randn(len(self.names), history, width) * 0.02)
-        self.size = config.width + math.prod(self.tokens)
+        self.size = config.width
 
-    def forward(self, observation: dict[str, Tensor]) -> Tensor:
-        """Vectors (B, O, S) each to conditioning (B, E), whose last N * W numbers are the tokens."""
+    def forward(self, observation: dict[str, Tensor], generator: Generator | None = None) -> Conditioning:
+        """Vectors (B, O, S) each to conditioning; nothing of it is random."""
         vector = self.layers(torch.cat([observation[name].flatten(1) for name in self.names], dim=1))
         if not self.tokens[0]:
-            return vector
+            return Conditioning(vector)
         tokens = torch.stack([self.embed[name](observation[name]) for name in self.names], dim=1) + self.places
-        return torch.cat([vector, tokens.flatten(1)], dim=1)
+        return Conditioning(vector, tokens.flatten(1, 2))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flowhand.contracts.strict import build
 
+from ..conditioning import Conditioning
 from ..generation.prefix import Prefix
 from ..nets.base import Net
 
@@ -68,8 +69,8 @@ class Head(nn.Module):
     """Decides what the net is asked in training and how its answers become a chunk.
 
     Works on normalized actions. Heads share identical nets, so that comparing heads compares nothing else. A head is
-    built from its configuration and the size of the conditioning vector; one that needs a second time (the end of an
-    interval, the length of a step) embeds it itself and adds it to the conditioning.
+    built from its configuration, the size of the conditioning vector and the shape (N, W) of the tokens; one that needs
+    a second time (the end of an interval, the length of a step) embeds it itself and adds it to the conditioning.
     """
 
     continues: tuple[str, ...] = ()  # the forms of a prefix that `continue_chunk` knows
@@ -87,19 +88,19 @@ class Head(nn.Module):
         return chunk_shape
 
     def loss(
-        self, net: Net, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, generator: torch.Generator | None
+        self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         """Training loss, a scalar, of demonstrated chunks (B, T, A) where the mask (B, T) is True."""
         raise NotImplementedError
 
-    def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
+    def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """A chunk (B, T, A) for each row, a function of the weights, the conditioning and the noise alone.
 
         The noise is (B, *noise_shape), which is (B, T, A) unless the head says otherwise.
         """
         raise NotImplementedError
 
-    def continue_chunk(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor, prefix: Prefix) -> Tensor:
+    def continue_chunk(self, net: Net, noise_BTA: Tensor, cond: Conditioning, prefix: Prefix) -> Tensor:
         """`sample`, but the chunk continues a prefix of normalized actions, in one of the forms of `continues`."""
         raise NotImplementedError
 

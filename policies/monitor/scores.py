@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..conditioning import Conditioning
+from ..generation.guidance import combined
 from ..heads.flow import FlowHead
 from ..policy import Policy
 from .density import Density
@@ -25,7 +27,7 @@ INTEGRATION_STEPS = 16  # of the density's flow where it is integrated
 class Decision:
     """What is known of one decision of one robot; actions are normalized, as the head sees them."""
 
-    embedding_E: Tensor  # the conditioning that it was made from
+    embedding_E: Tensor  # the conditioning that it was made from, flat
     velocity_KTA: Tensor  # of the chunk at the beginning of each of K steps on its way from noise; K=0: not a flow
     chunks_STA: Tensor  # sampled from the same observation; S=0: not asked for
     earlier_STA: Tensor | None = None  # those of the decision before; None: this is the first
@@ -170,7 +172,7 @@ class Probe:
     """Listens to one inference call of a policy: what its encoder gives, and what its net is asked and answers."""
 
     policy: Policy
-    embedding: Tensor | None = None  # (1, E)
+    cond: Conditioning | None = None  # of one row
     asked: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # chunk (1, T, A), or (2, ...) guided; answer
 
     def __enter__(self) -> Probe:
@@ -184,8 +186,8 @@ class Probe:
         for hook in self._hooks:
             hook.remove()
 
-    def _encoded(self, module: torch.nn.Module, args: tuple, output: Tensor) -> None:
-        self.embedding = output
+    def _encoded(self, module: torch.nn.Module, args: tuple, output: Conditioning) -> None:
+        self.cond = output
 
     def _answered(self, module: torch.nn.Module, args: tuple, output: Tensor) -> None:
         self.asked.append((args[0], output))
@@ -206,8 +208,7 @@ def velocities(head: FlowHead, asked: Sequence[tuple[Tensor, Tensor]]) -> Float[
     config, found = head.config, []
     for i in range(0, len(head.times), head.stages):
         x, output = asked[i]
-        if config.guidance != 1:  # as the head combines them
-            conditional, unconditional = output.unflatten(0, (2, -1)).unbind()
-            output, x = unconditional + config.guidance * (conditional - unconditional), x.unflatten(0, (2, -1))[0]
+        output = combined(output, config.guidance)
+        x = x[: len(output)]
         found.append(head.velocity(x * head.readings[i].scale, output, i))
     return torch.stack(found)

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jaxtyping import config as annotations
 
 from flowhand.commands import export
 from flowhand.contracts import artifact
@@ -88,7 +87,7 @@ def golden(policy: Policy, rows: int = 2) -> dict[str, torch.Tensor]:
 
 def write(path: Path, policy: Policy, **options) -> artifact.Manifest:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(annotations, "jaxtyping_disable", True)  # the tracer follows every call, checks included
+        elsewhere.here(patch)
         return export.export(path, policy, golden(policy), {"of": "a test"}, export.ExportConfig(**options))
 
 

@@ -35,10 +35,10 @@ def test_each_row_is_encoded_by_itself(make_encoder, kind, rows, history):
     spec = SPECS.get(kind, VECTORS)
     encoder = make_encoder(kind, history)
     observation = observe(spec, rows, history)
-    cond = encoder(observation)
+    cond = encoder(observation).vector_BE
     assert cond.shape == (rows, encoder.size)
     for i in range(rows):
-        alone = encoder({name: value[i : i + 1] for name, value in observation.items()})
+        alone = encoder({name: value[i : i + 1] for name, value in observation.items()}).vector_BE
         torch.testing.assert_close(alone, cond[i : i + 1])
 
 
@@ -47,12 +47,12 @@ def test_every_feature_at_every_step_of_the_history_matters(make_encoder, kind):
     spec = SPECS.get(kind, VECTORS)
     encoder = make_encoder(kind, 3)
     observation = observe(spec, 2, 3)
-    before = encoder(observation)
+    before = encoder(observation).vector_BE
     for name in observation:
         for step in range(3):
             changed = observation[name].clone()
             changed[0, step] += 1
-            after = encoder({**observation, name: changed})
+            after = encoder({**observation, name: changed}).vector_BE
             assert (after[0] - before[0]).abs().max() > 1e-4, (name, step)
             assert torch.equal(after[1], before[1])
 
@@ -60,17 +60,18 @@ def test_every_feature_at_every_step_of_the_history_matters(make_encoder, kind):
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_the_order_of_the_features_does_not_matter(make_encoder, kind):
     spec = SPECS.get(kind, VECTORS)
-    backwards = Spec(dict(reversed(spec.observation.items())), spec.action, spec.control_dt_s)
-    first, second = make_encoder(kind, 2), make_encoder(kind, 2, backwards)
+    reverse = Spec(dict(reversed(spec.observation.items())), spec.action, spec.control_dt_s)
+    first, second = make_encoder(kind, 2), make_encoder(kind, 2, reverse)
     second.load_state_dict(first.state_dict())
     observation = observe(spec, 3, 2)
-    assert torch.equal(first(observation), second(dict(reversed(observation.items()))))
+    backwards = second(dict(reversed(observation.items())))
+    assert torch.equal(first(observation).vector_BE, backwards.vector_BE)
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_gradients_reach_every_weight(make_encoder, kind):
     encoder = make_encoder(kind, 2)
-    encoder(observe(SPECS.get(kind, VECTORS), 4, 2)).square().sum().backward()
+    encoder(observe(SPECS.get(kind, VECTORS), 4, 2)).vector_BE.square().sum().backward()
     for name, p in encoder.named_parameters():
         assert p.grad is not None, name
         assert p.grad.isfinite().all(), name
