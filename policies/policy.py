@@ -19,7 +19,7 @@ from .batch import Batch
 from .codec import ActionCodec
 from .compile import CompiledSampler
 from .conditioning import Conditioning
-from .encoders import ENCODERS
+from .encoders import ENCODERS, compose
 from .encoders.base import EncoderConfig
 from .encoders.state import StateEncoderConfig
 from .generation.prefix import Prefix
@@ -64,9 +64,8 @@ class Policy(nn.Module):
         vectors = {name: f for name, f in spec.observation.items() if f.dtype == "float32"}
         self.observation_normalizers = nn.ModuleDict({name: Normalizer(f.size) for name, f in vectors.items()})
         self.action_normalizer = Normalizer(spec.action.size)
-        self.encoder = component(ENCODERS, config.encoder, "encoder")(
-            config.encoder, spec, config.chunk.history, config.net.attends
-        )
+        encoders = [(config.encoder, component(ENCODERS, config.encoder, "encoder"))]
+        self.encoder = compose(encoders, spec, config.chunk.history, config.net.attends)
         self.net = component(NETS, config.net, "net")(
             config.net, self.chunk_shape, self.encoder.size, self.encoder.tokens
         )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Generator, Tensor, nn
+
+from flowhand.contracts.features import Feature
 
 from ..conditioning import Conditioning
 
@@ -20,12 +23,19 @@ class EncoderConfig:
 class Encoder(nn.Module):
     """Turns a normalized observation history into the conditioning: a vector and, where the net asks for them, tokens.
 
-    An encoder is built from its configuration, the specification, the history O, and whether the net asks for tokens;
-    one that gives them anyway, or has none to give, may ignore that.
+    An encoder is built from its configuration, the specification with the features that it accepts, the history O, and
+    whether the net asks for tokens; one that gives them anyway, or has none to give, may ignore that.
     """
+
+    takes: ClassVar[str]  # what it accepts, in words
 
     size: int  # E, length of the vector
     tokens: tuple[int, int] = (0, 0)  # number N of tokens, and features W of each
+
+    @staticmethod
+    def accepts(feature: Feature) -> bool:
+        """Whether it encodes such features."""
+        raise NotImplementedError
 
     @property
     def flat_size(self) -> int:

@@ -122,9 +122,15 @@ def test_keys_and_values_are_not_repeated_for_every_step(make_net):
 class Tokens(Encoder):
     """The vector is the first feature's last step, the tokens are its numbers; it shakes them in training."""
 
+    takes = "everything"
+
     def __init__(self, config, spec, history, tokens=False):
         super().__init__()
         self.size, self.tokens = spec.observation["state"].size, (spec.observation["state"].size, 1)
+
+    @staticmethod
+    def accepts(feature):
+        return True
 
     def forward(self, observation, generator=None):
         last = observation["state"][:, -1]
