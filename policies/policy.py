@@ -160,10 +160,7 @@ class Policy(nn.Module):
     @property
     def continues(self) -> dict[str, int]:
         """The forms of a prefix that the policy can continue, with the longest delay of each in control steps."""
-        head = self.config.head
-        pulled = self.chunk.prediction_horizon if getattr(head, "steps", 1) > 1 else 0  # one step cannot be pulled
-        longest = dict.fromkeys(self.head.continues, pulled) | {"trained": getattr(head, "prefix_max", 0)}
-        return {form: delay for form, delay in longest.items() if delay}
+        return self.head.delays(self.chunk.prediction_horizon)
 
     def plan(
         self, observation: Mapping[str, np.ndarray], noise: np.ndarray, prefix: PrefixArrays | None = None

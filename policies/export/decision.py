@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..conditioning import Conditioning
-from ..heads.flow import FlowHead
 from ..monitor.density import Density
-from ..monitor.scores import SCORES, DirectScore, velocities
+from ..monitor.scores import SCORES, DirectScore
 from ..nets.base import Modulation, Net
 from ..policy import Policy
 
@@ -67,8 +66,8 @@ class ScoredDecision(Decision):
         """Noise (B, *noise_shape) and histories (B, O, *shape) to chunks (B, T, A) and scores (B, D)."""
         head, cond, heard = self.policy.head, self.policy.encode(observation), Heard(self.net)
         action_BTA = self.policy.decode(head.sample(heard, noise, cond))
-        path = isinstance(head, FlowHead) and any("path" in score.needs for score in self.scores)
-        velocity = velocities(head, heard.asked) if path else torch.zeros(0)
+        path = any("path" in score.needs for score in self.scores)
+        velocity = head.velocities(heard.asked) if path else torch.zeros(0)
         scores = [cast(DirectScore, score).rows(cond.flat_BF, velocity, self.density) for score in self.scores]
         return action_BTA, torch.stack(scores, dim=1)
 

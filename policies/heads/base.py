@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -80,6 +80,11 @@ class Head(nn.Module):
         """Network evaluations per decision."""
         raise NotImplementedError
 
+    @property
+    def bends(self) -> bool:
+        """Whether `velocities` tells how the way from noise to the chunk bends."""
+        return False
+
     def noise_shape(self, chunk_shape: tuple[int, int]) -> tuple[int, ...]:
         """Shape of the noise that a row of `sample` needs; larger than the chunk if a sampler draws again on the way.
 
@@ -97,6 +102,21 @@ class Head(nn.Module):
         """A chunk (B, T, A) for each row, a function of the weights, the conditioning and the noise alone.
 
         The noise is (B, *noise_shape), which is (B, T, A) unless the head says otherwise.
+        """
+        raise NotImplementedError
+
+    def delays(self, horizon: int) -> dict[str, int]:
+        """The forms of a prefix that the head, as it is configured, can continue.
+
+        Each with the longest delay that it takes of a chunk of so many control steps.
+        """
+        return {}
+
+    def velocities(self, asked: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The velocities (K, B, T, A) at the beginning of each of K steps from the noise, where the head `bends`.
+
+        Args:
+            asked: all that the net was asked in one `sample`, in turn, and what it answered.
         """
         raise NotImplementedError
 

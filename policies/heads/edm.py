@@ -13,6 +13,7 @@ from flowhand.contracts.strict import require_within
 
 from ..conditioning import Conditioning
 from ..generation.paths import Coefficients, preconditioned_target, read, readings, sample_log_ratio, scale
+from ..generation.solvers import descend
 from ..nets.base import Net
 from .base import RATIO_LIMITS, Head, HeadConfig, masked_mean
 
@@ -107,11 +108,4 @@ class EDMHead(Head):
             reading = self.readings[i]
             return read(reading.velocity, x, net(x / reading.scale, prepared[i]))
 
-        x = self.levels[0] * noise_BTA
-        for i in range(self.config.steps):
-            step = self.levels[i + 1] - self.levels[i]
-            first = slope(x, i)
-            euler = x + step * first
-            last = i + 1 == self.config.steps
-            x = euler if last else x + step / 2 * (first + slope(euler, i + 1))
-        return x
+        return descend(slope, self.levels[0] * noise_BTA, self.levels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ from flowhand.contracts.strict import require_within
 from ..conditioning import Conditioning
 from ..generation.coupling import COUPLINGS, couple
 from ..generation.grids import GRIDS, tabulated, times_on
-from ..generation.guidance import predictor
+from ..generation.guidance import combined, predictor
 from ..generation.paths import (
     PATHS,
     TIMES,
@@ -224,6 +224,26 @@ class FlowHead(Head):
                 f"head.prefix_max={self.config.prefix_max}; forms exact and identity take any delay"
             )
         return self._held(net, noise_BTA, cond, prefix)
+
+    def delays(self, horizon: int) -> dict[str, int]:
+        """Any delay where the chunk is pulled, which one step cannot be; else those of the training."""
+        pulled = horizon if self.config.steps > 1 else 0
+        longest = {"exact": pulled, "identity": pulled, "trained": self.config.prefix_max}
+        return {form: delay for form, delay in longest.items() if delay}
+
+    @property
+    def bends(self) -> bool:
+        """Whether there are two velocities to compare."""
+        return self.config.steps > 1
+
+    def velocities(self, asked: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Guided, the net is asked for twice the rows: first with their condition, then without."""
+        found = []
+        for i in range(0, len(self.times), self.stages):
+            x, output = asked[i]
+            output = combined(output, self.config.guidance)
+            found.append(self.velocity(x[: len(output)] * self.readings[i].scale, output, i))
+        return torch.stack(found)
 
     def _solve(self, answer: Callable[[Tensor, int], Answer], noise_BTA: Tensor) -> Tensor:
         """Carries the noise to the data by the answers at each evaluation."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..conditioning import Conditioning
 from ..generation.paths import TIMES, linear, sample_time, to_velocity
+from ..generation.solvers import jump
 from ..nets.base import Modulation, Net
 from ..nets.embed import TimeEmbedding
 from .base import Head, HeadConfig, masked_mean
@@ -111,8 +112,8 @@ class ShortcutHead(Head):
         times = torch.arange(steps, device=noise_BTA.device) / steps
         halvings = torch.full((1,), steps.bit_length() - 1, device=noise_BTA.device)
         prepared = self.prepare(net, times[:, None].expand(-1, len(noise_BTA)), halvings, cond)
-        x_BTA = noise_BTA
-        for k in range(steps):
-            velocity = to_velocity(self.config.prediction, net(x_BTA, prepared[k]), x_BTA, linear(times[k]))
-            x_BTA = x_BTA + velocity / steps
-        return x_BTA
+
+        def velocity(x: Tensor, k: int) -> Tensor:
+            return to_velocity(self.config.prediction, net(x, prepared[k]), x, linear(times[k]))
+
+        return jump(velocity, noise_BTA, steps)

@@ -31,7 +31,6 @@ from flowhand.contracts.strict import build, mapping, parse_json, whole_numbers
 
 from ..checkpoint import MOST_TENSOR_BYTES, Source, read_tensors, snapshot
 from ..conditioning import Conditioning, split
-from ..heads.flow import FlowHead
 from ..policy import Policy
 from .density import Density, DensityConfig
 from .scores import SCORES, Decision, Probe, Score
@@ -70,8 +69,7 @@ class MonitorConfig:
 
 def possible(policy: Policy, execution: ExecutionConfig) -> list[str]:
     """The scores that this policy has when it is executed so."""
-    head, names = policy.head, sorted(SCORES)
-    bends = isinstance(head, FlowHead) and head.config.steps > 1 and execution.mode != "rtc_exact"
+    names, bends = sorted(SCORES), policy.head.bends and execution.mode != "rtc_exact"
     names = [name for name in names if bends or "path" not in SCORES[name].needs]
     return [name for name in names if _draws(policy) or "samples" not in SCORES[name].needs]
 

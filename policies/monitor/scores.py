@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -14,8 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..conditioning import Conditioning
-from ..generation.guidance import combined
-from ..heads.flow import FlowHead
 from ..policy import Policy
 from .density import Density
 
@@ -193,22 +190,5 @@ class Probe:
         self.asked.append((args[0], output))
 
     def velocity(self) -> Tensor:
-        """The flow's velocity at the beginning of each of its steps; empty for a head that is no flow."""
-        head = self.policy.head
-        if not isinstance(head, FlowHead):
-            return torch.zeros(0, *self.policy.chunk_shape)
-        return velocities(head, self.asked)[:, 0].float().cpu()
-
-
-def velocities(head: FlowHead, asked: Sequence[tuple[Tensor, Tensor]]) -> Float[Tensor, "K B T A"]:
-    """A flow's velocity at the beginning of each of its steps, from all that its net was asked in turn and answered.
-
-    Both are chunks (B, T, A), guided (2B, T, A): first with their condition, then without.
-    """
-    config, found = head.config, []
-    for i in range(0, len(head.times), head.stages):
-        x, output = asked[i]
-        output = combined(output, config.guidance)
-        x = x[: len(output)]
-        found.append(head.velocity(x * head.readings[i].scale, output, i))
-    return torch.stack(found)
+        """The velocity at the beginning of each of the steps, of a head that `bends`."""
+        return self.policy.head.velocities(self.asked)[:, 0].float().cpu()
