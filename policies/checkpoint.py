@@ -110,13 +110,14 @@ def load(path: Source, device: torch.device | str = "cpu") -> Policy:
             action.
     """
     with snapshot(path) as files:
-        config, spec, _ = read_config(files)
+        config, spec, provenance = read_config(files)
         expected = _expected_tensors(config, spec)
         tensors = read_tensors(files, "model.safetensors", expected)
         _require_same_tensors(tensors, expected, files.path / "model.safetensors")
         policy = Policy(config, spec)
         policy.load_state_dict(tensors)
         policy.eval().requires_grad_(False)
+        policy.came_from(provenance)
         policy.check()
         _check_golden(policy, read_golden(files, policy), files.path / "golden.safetensors")
     return policy.to(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flowhand.contracts.features import ChunkConfig, Spec
 from flowhand.contracts.planner import PrefixArrays
+from flowhand.contracts.provenance import Provenance
 
 from .batch import Batch
 from .codec import ActionCodec
@@ -71,6 +72,48 @@ class Policy(nn.Module):
         )
         self.head = component(HEADS, config.head, "head")(config.head, self.encoder.size, self.encoder.tokens)
         self._compiled: CompiledSampler | None = None
+        self._trained_head = config.head
+        self._provenance: Provenance | None = None
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where the policy comes from.
+
+        Raises:
+            ValueError: it was not loaded from a checkpoint.
+        """
+        if self._provenance is None:
+            raise ValueError("the policy was not loaded from a checkpoint, which would say where it comes from")
+        return self._provenance
+
+    @property
+    def words(self) -> str:
+        """What it is, in words."""
+        return f"{self.config.head.kind} policy"
+
+    @property
+    def identity(self) -> None:
+        """It is no export."""
+
+    @property
+    def changed_head(self) -> dict[str, Any]:
+        """Fields of the head with which it samples otherwise than it was trained to, and their values."""
+        return self.config.head.changed_from(self._trained_head)
+
+    @property
+    def observation_spread(self) -> dict[str, list[float]]:
+        """Standard deviation of every dimension of the observation's vectors in the demonstrations."""
+        return {name: normalizer.scale.tolist() for name, normalizer in self.normalizers()[:-1]}
+
+    @property
+    def device_name(self) -> str:
+        """Where it computes: cpu | cuda | cuda:N."""
+        return str(self.action_normalizer.shift.device)
+
+    def settled(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Configuration and device, and the weights."""
+        weights = {name: value.cpu().numpy() for name, value in self.state_dict().items()}
+        return {"policy": asdict(self.config), "device": self.device_name}, weights
 
     @property
     def chunk(self) -> ChunkConfig:
@@ -81,6 +124,10 @@ class Policy(nn.Module):
     def noise_shape(self) -> tuple[int, ...]:
         """Shape of the noise of one decision: the chunk's own, or larger where the head draws more than once."""
         return self.head.noise_shape(self.chunk_shape)
+
+    def came_from(self, provenance: Provenance) -> None:
+        """Notes where the policy comes from."""
+        self._provenance = provenance
 
     def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor) -> None:
         """Takes the statistics of the demonstrations: each (N, *shape), N control steps."""
