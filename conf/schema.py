@@ -164,7 +164,7 @@ class SamplingConfig(make_dataclass("SamplingFields", sampling_fields())):
 class EvalRoot:
     """What eval.py reads."""
 
-    checkpoint: str = MISSING  # folder of a checkpoint or of an export
+    checkpoint: str = MISSING  # folder of a checkpoint, of the run that wrote it, or of an export
     trust: bool = False  # run an export that holds a program of torch or native code: only one that you made
     env: EnvConfig | None = None  # another environment than the checkpoint's own
     modules: list[str] = field(default_factory=list)  # packages to import first, which register worlds; no file may
@@ -190,7 +190,7 @@ class CollectRoot:
 class ServeRoot(ServerConfig):
     """What `flowhand serve` reads: beside these fields, those of the server."""
 
-    checkpoint: str = MISSING  # folder of a checkpoint or of an export
+    checkpoint: str = MISSING  # folder of a checkpoint, of the run that wrote it, or of an export
     head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10
     device: str = "auto"  # auto (cuda if there is one) | cpu | cuda | cuda:N
     threads: int = 1  # CPU threads of inference; 0: as many as this process may use
@@ -201,7 +201,7 @@ class ServeRoot(ServerConfig):
 class ControlRoot:
     """What `flowhand control` reads."""
 
-    checkpoint: str = MISSING  # checkpoint folder
+    checkpoint: str = MISSING  # folder of a checkpoint, or of the run that wrote it
     artifact: str = ""  # folder of an exported policy (format=onnx) that decides in place of the checkpoint
     monitor: bool = False  # let the checkpoint's calibrated monitor watch; runtime.on_alarm says what an alarm does
     head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10
@@ -240,7 +240,7 @@ class VerifyRoot:
 class CalibrateRoot(MonitorConfig):
     """What `flowhand calibrate` reads: beside these fields, those of the monitor."""
 
-    checkpoint: str = MISSING  # checkpoint folder
+    checkpoint: str = MISSING  # folder of a checkpoint, or of the run that wrote it
     env: EnvConfig | None = None  # another world than the checkpoint's own
     modules: list[str] = field(default_factory=list)  # packages to import first, which register worlds; no file may
     demos: CollectConfig | None = None  # how its demonstrations were collected; None: as its training state says
@@ -266,7 +266,7 @@ class CalibrateRoot(MonitorConfig):
 class ExportRoot(ExportConfig):
     """What `flowhand export` reads: beside these fields, those of the export."""
 
-    checkpoint: str = MISSING  # checkpoint folder
+    checkpoint: str = MISSING  # folder of a checkpoint, or of the run that wrote it
     monitor: bool = False  # export the checkpoint's monitor too, its scores as a second output of the graph
     head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10
     out: str = ""  # folder to write; empty: <format>-<precision> and changes of the head, beside the checkpoint

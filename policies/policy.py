@@ -267,6 +267,15 @@ class Policy(nn.Module):
                 weight.data = weight.data.clone()
         return super().train(mode)
 
+    def __repr__(self) -> str:
+        """One line: what it is made of, how large it is, what it sees and does."""
+        weights = sum(parameter.numel() for parameter in self.parameters())
+        seen = " + ".join(f"{name} {feature.shape}" for name, feature in self.spec.observation.items())
+        parts = f"head={self.config.head.kind}, net={self.config.net.kind}, {weights:,} parameters"
+        steps = f"history {self.chunk.history}, predicts {self.chunk.prediction_horizon}"
+        steps += f", executes {self.chunk.execution_horizon}"
+        return f"Policy({parts}, {seen} -> action {self.spec.action.shape}, {steps})"
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}  # what was compiled computes with the weights of the original
 

@@ -28,7 +28,7 @@ from flowhand.control.alarm import Trace, WatchedAgent
 from flowhand.demos.native import Store
 from flowhand.evaluation.records import EpisodeRecord
 from flowhand.evaluation.rollout import rollout
-from policies.checkpoint import TRAIN_STATE
+from policies.checkpoint import TRAIN_STATE, checkpoint_in
 from policies.device import cpu_threads
 from policies.monitor.calibrated import (
     CalibratedMonitor,
@@ -104,7 +104,7 @@ def watched_episodes(
 
 def calibrate(config: Any) -> str:
     """Calibrates and stores the monitor as the configuration (`conf.schema.CalibrateRoot`) says; the closing line."""
-    checkpoint = Path(config.checkpoint)
+    checkpoint = checkpoint_in(config.checkpoint)
     with policies.snapshot(checkpoint) as files:
         policy, source = policies.load(files), policies.read_config(files)[2]
     env = config.env or env_of(source.env)

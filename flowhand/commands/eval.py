@@ -282,6 +282,7 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
     device = select_device(config.device, config.threads)
     checkpoint = Path(config.checkpoint)
     exported = is_export(checkpoint)
+    checkpoint = checkpoint if exported else policies.checkpoint_in(checkpoint)
     policy = open_export(config) if exported else open_checkpoint(config, device)
     name = f"eval-{config.eval.seed}-{config.eval.episodes}"
     name += f"-{envs.name_of(config.env)}" if config.env else ""
