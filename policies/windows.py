@@ -20,6 +20,7 @@ class EpisodeLike(Protocol):
 
     observation: dict[str, np.ndarray]  # each (N, *shape)
     action: np.ndarray  # (N, A)
+    task: str  # instruction in words
 
 
 class Windows:
@@ -31,6 +32,9 @@ class Windows:
         history: observations per window, O.
         prediction_horizon: actions per window, T.
         device: where the tensors live.
+
+    Attributes:
+        tasks: the texts that `Batch.task` counts through, in the order of the alphabet.
 
     Raises:
         ValueError: no episode, or one that does not fit the specification.
@@ -54,7 +58,10 @@ class Windows:
             for name in spec.observation
         }
         self.action = torch.from_numpy(np.concatenate([e.action for e in episodes])).to(device)
+        self.tasks = sorted({e.task for e in episodes})
+        tasks = torch.tensor([self.tasks.index(e.task) for e in episodes])
         lengths = torch.tensor([len(e.action) for e in episodes])
+        self.task = torch.repeat_interleave(tasks, lengths).to(device)  # of each step
         ends = lengths.cumsum(0)
         self.first = torch.repeat_interleave(ends - lengths, lengths).to(device)  # first step of each step's episode
         self.last = torch.repeat_interleave(ends - 1, lengths).to(device)
@@ -74,6 +81,7 @@ class Windows:
             observation={name: values[past] for name, values in self.observation.items()},
             action=self.action[torch.minimum(future, last)],
             mask=future <= last,
+            task=self.task[index],
         )
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Batch:

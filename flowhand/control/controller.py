@@ -10,7 +10,7 @@ from typing import SupportsIndex
 import numpy as np
 
 from flowhand.contracts.execution import ExecutionConfig
-from flowhand.contracts.planner import FORMS, SEEN, ContinuingPlanner, Planner, PlanRequest, PrefixArrays
+from flowhand.contracts.planner import FORMS, SEEN, Planner, PlanRequest, PrefixArrays
 from flowhand.contracts.strict import whole
 
 from .chunk_player import Timeline
@@ -29,10 +29,9 @@ def ask(policy: Planner, requests: Sequence[PlanRequest], rows: int, form: str =
 
     observation = {name: padded([q.observation[name] for q in requests]) for name in requests[0].observation}
     noise = padded([q.noise for q in requests])
-    form = form or (SEEN if SEEN in getattr(policy, "continues", ()) else "")
+    form = form or (SEEN if SEEN in policy.continues else "")
     if not form:
         return policy.plan(observation, noise)[: len(requests)]
-    assert isinstance(policy, ContinuingPlanner)
     previous = padded([q.previous for q in requests])
     delay, overlap = (padded([np.int64(getattr(q, name)) for q in requests]) for name in ("delay", "overlap"))
     return policy.plan(observation, noise, PrefixArrays(previous, delay, overlap, form))[: len(requests)]
@@ -61,7 +60,6 @@ def _steady(policy: Planner, rows: int, form: str) -> bool:
     generator = np.random.default_rng(0)
     first, *others = [_made_up(policy, generator, 8.0 if row else 1.0) for row in range(rows)]
     if form:
-        assert isinstance(policy, ContinuingPlanner)
         previous = ask(policy, [first], rows)[0]
         first, *others = [
             replace(q, previous=previous, delay=min(1, policy.continues[form]), overlap=len(previous))
@@ -147,7 +145,7 @@ def prepare(
     discrete = tuple(i for i, n in enumerate(policy.spec.action.choices or ()) if n)
     if execution.mode not in FORMS:
         return interval, horizon, discrete
-    form, able = FORMS[execution.mode], policy.continues if isinstance(policy, ContinuingPlanner) else {}
+    form, able = FORMS[execution.mode], policy.continues
     if form not in able:
         modes = [mode for mode, known in FORMS.items() if known in able]
         known = ", ".join(["receding_horizon", "temporal_ensembling", *modes])

@@ -145,7 +145,7 @@ def test_a_message_that_is_too_large_is_not_read(serving):
 class Broken(ToyPolicy):
     """Gives NaN for robots whose first joint is 1, raises for 2, sleeps for 3."""
 
-    def plan(self, observation, noise):
+    def plan(self, observation, noise, prefix=None):
         first = observation["joints"][:, -1, 0]
         if (first == 2).any():
             raise RuntimeError("secret of the policy")

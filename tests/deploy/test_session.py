@@ -137,7 +137,7 @@ def test_noise_is_that_of_the_local_controller():
     drawn: list[np.ndarray] = []
 
     class Recorder(ToyPolicy):
-        def plan(self, observation, noise):
+        def plan(self, observation, noise, prefix=None):
             drawn.append(noise[0].copy())
             return super().plan(observation, noise)
 

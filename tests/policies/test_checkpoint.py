@@ -129,6 +129,26 @@ def test_configuration_specification_and_provenance_come_back(path, make_policy,
     assert policies.read_config(str(path)) == policies.read_config(path)
 
 
+@pytest.mark.parametrize("read", [policies.load, policies.read_config, policies.load_train_state])
+def test_a_runs_folder_stands_for_its_checkpoint(path, read):
+    (path.parent / "metrics.json").write_text("{}")
+    read(path.parent)
+    read(str(path.parent))
+    assert policies.checkpoint_in(path.parent) == policies.checkpoint_in(path) == path
+    path.rename(path.with_name("checkpoint.previous"))  # a save that was killed between its two renames
+    read(path.parent)
+
+
+def test_a_loaded_policy_says_where_it_comes_from(path, make_policy, provenance):
+    policy = policies.load(path)
+    assert policy.provenance == policy.with_head(steps=2).provenance == provenance
+    assert (policy.words, policy.identity, policy.device_name) == ("flow policy", None, "cpu")
+    assert policy.changed_head == {}
+    assert policy.with_head(steps=2).with_head(guidance=1.0).changed_head == {"steps": 2}
+    with pytest.raises(ValueError, match="the policy was not loaded from a checkpoint"):
+        _ = make_policy().provenance
+
+
 def test_the_train_state_comes_back(path):
     state = policies.load_train_state(path)
     assert state["history"] == TRAIN_STATE["history"]

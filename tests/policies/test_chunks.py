@@ -1,5 +1,5 @@
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ SPEC = Spec(
 class Episode:
     observation: dict[str, np.ndarray]
     action: np.ndarray
+    task: str = "reach"
 
 
 def episode(start: int, steps: int) -> Episode:
@@ -146,3 +147,13 @@ def test_an_episode_that_does_not_fit_is_an_error_naming_it(wrong, message):
 def test_no_episode_is_an_error():
     with pytest.raises(ValueError, match="there are no episodes to train on; expected at least one"):
         Windows([], SPEC, history=1, prediction_horizon=1)
+
+
+def test_a_window_tells_the_task_of_its_episode():
+    tasks = ["push", "reach", "push"]
+    episodes = [replace(episode(10 * i, 2), task=task) for i, task in enumerate(tasks)]
+    windows = Windows(episodes, SPEC, history=1, prediction_horizon=1)
+    assert windows.tasks == ["push", "reach"]
+    batch = windows.gather(torch.arange(6))
+    assert batch.task is not None
+    assert batch.task.tolist() == [0, 0, 1, 1, 0, 0]
