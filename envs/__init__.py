@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.modules import import_modules, imported_modules
 from flowhand.contracts.strict import nearest
-from flowhand.contracts.world import Feature, Features, Observation
+from flowhand.contracts.world import Observation
 
 from .base import Env, EnvConfig, RenderingUnavailable, choose_gl_backend
 from .detour import DetourConfig, DetourEnv
@@ -62,12 +63,12 @@ __all__ = [
     "Env",
     "EnvConfig",
     "Feature",
-    "Features",
     "GymnasiumConfig",
     "MetaWorldConfig",
     "Observation",
     "PerturbConfig",
     "RenderingUnavailable",
+    "Spec",
     "import_modules",
     "imported_modules",
     "make",

@@ -12,13 +12,18 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Dict
 
-from flowhand.contracts.world import Expert, Features, Observation
+from flowhand.contracts.features import Spec
+from flowhand.contracts.world import Expert, Observation
+
+from .spaces import FeatureSpace
 
 
 @dataclass
@@ -46,7 +51,8 @@ class Env(gymnasium.Env[Observation, np.ndarray]):
     `mode`, which of several ways the episode has taken.
 
     Attributes:
-        features: names, shapes, dtypes, units and ranges of observation and action, and the control period.
+        features: names, shapes, dtypes, units and ranges of observation and action, and the control period, from which
+            Gymnasium's spaces are made. (Its own attribute `spec` is how the world was registered.)
         task: the short name of the task, as it stands in records.
         task_text: the task as an instruction in plain English.
         version: the simulator and its version.
@@ -57,7 +63,7 @@ class Env(gymnasium.Env[Observation, np.ndarray]):
             one; None: not known.
     """
 
-    features: Features
+    features: Spec
     task: str
     task_text: str
     version: str
@@ -67,6 +73,16 @@ class Env(gymnasium.Env[Observation, np.ndarray]):
     rest: Sequence[float | None] | None = None
     metadata: ClassVar[dict] = {"render_modes": ["rgb_array"]}  # pyright: ignore[reportIncompatibleVariableOverride]
     render_mode = "rgb_array"
+
+    @cached_property
+    def action_space(self) -> FeatureSpace:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The space of the actions, as the features say."""
+        return FeatureSpace(self.features.action)
+
+    @cached_property
+    def observation_space(self) -> Dict:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The space of the observations, as the features say."""
+        return Dict({name: FeatureSpace(feature) for name, feature in self.features.observation.items()})
 
     def widen_start(self, factor: float) -> None:
         """Draw starts and goals, from the next reset on, from a range `factor` times as wide about the same centre.

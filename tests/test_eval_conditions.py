@@ -14,7 +14,7 @@ from conf import schema
 from envs import PerturbConfig
 from envs.perturb import PerturbedEnv
 from flowhand.commands import eval as evaluation
-from flowhand.contracts.features import ChunkConfig, Spec
+from flowhand.contracts.features import ChunkConfig
 from flowhand.evaluation.records import read_records
 from policies.nets.mlp import MLPConfig
 
@@ -23,7 +23,7 @@ ENV = envs.DetourConfig(max_steps=10)
 
 @pytest.fixture(scope="module")
 def policy():
-    spec = Spec.from_dict(envs.make(ENV).features)
+    spec = envs.make(ENV).features
     policy = policies.Policy(policies.PolicyConfig(ChunkConfig(2, 8, 4), net=MLPConfig(width=16)), spec)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

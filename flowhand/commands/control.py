@@ -51,7 +51,7 @@ def control(config: Any) -> tuple[str, str]:
     if config.monitor:
         planner, monitor = _watched(own, config)
     spec, source = planner.spec, policies.read_config(config.checkpoint)[2]
-    dt = 1 / config.rate_hz if config.rate_hz else spec.control_dt_s
+    dt = 1 / config.rate_hz if config.rate_hz else spec.seconds()
     path = Path(config.journal or f"outputs/deploy/{time.strftime('%Y-%m-%d_%H-%M-%S')}.journal")
     with closing(envs.make(config.env or env_of(source.env))) as env, cpu_threads(1):
         _require_fit(spec, env)
@@ -68,7 +68,7 @@ def control(config: Any) -> tuple[str, str]:
                 ended = runtime.run(left_s, seed)
                 seed += 1
     solved = f"{sum(o.success for o in robot.outcomes)} of {len(robot.outcomes)} episodes solved"
-    speed = "" if dt == spec.control_dt_s else f" ({spec.control_dt_s / dt:.3g} times the checkpoint's rate)"
+    speed = "" if dt == spec.control_dt_s else f" ({spec.seconds() / dt:.3g} times the checkpoint's rate)"
     return f"{env.task}: {runtime.report.line()}{speed}; {solved}; journal: {path}", ended
 
 
@@ -92,7 +92,7 @@ def env_of(stored: dict[str, Any]) -> envs.EnvConfig:
 
 def _require_fit(spec: Spec, env: envs.Env) -> None:
     """Raises `ValueError` unless the world has the observation and the action that the policy was trained with."""
-    world = Spec.from_dict(env.features)
+    world = env.features
 
     def form(of: Spec) -> tuple[Any, ...]:
         return {name: (feature.shape, feature.dtype) for name, feature in of.observation.items()}, of.action.shape

@@ -229,7 +229,7 @@ def train(config: schema.TrainRoot, overrides: list[str], state: dict[str, Any] 
         config.head.require_reference()  # before the demonstrations are collected
     store = demonstrations(config)
     collect_seconds = time.perf_counter() - started
-    trainer = Trainer(config, Spec.from_dict(store.features), store, device, fitted=state is not None)
+    trainer = Trainer(config, store.spec, store, device, fitted=state is not None)
     if state is not None:
         require_same(completed(state.get("config"), OmegaConf.structured(config)), asdict(config), config.resume)
         trainer.restore(state)

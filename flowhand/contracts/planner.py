@@ -16,6 +16,18 @@ FORMS = {"rtc_exact": "exact", "rtc_identity": "identity", "rtc_trained": "train
 SEEN = "seen"  # form of a prefix that a planner wants to look at where the mode has none
 
 
+def check_spec(spec: Spec) -> None:
+    """Raises `ValueError` naming the first feature that is not of the kinds that policies learn."""
+    for name, feature in spec.observation.items():
+        if (feature.kind, feature.dtype) not in (("state", "float32"), ("image", "uint8")):
+            raise ValueError(
+                f"the observation {name!r} is {feature.dtype} of kind {feature.kind!r}; a policy takes states in "
+                "float32 and images in uint8: convert it, or leave it out"
+            )
+    if spec.action.dtype != "float32":
+        raise ValueError(f"the action is {spec.action.dtype}, a policy gives float32: convert it")
+
+
 @dataclass(frozen=True)
 class PrefixArrays:
     """The previous chunk of every row, for a planner that continues it; `Prefix` without torch."""

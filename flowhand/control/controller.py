@@ -144,7 +144,7 @@ def prepare(
         raise ValueError(f"noise_seed={noise_seed} must lie in [0, 2^32)")
     horizon = policy.chunk.prediction_horizon
     interval = execution.interval(policy.chunk.execution_horizon, horizon, delay)
-    discrete = tuple(i for i, n in enumerate(policy.spec.action.choices or ()) if n)
+    discrete = tuple(np.flatnonzero(policy.spec.action.discrete).tolist())
     if execution.mode not in FORMS:
         return interval, horizon, discrete
     form, able = FORMS[execution.mode], policy.continues if isinstance(policy, ContinuingPlanner) else {}

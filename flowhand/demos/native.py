@@ -11,6 +11,7 @@ most the episode it was writing. Nothing is pickled: reading a store from a stra
 import fcntl
 import hashlib
 import logging
+import math
 import operator
 import os
 import secrets
@@ -26,8 +27,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from flowhand.contracts.episode import SEED_LIMIT, Episode, is_number, shown
-from flowhand.contracts.features import Spec
+from flowhand.contracts.episode import SEED_LIMIT, Episode, is_number
+from flowhand.contracts.features import shown
 
 from .archive import open_regular, read_arrays, write_arrays
 from .meta import StoreMeta, canonical, meta_text, parse_meta, read_meta
@@ -59,6 +60,7 @@ class Store:
     def __init__(self, path: Path, meta: StoreMeta, length: int, is_view: bool = False):
         self.path = path
         self.meta = meta
+        self.spec = meta.spec()
         self._length = length
         self._is_view = is_view
         self._is_writing = False
@@ -69,12 +71,12 @@ class Store:
         """Make an empty store; of several processes that try at once, one succeeds.
 
         Raises:
-            ValueError: the meta data is not valid or not JSON-able, or no policy can be trained on such features.
+            ValueError: the meta data is not valid or not JSON-able.
             FileExistsError: `path` exists and is not an empty folder.
         """
         path = Path(path)
         text = meta_text(meta)
-        Spec.from_dict(parse_meta(text, path / "meta.json").features)  # what is checked is what is written
+        parse_meta(text, path / "meta.json")  # what is checked is what is written
         path.parent.mkdir(parents=True, exist_ok=True)
         # Filled under another name and renamed, so that nobody ever sees half a store.
         temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
@@ -115,11 +117,6 @@ class Store:
         return Store(self.path, self.meta, count, is_view=True)
 
     @property
-    def features(self) -> dict[str, Any]:
-        """Shapes, dtypes, units and ranges of the episodes' fields."""
-        return self.meta.features
-
-    @property
     def seeds(self) -> list[int]:
         """Seed of every episode, in order."""
         return [episode.seed for episode in self]
@@ -134,7 +131,7 @@ class Store:
         file = self._file(index)
         try:
             episode = _unpack(read_arrays(file))
-            episode.validate(self.features)
+            episode.validate(self.spec)
         except DAMAGE as error:
             raise ValueError(
                 f"{file}: episode {index} cannot be used: {type(error).__name__}: {error}. "
@@ -153,7 +150,7 @@ class Store:
         """
         arrays = _pack(episode)
         written = _unpack(arrays)
-        written.validate(self.features)  # what is checked is what is written, and will be read
+        written.validate(self.spec)  # what is checked is what is written, and will be read
         if written.task != episode.task:
             raise ValueError(f"task is {shown(episode.task)}: its last character would be lost in the file")
         with self.writing():
@@ -258,6 +255,8 @@ def _index(seed: Any) -> int:
 
 
 def _seconds(value: Any) -> float:
+    if value is None:  # the action waits for an event
+        return math.nan
     seconds = value.item() if isinstance(value, np.number) else value
     if not is_number(seconds):
         raise ValueError(f"control_dt_s is {shown(value)}: expected seconds")
@@ -274,6 +273,8 @@ def _unpack(arrays: dict[str, np.ndarray]) -> Episode:
     if set(other) != OTHER_ARRAYS:
         raise ValueError(f"missing or unknown arrays {sorted(set(other) ^ OTHER_ARRAYS)}")
     scalars = {name: other.pop(name).item() for name in ("task", "seed", "control_dt_s")}
+    if scalars["control_dt_s"] != scalars["control_dt_s"]:
+        scalars["control_dt_s"] = None
     return Episode(observation, **other, **scalars)
 
 

@@ -76,7 +76,7 @@ def test_round_trip_is_bit_equal(store):
     opened = Store.open(store.path)
     assert len(opened) == 3
     assert opened.meta == META
-    assert opened.features == FEATURES
+    assert opened.meta.features == FEATURES
     assert opened.seeds == [0, 1, 2]
     for seed, episode in enumerate(opened):
         assert_bit_equal(episode, make_episode(seed, steps=4 + seed))
@@ -206,7 +206,7 @@ def test_an_episode_file_outside_the_numbering_is_refused(store):
         (lambda m: m.update(format_version=2), r"format_version is 2, this program reads 1: update"),
         (lambda m: m["recipe"].update(noise=0.2), r"recipe_hash is not that of the recipe"),
         (lambda m: m.update(env=3), r"env is 3: expected a str"),
-        (lambda m: m["features"]["action"].update(dtype="float99"), r"action has dtype 'float99'"),
+        (lambda m: m["features"]["action"].update(dtype="float99"), r"'action': feature dtype 'float99' is unknown"),
     ],
 )
 def test_damaged_meta_data_is_refused(store, change, message):
@@ -338,13 +338,13 @@ def test_what_is_appended_is_what_is_read(store, change):
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("action", {"dtype": "float64"}, r"float64"),
-        ("action", {"shape": [1, 1]}, r"expected a float32 vector"),
+        ("action", {"dtype": "complex64"}, r"'action': feature dtype 'complex64' is unknown"),
+        ("action", {"shape": [1, 1]}, r"expected a vector"),
         ("action", {"choices": [1]}, r"choices \(1,\) must be 1 integers"),
-        ("action", {"unit": None}, r"unit None must be strings"),
+        ("action", {"unit": None}, r"feature unit is None, expected a string"),
         ("image", {"low": [[[0] * 3] * 2] * 2, "high": None}, r"a feature bound 'low' is \[\["),
         ("state", {"choices": [0, 2]}, r"'state' has choices"),
-        ("state", {"dtype": "int32"}, r"int32"),
+        ("state", {"kind": "action"}, r"'state' is of kind 'action'"),
     ],
 )
 def test_a_store_takes_only_features_that_training_takes(tmp_path, part, change, message):
@@ -367,7 +367,7 @@ def test_meta_data_is_checked_as_it_will_be_read(tmp_path):
     with pytest.raises(ValueError, match="recipe_hash is not that of the recipe"):
         Store.create(tmp_path / "store", replace(META, recipe={9: "a", 10: "b"}))
     features = FEATURES | {"action": FEATURES["action"] | {"shape": (1,)}}
-    assert Store.create(tmp_path / "store", replace(META, features=features)).features == FEATURES
+    assert Store.create(tmp_path / "store", replace(META, features=features)).meta.features == FEATURES
 
 
 def test_appending_does_not_read_the_folder(store, monkeypatch):

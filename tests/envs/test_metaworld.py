@@ -146,7 +146,7 @@ def test_a_hidden_goal_leaves_no_trace(pick_place):
         shown, info = pick_place.reset(seed=seed)
         without, hidden_info = hidden.reset(seed=seed)
         for _ in range(3):
-            assert set(without) == set(hidden.features["observation"]) == {"state"}
+            assert set(without) == set(hidden.features.observation) == {"state"}
             np.testing.assert_array_equal(without["state"], shown["state"])
             assert not np.isin(shown["goal"], without["state"]).any()
             # The expert sees the goal all the same.
@@ -160,7 +160,7 @@ def test_the_expert_succeeds(pick_place):
 
 
 def test_the_features_describe_what_comes_out(pick_place):
-    features = json.loads(json.dumps(pick_place.features))
+    features = json.loads(json.dumps(pick_place.features.to_dict()))
     observation, _ = pick_place.reset(seed=0)
     assert set(observation) == set(features["observation"])
     for name, feature in features["observation"].items():

@@ -353,7 +353,7 @@ def tiny(spec: Spec, **head) -> Policy:
 @pytest.mark.parametrize("mode", MODES)
 def test_an_outcome_does_not_depend_on_how_many_run_beside_it(mode, delay):
     make_env = partial(envs.make, envs.DetourConfig(max_steps=9))
-    policy = tiny(Spec.from_dict(make_env().features), steps=2, prefix_max=4)
+    policy = tiny(make_env().features, steps=2, prefix_max=4)
     execution = ExecutionConfig(mode, **delay)
 
     def run(n_envs):
@@ -368,7 +368,7 @@ def test_an_outcome_does_not_depend_on_how_many_run_beside_it(mode, delay):
 
 def test_modes_and_delays_give_different_episodes():
     make_env = partial(envs.make, envs.DetourConfig(max_steps=9))
-    policy = tiny(Spec.from_dict(make_env().features), steps=2, prefix_max=4)
+    policy = tiny(make_env().features, steps=2, prefix_max=4)
     returns = {}
     for way in itertools.product(MODES, (0, 2)):
         (record,) = rollout(make_env, Controller(policy, execution=ExecutionConfig(way[0], delay=way[1])), [5])

@@ -282,7 +282,7 @@ def metadata(policy: Planner, config: ServerConfig) -> dict[str, Any]:
     return {
         "protocol": "flowhand 1",
         "spec": policy.spec.to_dict(),
-        "control_dt_s": policy.spec.control_dt_s,
+        "control_dt_s": policy.spec.seconds(),
         "history": chunk.history,
         "prediction_horizon": chunk.prediction_horizon,
         "execution_horizon": chunk.execution_horizon,
