@@ -106,6 +106,7 @@ def test_what_was_set_stands_in_every_result(checkpoint, tmp_path, capsys):
         "latencies_ms": [],
         "latencies_file": "",
         "ensemble_decay": 0.01,
+        "clip": True,
     }
     assert [r.perturbation for r in read_records(tmp_path / "out" / "episodes.jsonl")] == ["push=1.5"] * 2
     page = (tmp_path / "out" / "report.html").read_text()

@@ -44,6 +44,8 @@ class ExecutionConfig:
     latencies_ms: list[float] = field(default_factory=list)  # simulated: draw each decision's latency from these
     latencies_file: str = ""  # simulated: the same from a file with one number of milliseconds per line
     ensemble_decay: float = 0.01  # temporal_ensembling: m of the weights exp(-m i), i = 0 for the oldest chunk
+    # Keep actions between the low and high of the specification; journals from before were written without.
+    clip: bool = field(default=True, metadata={"before": False})
 
     def __post_init__(self) -> None:
         whole_numbers(self)

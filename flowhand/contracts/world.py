@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .features import Spec
+from .history import fitting
 
 Observation = dict[str, np.ndarray]
 Expert = Callable[[np.ndarray], np.ndarray]
@@ -117,18 +118,11 @@ def step(env: World, action: np.ndarray) -> Step:
 
 
 def check_observation(observation: Mapping[str, Any], spec: Spec) -> None:
-    """Raises `WorldError` unless the observation has the features' names, shapes, and only finite numbers."""
-    if observation.keys() != spec.observation.keys():
-        raise WorldError(f"the observation has {sorted(observation)}, the features say {sorted(spec.observation)}")
-    for name, feature in spec.observation.items():
-        value = np.asarray(observation[name])
-        if value.shape != feature.shape:
-            raise WorldError(f"observation {name!r} has shape {value.shape}, the features say {feature.shape}")
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            where = int(np.flatnonzero(~np.isfinite(value))[0])
-            raise WorldError(
-                f"observation {name!r} is {value.flat[where]} in dimension {where}, expected finite numbers"
-            )
+    """Raises `WorldError` unless the observation has the features' names, shapes, dtypes, and only finite numbers."""
+    try:
+        fitting(observation, spec.observation)
+    except ValueError as error:
+        raise WorldError(str(error)) from error
 
 
 def plain(value: Any) -> Any:

@@ -64,8 +64,8 @@ WRONG = [
     ("reward", "1", r"the reward is '1', expected a finite number"),
     ("terminated", math.nan, r"terminated is nan, expected true or false"),
     ("truncated", 2, r"truncated is 2, expected true or false"),
-    ("observation", np.array([0, np.nan], np.float32), r"observation 'state' is nan in dimension 1"),
-    ("observation", np.zeros(3, np.float32), r"observation 'state' has shape \(3,\), the features say \(2,\)"),
+    ("observation", np.array([0, np.nan], np.float32), r"observation 'state' has NaN or infinity in dimension 1"),
+    ("observation", np.zeros(3, np.float32), r"observation 'state' has shape \(3,\), expected \(2,\)"),
 ]
 
 
