@@ -73,6 +73,12 @@ class Policy(nn.Module):
         self.head = component(HEADS, config.head, "head")(config.head, self.encoder.size)
         self._compiled: CompiledSampler | None = None
 
+    def __repr__(self) -> str:
+        kinds = f"head={self.config.head.kind}, net={self.config.net.kind}, encoder={self.config.encoder.kind}"
+        size, chunk = sum(p.numel() for p in self.parameters()), self.chunk
+        steps = f"history {chunk.history}, {chunk.prediction_horizon} predicted, {chunk.execution_horizon} executed"
+        return f"Policy({kinds}, {size:,} parameters, {steps}, {self.spec})"
+
     @property
     def chunk(self) -> ChunkConfig:
         """How much the policy sees, predicts and executes."""

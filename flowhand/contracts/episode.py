@@ -1,12 +1,18 @@
-"""One demonstration, checked against a specification."""
+"""One demonstration, checked against a specification, and what a data set of them is."""
+
+from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from .features import Spec, shown
+
+if TYPE_CHECKING:
+    from .statistics import Statistics
 
 # Demonstrations use seeds below this one, evaluation the seeds from it on: a policy is never scored on what it saw.
 SEED_LIMIT = 1_000_000
@@ -26,6 +32,20 @@ class Episode:
 
     def __len__(self) -> int:
         return len(self.action)
+
+    def steps(self, start: int = 0, stop: int | None = None) -> Episode:
+        """The control steps from `start` to before `stop` (None: to the end), which are views of this episode's.
+
+        Raises:
+            ValueError: these are no steps of the episode.
+        """
+        stop = len(self) if stop is None else stop
+        if not 0 <= start < stop <= len(self):
+            raise ValueError(f"steps {start} to {stop} were asked for, the episode has steps 0 to {len(self)}")
+        part = slice(start, stop)
+        observation = {name: values[part] for name, values in self.observation.items()}
+        rest = {"action": self.action[part], "reward": self.reward[part], "success": self.success[part]}
+        return replace(self, observation=observation, **rest)
 
     def validate(self, spec: Spec) -> None:
         """Check every field against the specification.
@@ -61,6 +81,38 @@ class Episode:
         dt = self.control_dt_s
         if not (dt is None or is_number(dt)) or dt != control_dt_s:
             raise ValueError(f"control_dt_s is {shown(self.control_dt_s)} s, but the features say {control_dt_s} s")
+
+
+class Dataset(Protocol):
+    """Episodes of one specification, wherever they lie; readers are lazy, so an open data set holds none of them."""
+
+    @property
+    def spec(self) -> Spec:
+        """What every episode holds, and the control period."""
+        ...
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """The task text of each episode."""
+        ...
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """The control steps of each episode."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the data do: of metadata, file footers, sizes and modification times, computed once."""
+        ...
+
+    def read(self, episode: int, start: int = 0, stop: int | None = None) -> Episode:
+        """The control steps from `start` to before `stop` (None: to the end) of an episode."""
+        ...
+
+    def statistics(self) -> Statistics:
+        """Moments, extremes and true quantiles of every feature, over all episodes."""
+        ...
 
 
 def _check_array(name: str, array: np.ndarray, shape: tuple[int, ...], dtype: str, steps: int | None) -> None:

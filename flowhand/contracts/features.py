@@ -183,7 +183,7 @@ def _number(name: str, value: Any, expected: str = "a number") -> float:
         raise ValueError(f"{name} is {shown(value)}, larger than any float") from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Spec:
     """What a policy sees and commands, and how often: part of every checkpoint, and what a world or a data set has."""
 
@@ -206,6 +206,11 @@ class Spec:
         object.__setattr__(self, "action", replace(self.action, kind="action"))
         if self.control_dt_s is not None and not 0 < self.control_dt_s < math.inf:
             raise ValueError(f"control_dt_s is {self.control_dt_s}, expected a positive number of seconds, or None")
+
+    def __repr__(self) -> str:
+        seen = ", ".join(f"{name} {feature.dtype} {feature.shape}" for name, feature in self.observation.items())
+        pace = "at every event" if self.control_dt_s is None else f"every {self.control_dt_s:g} s"
+        return f"Spec({seen} -> action {self.action.dtype} {self.action.shape}, {pace})"
 
     def seconds(self) -> float:
         """`control_dt_s`, for those who count in time; `ValueError` where the control waits for events."""

@@ -31,21 +31,22 @@ def fitting(
     if not isinstance(observation, Mapping) or observation.keys() != features.keys():
         got = sorted(map(str, observation)) if isinstance(observation, Mapping) else observation
         raise ValueError(f"the observation has {shown(got)}, expected {sorted(features)}")
-    return {name: _fitting(name, observation[name], f, (*leading, *f.shape), finite) for name, f in features.items()}
+    return {n: fitted(f"observation {n!r}", observation[n], f, *leading, finite=finite) for n, f in features.items()}
 
 
-def _fitting(name: str, given: Any, feature: Feature, shape: tuple[int, ...], finite: bool) -> np.ndarray:
-    value, dtype = np.asarray(given), np.dtype(feature.dtype)
+def fitted(what: str, given: Any, feature: Feature, *leading: int, finite: bool = True) -> np.ndarray:
+    """A copy of one array, named `what` in errors, as `fitting` checks and casts it."""
+    value, dtype, shape = np.asarray(given), np.dtype(feature.dtype), (*leading, *feature.shape)
     if value.shape != shape:
-        raise ValueError(f"observation {name!r} has shape {value.shape}, expected {shape}")
+        raise ValueError(f"{what} has shape {value.shape}, expected {shape}")
     fits = value.dtype.kind == "U" if dtype.kind == "U" else np.can_cast(value.dtype, dtype, _CASTING[dtype.kind])
     if not fits:
-        raise ValueError(f"observation {name!r} is {value.dtype}, expected {feature.dtype}")
+        raise ValueError(f"{what} is {value.dtype}, expected {feature.dtype}")
     with np.errstate(over="ignore"):
         value = np.array(value, dtype)
     if finite and dtype.kind == "f" and not np.isfinite(value).all():
         where = int(np.flatnonzero(~np.isfinite(value))[0])
-        raise ValueError(f"observation {name!r} has NaN or infinity in dimension {where}, expected finite numbers")
+        raise ValueError(f"{what} has NaN or infinity in dimension {where}, expected finite numbers")
     return value
 
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -26,6 +26,15 @@ def check_spec(spec: Spec) -> None:
             )
     if spec.action.dtype != "float32":
         raise ValueError(f"the action is {spec.action.dtype}, a policy gives float32: convert it")
+
+
+def learnable(spec: Spec) -> Spec:
+    """What a policy has of data with this specification: its states and its action are cast to float32."""
+    observation = {
+        name: replace(feature, dtype="float32") if feature.kind == "state" else feature
+        for name, feature in spec.observation.items()
+    }
+    return replace(spec, observation=observation, action=replace(spec.action, dtype="float32"))
 
 
 @dataclass(frozen=True)
