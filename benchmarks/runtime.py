@@ -33,7 +33,7 @@ import envs
 import policies
 from benchmarks.result import write
 from conf.cli import compose
-from envs.base import load_mujoco
+from envs.mujoco import load_mujoco
 from flowhand.commands.export import export
 from flowhand.contracts.planner import Planner
 from flowhand.control.inference_thread import Decider

@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from envs.mujoco import choose_gl_backend
 from flowhand.contracts.modules import import_modules
 
 from . import schema
@@ -90,7 +91,9 @@ def typed(config: DictConfig, given: Sequence[str] | None = None) -> Any:
         raise ValueError(
             f"modules={modules} stands in a file, and only you may name code to run: repeat it as an argument"
         )
-    import_modules(modules)
+    if modules:
+        choose_gl_backend()  # since they may import mujoco
+        import_modules(modules)
     return OmegaConf.to_object(config)
 
 

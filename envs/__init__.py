@@ -11,14 +11,12 @@ from flowhand.contracts.modules import import_modules, imported_modules
 from flowhand.contracts.strict import nearest
 from flowhand.contracts.world import Observation
 
-from .base import Env, EnvConfig, RenderingUnavailable, choose_gl_backend
+from .base import Env, EnvConfig
 from .detour import DetourConfig, DetourEnv
 from .gymnasium_env import GymnasiumConfig, GymnasiumEnv
 from .metaworld import MetaWorldConfig, MetaWorldEnv
+from .mujoco import RenderingUnavailable
 from .perturb import PerturbConfig, PerturbedEnv
-
-# Here, because it must come before the first import of mujoco, by whomever.
-choose_gl_backend()
 
 # A config is always given to the function beside its own class, which the type cannot say.
 ENVS: dict[str, tuple[type[EnvConfig], Callable[[Any], Env]]] = {

@@ -32,7 +32,8 @@ from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.strict import whole
 from flowhand.contracts.world import Observation
 
-from .base import Env, EnvConfig, Physics, RenderingUnavailable, load_mujoco, rendering_help
+from .base import Env, EnvConfig
+from .mujoco import Physics, RenderingUnavailable, load_mujoco, rendering_help
 
 if TYPE_CHECKING:
     import mujoco

@@ -18,7 +18,8 @@ from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.strict import nearest, whole
 from flowhand.contracts.world import Observation
 
-from .base import Env, EnvConfig, Physics, RenderingUnavailable, rendering_help
+from .base import Env, EnvConfig
+from .mujoco import Physics, RenderingUnavailable, choose_gl_backend, rendering_help
 from .spaces import ActionVector, known_bounds
 
 ADAPTERS_OWN = {"id", "max_episode_steps", "disable_env_checker", "render_mode"}  # arguments of gymnasium.make
@@ -160,6 +161,7 @@ def _make(config: GymnasiumConfig) -> gymnasium.Env:
     limit = config.max_steps or spec.max_episode_steps
     if limit is None:
         raise ValueError(f"{config.id} has no step limit of its own: set max_steps")
+    choose_gl_backend()  # before the environment's own package imports mujoco
     # Gymnasium fixes the render mode at construction, and refuses or warns where the environment does not know it.
     mode = {"render_mode": "rgb_array"} if "rgb_array" in _render_modes(spec) else {}
     try:

@@ -33,7 +33,8 @@ from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.strict import nearest, whole
 from flowhand.contracts.world import Observation
 
-from .base import Env, EnvConfig, Physics, RenderingUnavailable, check_rendering, load_mujoco, rendering_help
+from .base import Env, EnvConfig
+from .mujoco import Physics, RenderingUnavailable, check_rendering, load_mujoco, rendering_help
 
 if TYPE_CHECKING:
     import mujoco

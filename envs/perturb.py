@@ -20,7 +20,8 @@ import numpy as np
 from flowhand.contracts.strict import nearest, whole
 from flowhand.contracts.world import Observation
 
-from .base import Env, Physics, load_mujoco
+from .base import Env
+from .mujoco import Physics, load_mujoco
 
 STRENGTHS = {  # the value of each that leaves the world as it is
     "initial_shift": 0.0,

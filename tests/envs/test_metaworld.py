@@ -302,7 +302,7 @@ def test_an_environment_that_was_not_closed_exits_in_silence(pick_place):
     ],
 )
 def test_the_backend_suits_the_machine(monkeypatch, libraries, variables, expected):
-    from envs import base
+    from envs import mujoco
 
     for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
@@ -311,6 +311,6 @@ def test_the_backend_suits_the_machine(monkeypatch, libraries, variables, expect
     monkeypatch.delitem(sys.modules, "mujoco", raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(os, "environ", dict(os.environ))  # what the function sets must not outlive the test
-    monkeypatch.setattr(base.ctypes.util, "find_library", lambda name: name if name in libraries else None)
-    base.choose_gl_backend()
+    monkeypatch.setattr(mujoco.ctypes.util, "find_library", lambda name: name if name in libraries else None)
+    mujoco.choose_gl_backend()
     assert os.environ.get("MUJOCO_GL") == expected

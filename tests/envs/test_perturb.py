@@ -12,7 +12,7 @@ import pytest
 
 import envs
 from envs import Env, PerturbConfig
-from envs.base import Physics, load_mujoco
+from envs.mujoco import Physics, load_mujoco
 from envs.perturb import STRENGTHS, PerturbedEnv
 from flowhand.contracts.features import Feature, Spec
 from flowhand.evaluation.records import read_records, write_records
