@@ -11,7 +11,9 @@ import pytest
 import envs
 from envs import MetaWorldConfig, RenderingUnavailable
 from envs.metaworld import TASKS, MetaWorldEnv
+from envs.mujoco import load_mujoco
 
+load_mujoco()  # which chooses the backend, before metaworld imports it
 pytest.importorskip("metaworld")
 
 
