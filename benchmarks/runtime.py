@@ -33,9 +33,8 @@ import envs
 import policies
 from benchmarks.result import write
 from conf.cli import compose
-from envs.base import load_mujoco
+from envs.mujoco import load_mujoco
 from flowhand.commands.export import export
-from flowhand.contracts.features import Spec
 from flowhand.contracts.planner import NOTHING, Planner, PrefixArrays
 from flowhand.control.inference_thread import Decider
 from flowhand.control.journal import read
@@ -155,7 +154,7 @@ class FaultyPlanner:
 def default_policy(control_dt_s: float) -> policies.Policy:
     """The default policy for the robot, with random weights: they cost what trained ones cost."""
     with closing(envs.make(envs.DetourConfig())) as env:
-        spec = replace(Spec.from_dict(env.features), control_dt_s=control_dt_s)
+        spec = replace(env.features, control_dt_s=control_dt_s)
     policy = policies.Policy(compose(["env=detour"]).policy, spec)
     generator = torch.Generator().manual_seed(0)
     for parameter in policy.parameters():  # the net starts at zero, which no machine may profit from

@@ -32,7 +32,7 @@ class ToyPolicy:
 
     def __init__(self, sleep_s: float = 0.0, history: int = 2):
         observation = {"joints": Feature((3,), "float32", "rad"), "camera": Feature((8, 8, 3), "uint8", "")}
-        action = Feature((2,), "float32", "rad/s", (-1.0, -1.0), (1.0, 1.0))
+        action = Feature((2,), "float32", "rad/s")
         self.spec = Spec(observation, action, control_dt_s=0.05)
         self.chunk = ChunkConfig(history=history, prediction_horizon=8, execution_horizon=2)
         self.noise_shape: tuple[int, ...] = (8, 2)

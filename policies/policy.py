@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowhand.contracts.features import ChunkConfig, Spec
-from flowhand.contracts.planner import PrefixArrays
+from flowhand.contracts.planner import PrefixArrays, check_spec
 from flowhand.contracts.provenance import Provenance
 
 from .batch import Batch
@@ -58,6 +58,7 @@ class Policy(nn.Module):
 
     def __init__(self, config: PolicyConfig, spec: Spec):
         super().__init__()
+        check_spec(spec)
         self.config = config
         self.spec = spec
         self.codec = ActionCodec(spec.action)

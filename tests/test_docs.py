@@ -24,7 +24,7 @@ import policies
 from benchmarks.result import processor
 from conf import cli, groups, help
 from flowhand.__main__ import VERBS
-from flowhand.contracts.features import ChunkConfig, Spec
+from flowhand.contracts.features import ChunkConfig
 from flowhand.evaluation.records import write_records
 from flowhand.evaluation.rollout import rollout
 from policies.encoders.state import StateEncoderConfig
@@ -130,7 +130,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     world = envs.MetaWorldConfig(task="reach-v3", max_steps=30)
     env = envs.make(world)
-    spec = Spec.from_dict(env.features)
+    spec = env.features
     chunk = ChunkConfig()
     config = policies.PolicyConfig(chunk=chunk, encoder=StateEncoderConfig(width=16), net=MLPConfig(width=16))
     policy = policies.Policy(config, spec)

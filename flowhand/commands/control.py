@@ -50,7 +50,7 @@ def control(config: ControlRoot) -> tuple[str, str]:
     import envs  # after the policy: only a simulated robot needs a world
 
     spec = planner.spec
-    dt = 1 / config.rate_hz if config.rate_hz else spec.control_dt_s
+    dt = 1 / config.rate_hz if config.rate_hz else spec.seconds()
     path = Path(config.journal or f"outputs/deploy/{time.strftime('%Y-%m-%d_%H-%M-%S')}.journal")
     with closing(envs.make(config.env or envs.env_of(own.provenance))) as env, one_thread(own):
         _require_fit(spec, env)
@@ -67,7 +67,7 @@ def control(config: ControlRoot) -> tuple[str, str]:
                 ended = runtime.run(left_s, seed)
                 seed += 1
     solved = f"{sum(o.success for o in robot.outcomes)} of {len(robot.outcomes)} episodes solved"
-    speed = "" if dt == spec.control_dt_s else f" ({spec.control_dt_s / dt:.3g} times the checkpoint's rate)"
+    speed = "" if dt == spec.control_dt_s else f" ({spec.seconds() / dt:.3g} times the checkpoint's rate)"
     return f"{env.task}: {runtime.report.line()}{speed}; {solved}; journal: {path}", ended
 
 
@@ -83,7 +83,7 @@ def _resting(config: SafetyConfig, env: World) -> SafetyConfig:
 
 def _require_fit(spec: Spec, env: World) -> None:
     """Raises `ValueError` unless the world has the observation and the action that the policy was trained with."""
-    world = Spec.from_dict(env.features)
+    world = env.features
 
     def form(of: Spec) -> tuple[Any, ...]:
         return {name: (feature.shape, feature.dtype) for name, feature in of.observation.items()}, of.action.shape

@@ -100,7 +100,7 @@ def compare_chunks(policy: LoadedPlanner, env_config: envs.EnvConfig, seeds: Seq
                 noise = torch.randn((CHUNKS_SHOWN, *policy.noise_shape), generator=torch.Generator().manual_seed(seed))
                 sampled = policy.plan({name: v.numpy() for name, v in batch.observation.items()}, noise.numpy())
                 expert = batch.action[0].numpy()
-                comparisons.append(ChunkComparison(seed, step, sampled, expert, policy.spec.control_dt_s, names))
+                comparisons.append(ChunkComparison(seed, step, sampled, expert, policy.spec.seconds(), names))
     return comparisons
 
 
@@ -125,7 +125,7 @@ def film(
     clips: list[Clip] = []
 
     def keep(record: EpisodeRecord, frames: list[np.ndarray]) -> None:
-        fps = 1 / (policy.spec.control_dt_s * FRAME_EVERY)
+        fps = 1 / (policy.spec.seconds() * FRAME_EVERY)
         clips.append(Clip(record.seed, chosen[record.seed], encode_mp4(frames, fps)))
 
     try:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +17,27 @@ from .provenance import Provenance
 FORMS = {"rtc_exact": "exact", "rtc_identity": "identity", "rtc_trained": "trained"}  # mode: form of its prefix
 SEEN = "seen"  # form of a prefix that a planner wants to look at where the mode has none
 NOTHING: Mapping[str, int] = MappingProxyType({})  # what a planner `continues` that knows no prefix
+
+
+def check_spec(spec: Spec) -> None:
+    """Raises `ValueError` naming the first feature that is not of the kinds that policies learn."""
+    for name, feature in spec.observation.items():
+        if (feature.kind, feature.dtype) not in (("state", "float32"), ("image", "uint8")):
+            raise ValueError(
+                f"the observation {name!r} is {feature.dtype} of kind {feature.kind!r}; a policy takes states in "
+                "float32 and images in uint8: convert it, or leave it out"
+            )
+    if spec.action.dtype != "float32":
+        raise ValueError(f"the action is {spec.action.dtype}, a policy gives float32: convert it")
+
+
+def learnable(spec: Spec) -> Spec:
+    """What a policy has of data with this specification: its states and its action are cast to float32."""
+    observation = {
+        name: replace(feature, dtype="float32") if feature.kind == "state" else feature
+        for name, feature in spec.observation.items()
+    }
+    return replace(spec, observation=observation, action=replace(spec.action, dtype="float32"))
 
 
 @dataclass(frozen=True)

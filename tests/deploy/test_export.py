@@ -278,7 +278,7 @@ def test_wrong_options(options, message):
         (lambda d: d["chunk"].update(history=2.5), r"history is 2\.5, expected a finite int"),
         (lambda d: d["chunk"].update(history=True), "history is True, expected a finite int"),
         (lambda d: d["chunk"].update(history=10**12), "observation.state of one decision has shape"),
-        (lambda d: d["spec"]["action"].update(shape=[0]), "spec or chunk: feature shape"),
+        (lambda d: d["spec"]["action"].update(shape=[0]), "spec or chunk: 'action': feature shape"),
         (lambda d: d["spec"].update(control_dt_s=0.1), "rates contradict spec and chunk"),
         (lambda d: d.update(noise_shape=[4, 0]), r"noise of one decision has shape \(1, 4, 0\)"),
         (lambda d: d.update(noise_shape=[4, 3]), r"'noise' is float32 \(2, 4, 4\), expected float32 \(2, 4, 3\)"),

@@ -13,7 +13,7 @@ import torch
 import envs
 from conf.export import ExportConfig
 from flowhand.commands.export import export
-from flowhand.contracts.features import ChunkConfig, Spec
+from flowhand.contracts.features import ChunkConfig
 from policies import Policy, PolicyConfig
 from policies.encoders.state import StateEncoderConfig
 from policies.export import tracing
@@ -33,7 +33,7 @@ def test_the_python_of_the_section_runs(tmp_path, monkeypatch):
     world = envs.MetaWorldConfig(task="reach-v3", max_steps=30)
     env = envs.make(world)
     observation, _ = env.reset(seed=1_000_000)
-    spec = Spec.from_dict(env.features)
+    spec = env.features
     config = PolicyConfig(ChunkConfig(), encoder=StateEncoderConfig(width=8), head=RegressionConfig())
     policy = Policy(config, spec)
     data = {name: torch.randn(50, feature.size) for name, feature in spec.observation.items()}

@@ -18,11 +18,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from benchmarks.toy_server import ToyPolicy
+from flowhand.contracts.noise import noise
 from flowhand.control.background import LINES
 from flowhand.deploy.client import Client, pack, unpack
 from flowhand.deploy.server.config import ServerConfig
 from flowhand.deploy.server.server import PolicyServer
-from flowhand.deploy.server.session import noise
 
 KEY = "correct-horse-battery-staple"
 
@@ -57,7 +57,7 @@ def test_the_wire_is_openpi_s(serving, observation):
     with connect(running.uri, compression=None) as raw:  # no code of ours on this side but the packing
         metadata = unpack(raw.recv(decode=False))
         assert metadata["chunk_shape"] == [8, 2]
-        assert metadata["spec"]["action"]["low"] == [-1.0, -1.0]
+        assert metadata["spec"]["action"]["shape"] == [2]
         assert (metadata["control_dt_s"], metadata["history"], metadata["execution_horizon"]) == (0.05, 2, 2)
         for n in range(3):
             raw.send(pack(observation))
