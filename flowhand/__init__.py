@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from .contracts.planner import LoadedPlanner
     from .control.controller import Controller
     from .control.runtime import Runtime
-    from .demos.native import open_dataset
+    from .demos.formats import open_dataset
 
 _HOMES = {
     "Controller": "control.controller",
     "Runtime": "control.runtime",
     "Spec": "contracts.features",
-    "open_dataset": "demos.native",
+    "open_dataset": "demos.formats",
 }
 __all__ = ["Controller", "Runtime", "Spec", "load", "open_dataset"]
 

@@ -14,6 +14,7 @@ VERBS = {
     "train": "train a policy from demonstrations, and evaluate it",
     "eval": "evaluate a checkpoint or an export: success rate, records, report page",
     "compare": "compare evaluations on the same start states, with paired tests",
+    "inspect": "say what recorded demonstrations are: format, features, tasks, what is unusual",
     "calibrate": "calibrate a checkpoint's monitor to a rate of false alarms",
     "export": "write a checkpoint's decision as one file that needs no torch",
     "serve": "serve a checkpoint or an export to robots",

@@ -31,7 +31,10 @@ from flowhand.contracts.features import Spec
 from flowhand.contracts.modules import imported_modules
 from flowhand.contracts.planner import learnable
 from flowhand.contracts.provenance import revision
+from flowhand.demos.formats import open_dataset
+from flowhand.demos.hub import is_repo_id
 from flowhand.demos.native import Store
+from flowhand.demos.states import StateEpisodes
 from policies.compile import require_compiler
 from policies.device import has_bf16_units, select_device, usable_threads
 from policies.threads import ThreadChooser, ladder
@@ -270,14 +273,14 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
     return 0
 
 
-def demonstrations(config: TrainRoot) -> Store:
-    """Collected by the environment's expert, or, with env=none, the recorded ones at data.path.
+def demonstrations(config: TrainRoot) -> Store | StateEpisodes:
+    """Collected by the environment's expert, or, with env=none, the recorded ones at data.path, of any known format.
 
     Raises:
         ValueError: without an environment, the path is missing or an evaluation is asked for.
     """
     path = Path(config.data.path)
-    if config.data.path and not path.exists():
+    if config.data.path and not path.exists() and not (config.env.kind == "none" and is_repo_id(config.data.path)):
         made = argument("data.path", path)
         raise ValueError(
             f"there are no demonstrations at {path}; correct the path, or collect them: flowhand collect {made}"
@@ -288,10 +291,15 @@ def demonstrations(config: TrainRoot) -> Store:
         raise ValueError("env=none trains on recorded demonstrations; give their store with data.path=")
     if config.eval.episodes:
         raise ValueError("env=none has nothing to evaluate in; set eval.episodes=0")
-    return Store.open(config.data.path).head(config.data.episodes)
+    data = open_dataset(config.data.path)
+    if isinstance(data, Store):
+        return data.head(config.data.episodes)
+    states = StateEpisodes(data, config.data.episodes)
+    print(*states.lines, sep="\n", end="\n" if states.lines else "")
+    return states
 
 
-def provenance(config: TrainRoot, store: Store, git_sha: str = "") -> policies.Provenance:
+def provenance(config: TrainRoot, store: Store | StateEpisodes, git_sha: str = "") -> policies.Provenance:
     """Where the policy comes from, for its checkpoint; an install without a clone leaves the commit that is known."""
     return policies.Provenance(
         env=asdict(config.env),

@@ -363,12 +363,3 @@ def _sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def open_dataset(path: Path | str) -> Store:
-    """The demonstrations that lie there, read when they are asked for.
-
-    Raises:
-        ValueError: there are none, or they are damaged.
-    """
-    return Store.open(path)

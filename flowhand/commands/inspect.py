@@ -1,0 +1,143 @@
+"""Says what recorded demonstrations are: `flowhand inspect data/demos/mine`. It reads no more than it has to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from conf import cli
+from conf.inspect import InspectRoot
+from flowhand.contracts.argument import argument
+from flowhand.contracts.features import Feature
+from flowhand.demos.formats import open_dataset
+from flowhand.demos.native import Store
+from flowhand.demos.reader import Reader
+
+MOST_TASKS, MOST_NAMES = 10, 6  # that are printed
+
+
+def described(config: InspectRoot) -> Iterator[str]:
+    """What is said of the data set, line by line.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    given = {name: getattr(config, name) for name in ("failed", "filter_key", "rate_hz")}
+    data = _open(config.where, {name: value for name, value in given.items() if value})
+    lengths = data.lengths if isinstance(data, Reader) else [len(episode) for episode in data]
+    tasks = data.tasks if isinstance(data, Reader) else [data.meta.task] * len(data)
+    yield f"{config.where}: {data.format if isinstance(data, Reader) else 'store of flowhand'}"
+    about = [("revision", getattr(data, "revision", "")), ("robot", getattr(getattr(data, "meta", None), "robot", ""))]
+    about += [("world", getattr(data, "env_name", "")), ("lists", ", ".join(getattr(data, "filter_keys", [])))]
+    yield from (f"{name:10s} {value}" for name, value in about if value)
+    yield f"episodes   {len(lengths)}, of {min(lengths, default=0)} to {max(lengths, default=0)} steps"
+    if failed := getattr(data, "failed", []):
+        yield f"failed     {len(failed)} episodes, by what the file says"
+    yield f"steps      {sum(lengths)}"
+    dt_s = data.features["control_dt_s"]
+    yield f"rate       {1 / dt_s:g} Hz; {sum(lengths) * dt_s / 60:.1f} minutes in all"
+    yield f"size       {_size(data) / 1e6:.1f} MB"
+    yield from _features(data)
+    yield from _tasks(tasks)
+    if isinstance(data, Reader):
+        yield from _remarks(data)
+        if config.statistics:
+            yield from _statistics(data)
+    if config.check:
+        yield from _checked(data)
+
+
+def _open(where: str, options: dict[str, Any]) -> Store | Reader:
+    try:
+        return open_dataset(where, **options)
+    except ValueError as error:
+        if "failed=keep" not in str(error):
+            raise
+        return open_dataset(where, **{**options, "failed": "keep"})  # nothing but failed episodes: they are looked at
+
+
+def _size(data: Store | Reader) -> int:
+    files = data._files() if isinstance(data, Reader) else data.path.glob("**/*.*")
+    return sum(os.stat(file).st_size for file in files if Path(file).is_file())
+
+
+def _features(data: Store | Reader) -> Iterator[str]:
+    if isinstance(data, Reader):
+        columns = {name: (c.source, c.stored, c.feature, c.kind, c.names) for name, c in data.columns.items()}
+    else:
+        spec = {**data.features["observation"], "action": data.features["action"]}
+        features = {name: Feature.from_dict(feature) for name, feature in spec.items()}
+        columns = {
+            name: (name, f.dtype, f, "action" if name == "action" else "state", ()) for name, f in features.items()
+        }
+    width = max(map(len, columns))
+    for name, (source, stored, feature, kind, names) in columns.items():
+        listed = ", ".join(names[:MOST_NAMES]) + (f", ... {len(names)} in all" if len(names) > MOST_NAMES else "")
+        listed = f"  [{listed}]" if listed else ""
+        cast = f" (stored as {stored})" if stored != feature.dtype else ""
+        origin = f"  from {source!r}" if source != name else ""
+        yield f"  {name:{width}s}  {kind:6s} {feature.dtype} {feature.shape}{cast}{origin}{listed}"
+
+
+def _tasks(tasks: Sequence[str]) -> Iterator[str]:
+    counts = Counter(tasks)
+    yield f"tasks      {sum(1 for text in counts if text)}"
+    for text, count in counts.most_common(MOST_TASKS):
+        yield f"  {count:6d} x {text!r}" if text else f"  {count:6d} without text"
+    if len(counts) > MOST_TASKS:
+        yield f"         and {len(counts) - MOST_TASKS} more"
+
+
+def _remarks(data: Reader) -> Iterator[str]:
+    yield from (f"left out   {source}: {reason}" for source, reason in data.left_out.items())
+    yield from (f"warning    {line}" for line in data.warnings)
+
+
+def _statistics(data: Reader) -> Iterator[str]:
+    yield f"  {'':24s} {'mean':>10s} {'std':>10s} {'min':>10s} {'q01':>10s} {'q99':>10s} {'max':>10s}"
+    for name, found in data.statistics().items():
+        names = data.columns[name].names
+        rows = [found.mean, found.std, found.low, found.quantiles[0], found.quantiles[-1], found.high]
+        for i, values in enumerate(zip(*rows, strict=True)):
+            label = f"{name}.{names[i] if names else i}"[:24]
+            yield f"  {label:24s} " + " ".join(f"{value:10.4g}" for value in values)
+
+
+def _checked(data: Store | Reader) -> Iterator[str]:
+    bad = 0
+    said = len(data.warnings) if isinstance(data, Reader) else 0
+    for index in range(len(data)):
+        try:
+            episode = data.read(index) if isinstance(data, Reader) else data[index]
+            episode.validate(data.features)
+        except ValueError as error:
+            bad += 1
+            yield f"damaged    {error}"
+    yield from (f"warning    {line}" for line in (data.warnings[said:] if isinstance(data, Reader) else ()))
+    yield f"checked    {len(data) - bad} of {len(data)} episodes can be read"
+
+
+def run(cfg: DictConfig) -> None:
+    """Prints what the configuration asks for."""
+    cli.require_given(cfg, "where")
+    config: InspectRoot = cli.typed(cfg)
+    logging.getLogger("flowhand").addHandler(logging.NullHandler())
+    logging.getLogger("flowhand").propagate = False  # what is unusual stands in the listing
+    for line in described(config):
+        print(line)
+
+
+def main() -> None:
+    """Entry point; a word that is no setting is the path."""
+    for place, word in enumerate(sys.argv[1:], 1):
+        if not word.startswith("-") and "=" not in word:
+            sys.argv[place] = shlex.split(argument("where", word))[0]
+    cli.program("inspect", run)
