@@ -19,7 +19,6 @@ from conf.cli import compose
 from conf.train import TrainRoot
 from flowhand.commands import train
 from flowhand.commands.collect import collect
-from flowhand.contracts.features import Spec
 from flowhand.evaluation.records import EpisodeRecord, wilson
 from policies.device import select_device
 
@@ -50,7 +49,7 @@ def learn(config: TrainRoot) -> tuple[train.Trainer, dict[str, Any]]:
     started = time.perf_counter()
     store = collect(config.env, config.data, progress=False)
     collected = time.perf_counter()
-    trainer = train.Trainer(config, Spec.from_dict(store.features), store, device)
+    trainer = train.Trainer(config, store.spec, store, device)
     begun = time.process_time()
     while trainer.step < config.train.steps:
         trainer.advance()

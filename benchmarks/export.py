@@ -36,7 +36,6 @@ from conf.export import ExportConfig
 from flowhand.commands.collect import attempt
 from flowhand.commands.export import ROWS, export
 from flowhand.contracts.artifact import Manifest, fingerprint
-from flowhand.contracts.features import Spec
 from flowhand.demos.config import DataConfig
 from flowhand.deploy.runner import Runner, load
 from policies.device import select_device
@@ -62,7 +61,7 @@ def held_out(rows: int, history: int, horizon: int) -> dict[str, torch.Tensor]:
     """Observation histories (rows, O, *shape) along the expert's path from held-out starts."""
     episodes, seed = [], 1_000_000
     with closing(envs.make(envs.MetaWorldConfig(task="reach-v3"))) as env:
-        spec = Spec.from_dict(env.features)
+        spec = env.features
         while sum(map(len, episodes)) < rows:
             episode = attempt(env, DataConfig(noise=0.0, after_success=horizon), seed)
             episodes += [episode] if episode else []

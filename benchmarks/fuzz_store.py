@@ -18,7 +18,6 @@ import numpy as np
 
 from benchmarks.fuzz_inputs import mutated, mutated_text, one_line, other_json
 from flowhand.contracts.episode import Episode
-from flowhand.contracts.features import Spec
 from flowhand.demos.meta import StoreMeta
 from flowhand.demos.native import Store
 
@@ -197,11 +196,10 @@ def use(path: Path) -> None:
     store.hash()
     for episode in store:
         assert np.isfinite(episode.action).all()
-        assert episode.action.shape == (len(episode), *store.features["action"]["shape"])
+        assert episode.action.shape == (len(episode), *store.spec.action.shape)
         assert 0 <= episode.seed < 10**6
         assert episode.task.encode() is not None
         assert all(len(value) == len(episode) for value in episode.observation.values())
-    Spec.from_dict(store.features)
 
 
 def target(folder: Path) -> Callable[[random.Random], str]:

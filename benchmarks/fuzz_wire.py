@@ -27,10 +27,10 @@ from scipy.stats import mannwhitneyu
 
 from benchmarks.fuzz_inputs import message, mutated, observation, one_line
 from benchmarks.toy_server import ToyPolicy
+from flowhand.contracts.noise import noise
 from flowhand.deploy.client import Client, pack, unpack
 from flowhand.deploy.server.config import ServerConfig
 from flowhand.deploy.server.server import PolicyServer
-from flowhand.deploy.server.session import noise
 
 CASES = 6_000  # at scale 1
 CROWD = 1_000  # connections at once

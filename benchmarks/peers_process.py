@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from flowhand.contracts.features import ChunkConfig, Spec
+from flowhand.contracts.planner import NOTHING, PrefixArrays
 
 # The newest release for every Python from 3.11 on (0.5 and later ask for 3.12). It pins torch < 2.11, and a comparison
 # wants one torch on both sides; so it is installed without its dependencies, and then with those that a policy needs.
@@ -134,8 +135,11 @@ class PeerPlanner:
     spec: Spec
     chunk: ChunkConfig
     noise_shape: tuple[int, ...]  # of one decision
+    continues: ClassVar[Mapping[str, int]] = NOTHING
 
-    def plan(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+    def plan(
+        self, observation: Mapping[str, np.ndarray], noise: np.ndarray, prefix: PrefixArrays | None = None
+    ) -> np.ndarray:
         """Chunks (B, T, A) in physical units from histories, each (B, O, *shape), and noise (B, *noise_shape)."""
         told = {name: value.tolist() for name, value in observation.items()}
         return np.array(self.peer.ask("decide", observation=told, noise=noise.tolist())["actions"], np.float32)

@@ -46,7 +46,7 @@ class Side:
     @property
     def spec(self) -> Spec:
         """What both sides see and command."""
-        return Spec.from_dict(self.store.features)
+        return self.store.spec
 
 
 def configure(overrides: list[str], a: argparse.Namespace, demonstrations: int) -> TrainRoot:

@@ -33,10 +33,9 @@ import envs
 import policies
 from benchmarks.result import write
 from conf.cli import compose
-from envs.base import load_mujoco
+from envs.mujoco import load_mujoco
 from flowhand.commands.export import export
-from flowhand.contracts.features import Spec
-from flowhand.contracts.planner import Planner
+from flowhand.contracts.planner import NOTHING, Planner, PrefixArrays
 from flowhand.control.inference_thread import Decider
 from flowhand.control.journal import read
 from flowhand.control.replay import open_journal, replay
@@ -123,9 +122,12 @@ class Idle:
 
     def __init__(self, planner: Planner):
         self.spec, self.chunk, self.noise_shape = planner.spec, planner.chunk, planner.noise_shape
+        self.continues = NOTHING
         self._zero = np.zeros((1, self.chunk.prediction_horizon, self.spec.action.size), np.float32)
 
-    def plan(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+    def plan(
+        self, observation: Mapping[str, np.ndarray], noise: np.ndarray, prefix: PrefixArrays | None = None
+    ) -> np.ndarray:
         """The chunk."""
         return self._zero
 
@@ -135,9 +137,12 @@ class FaultyPlanner:
 
     def __init__(self, planner: Planner, fault: Fault):
         self.spec, self.chunk, self.noise_shape = planner.spec, planner.chunk, planner.noise_shape
+        self.continues = NOTHING
         self._planner, self._fault, self._plans = planner, fault, 0
 
-    def plan(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+    def plan(
+        self, observation: Mapping[str, np.ndarray], noise: np.ndarray, prefix: PrefixArrays | None = None
+    ) -> np.ndarray:
         """A chunk, or the failure."""
         self._plans += 1
         fails = self._fault.now("inference", self._plans, FAILS_AT // 2)
@@ -149,7 +154,7 @@ class FaultyPlanner:
 def default_policy(control_dt_s: float) -> policies.Policy:
     """The default policy for the robot, with random weights: they cost what trained ones cost."""
     with closing(envs.make(envs.DetourConfig())) as env:
-        spec = replace(Spec.from_dict(env.features), control_dt_s=control_dt_s)
+        spec = replace(env.features, control_dt_s=control_dt_s)
     policy = policies.Policy(compose(["env=detour"]).policy, spec)
     generator = torch.Generator().manual_seed(0)
     for parameter in policy.parameters():  # the net starts at zero, which no machine may profit from

@@ -33,12 +33,13 @@ from torch import Tensor, nn
 from benchmarks import cells
 from benchmarks.result import write
 from policies import EMA
+from policies.conditioning import Conditioning
 from policies.generation.paths import Coefficients, along_angle, preconditioned_target, squared_cosine
 from policies.heads import HEADS
 from policies.heads.base import Head
 from policies.heads.edm import exploding
 from policies.nets import NETS
-from policies.nets.base import Net
+from policies.nets.base import Modulation, Net
 from policies.nets.mlp import MLPConfig
 
 SHAPE = (4, 2)
@@ -129,14 +130,14 @@ class ExactNet(Net):
         c = squared_cosine(t, config.train_steps)
         return along_angle(c.alpha, c.sigma)
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
         """The times."""
-        return t[..., None].double()
+        return Modulation(t[..., None].double())
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
         """What the head asks for, of the two ways."""
         config: Any = self.head.config
-        c, x = self.points(modulation[..., None]), x_BTA.double()
+        c, x = self.points(modulation.timed[..., None]), x_BTA.double()
         if preconditioned := config.kind == "edm" or config.prediction == "preconditioned":
             x = x * (c.alpha**2 * config.sigma_data**2 + c.sigma**2).sqrt()
         total = c.alpha**2 * self.spread**2 + c.sigma**2
@@ -168,7 +169,7 @@ def trained(cell: Cell) -> tuple[Head, Net]:
     cond, mask = torch.ones(BATCH, 1), torch.ones(BATCH, SHAPE[0], dtype=torch.bool)
     for _ in range(STEPS):
         optimizer.zero_grad()
-        head.loss(net, draw(BATCH, cell.spread, generator), cond, mask, generator).backward()
+        head.loss(net, draw(BATCH, cell.spread, generator), Conditioning(cond), mask, generator).backward()
         nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -219,7 +220,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
             sampler.load_state_dict(head.state_dict())
         noise = torch.randn((SAMPLES, *sampler.noise_shape(SHAPE)), generator=generator)
         with torch.no_grad():
-            samples = sampler.sample(net or ExactNet(sampler, cell.spread), noise, torch.ones(SAMPLES, 1))
+            samples = sampler.sample(net or ExactNet(sampler, cell.spread), noise, Conditioning(torch.ones(SAMPLES, 1)))
         rows.append({"sampler": name, "evaluations": sampler.evaluations, **measure(samples, cell.spread)})
     return {**asdict(cell), "rows": rows}
 

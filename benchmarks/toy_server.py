@@ -17,6 +17,7 @@ from dataclasses import fields
 import numpy as np
 
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from flowhand.contracts.planner import NOTHING, PrefixArrays
 from flowhand.deploy.server.config import ServerConfig
 from flowhand.deploy.server.server import PolicyServer
 
@@ -27,15 +28,19 @@ class ToyPolicy:
     The action of a row is the noise plus the weighted sum of that row's observations: easy to predict in a test.
     """
 
+    continues = NOTHING
+
     def __init__(self, sleep_s: float = 0.0, history: int = 2):
         observation = {"joints": Feature((3,), "float32", "rad"), "camera": Feature((8, 8, 3), "uint8", "")}
-        action = Feature((2,), "float32", "rad/s", (-1.0, -1.0), (1.0, 1.0))
+        action = Feature((2,), "float32", "rad/s")
         self.spec = Spec(observation, action, control_dt_s=0.05)
         self.chunk = ChunkConfig(history=history, prediction_horizon=8, execution_horizon=2)
         self.noise_shape: tuple[int, ...] = (8, 2)
         self.sleep_s = sleep_s
 
-    def plan(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+    def plan(
+        self, observation: Mapping[str, np.ndarray], noise: np.ndarray, prefix: PrefixArrays | None = None
+    ) -> np.ndarray:
         """Chunks (B, 8, 2)."""
         time.sleep(self.sleep_s)
         weights = np.arange(1, self.chunk.history + 1, dtype=np.float32)

@@ -17,7 +17,7 @@ from policies.monitor.calibrated import MonitorConfig
 class CalibrateRoot:
     """What `flowhand calibrate` reads."""
 
-    checkpoint: str = MISSING  # checkpoint folder
+    checkpoint: str = MISSING  # folder of a checkpoint, or of the run that wrote it
     calibration: MonitorConfig = field(default_factory=MonitorConfig)
     env: EnvConfig | None = None  # another world than the checkpoint's own
     modules: list[str] = field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib.util
 import os
 import sys
 import traceback
@@ -50,7 +51,7 @@ def program(verb: str, body: Callable[[DictConfig], int | None]) -> None:
     """
     with one_line_errors(of_one_run=False):
         words = sys.argv[1:]
-        import_modules(named_modules(words))
+        import_named(named_modules(words))
         groups.register(verb)
         if asked := help.wanted(words):
             print(help.page(verb, asked == help.ALL, words))  # noqa: T201
@@ -71,6 +72,15 @@ def program(verb: str, body: Callable[[DictConfig], int | None]) -> None:
         main()
     if failed:
         sys.exit(f"error: {len(failed)} runs of the sweep failed; their lines are above")
+
+
+def import_named(modules: Sequence[str]) -> None:
+    """Imports the packages; where there is a simulator, its backend is chosen first, since they may import it."""
+    if modules and importlib.util.find_spec("mujoco"):
+        from envs.mujoco import choose_gl_backend
+
+        choose_gl_backend()
+    import_modules(modules)
 
 
 def named_modules(words: Sequence[str]) -> list[str]:
@@ -120,7 +130,7 @@ def typed(config: DictConfig, given: Sequence[str] | None = None) -> Any:
         raise ValueError(
             f"modules={modules} stands in a file, and only you may name code to run: repeat it as an argument"
         )
-    import_modules(modules)
+    import_named(modules)
     return OmegaConf.to_object(config)
 
 

@@ -19,7 +19,7 @@ from .sampling import SamplingConfig
 class ControlRoot:
     """What `flowhand control` reads."""
 
-    checkpoint: str = MISSING  # folder of a checkpoint or of an export (format=onnx)
+    checkpoint: str = MISSING  # folder of a checkpoint, of the run that wrote it, or of an export (format=onnx)
     monitor: bool = False  # let the checkpoint's calibrated monitor watch; runtime.on_alarm says what an alarm does
     head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10
     env: Any = None  # the robot's world (a choice of env); another one than the checkpoint's own

@@ -60,7 +60,7 @@ class WandbConfig:
 class EvalRoot:
     """What `flowhand eval` reads."""
 
-    checkpoint: str = MISSING  # folder of a checkpoint or of an export
+    checkpoint: str = MISSING  # folder of a checkpoint, of the run that wrote it, or of an export
     trust: bool = False  # run an export that holds a program of torch or native code: only one that you made
     env: EnvConfig | None = None  # another environment than the checkpoint's own
     modules: list[str] = field(

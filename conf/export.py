@@ -52,7 +52,7 @@ class ExportConfig:
 class ExportRoot:
     """What `flowhand export` reads."""
 
-    checkpoint: str = MISSING  # folder of a checkpoint, or of its run
+    checkpoint: str = MISSING  # folder of a checkpoint, or of the run that wrote it
     export: ExportConfig = field(default_factory=ExportConfig)
     monitor: bool = False  # export the checkpoint's monitor too, its scores as a second output of the graph
     head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10

@@ -43,9 +43,9 @@ def table(group: str) -> dict[str, Any]:
         raise
     configs = {kind: config for kind, (config, _) in found.items()}
     if group == "env":
-        from envs.base import EnvConfig
+        from envs.base import NoWorldConfig
 
-        configs["none"] = EnvConfig(kind="none")
+        configs["none"] = NoWorldConfig
     return configs
 
 

@@ -7,6 +7,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any, get_args, get_type_hints
 
@@ -74,6 +75,7 @@ def default_of(field: Field[Any]) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+@cache
 def comments(config: type) -> dict[str, str]:
     """The comment of every field of a configuration class: at the end of its line, or in the lines above it."""
     found: dict[str, str] = {}

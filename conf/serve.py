@@ -15,7 +15,7 @@ from .sampling import SamplingConfig
 class ServeRoot:
     """What `flowhand serve` reads."""
 
-    checkpoint: str = MISSING  # folder of a checkpoint or of an export
+    checkpoint: str = MISSING  # folder of a checkpoint, of the run that wrote it, or of an export
     server: ServerConfig = field(default_factory=ServerConfig)
     head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10
     device: str = "auto"  # auto (cuda if there is one) | cpu | cuda | cuda:N

@@ -6,19 +6,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.modules import import_modules, imported_modules
 from flowhand.contracts.provenance import Provenance
 from flowhand.contracts.strict import build, nearest
-from flowhand.contracts.world import Feature, Features, Observation
+from flowhand.contracts.world import Observation
 
-from .base import Env, EnvConfig, RenderingUnavailable, choose_gl_backend
+from .base import Env, EnvConfig
 from .detour import DetourConfig, DetourEnv
 from .gymnasium_env import GymnasiumConfig, GymnasiumEnv
 from .metaworld import MetaWorldConfig, MetaWorldEnv
+from .mujoco import RenderingUnavailable
 from .perturb import PerturbConfig, PerturbedEnv
-
-# Here, because it must come before the first import of mujoco, by whomever.
-choose_gl_backend()
 
 # A config is always given to the function beside its own class, which the type cannot say.
 ENVS: dict[str, tuple[type[EnvConfig], Callable[[Any], Env]]] = {
@@ -82,12 +81,12 @@ __all__ = [
     "Env",
     "EnvConfig",
     "Feature",
-    "Features",
     "GymnasiumConfig",
     "MetaWorldConfig",
     "Observation",
     "PerturbConfig",
     "RenderingUnavailable",
+    "Spec",
     "env_of",
     "import_modules",
     "imported_modules",

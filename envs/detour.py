@@ -28,10 +28,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.strict import whole
-from flowhand.contracts.world import Features, Observation
+from flowhand.contracts.world import Observation
 
-from .base import Env, EnvConfig, Physics, RenderingUnavailable, load_mujoco, rendering_help
+from .base import Env, EnvConfig
+from .mujoco import Physics, RenderingUnavailable, load_mujoco, rendering_help
 
 if TYPE_CHECKING:
     import mujoco
@@ -164,10 +166,9 @@ class _Demonstrator:
         return (way / max(distance, 1e-6) * speed).astype(np.float32)
 
 
-def _features(control_dt_s: float) -> Features:
-    def feature(size: int, unit: str, limit: float | None) -> Any:
-        low, high = (None, None) if limit is None else ([-limit] * size, [limit] * size)
-        return {"shape": [size], "dtype": "float32", "unit": unit, "low": low, "high": high}
-
-    observation = {"state": feature(4, "position m, velocity m/s", None), "goal": feature(2, "m", None)}
-    return {"observation": observation, "action": feature(2, "m/s", 0.5), "control_dt_s": float(control_dt_s)}
+def _features(control_dt_s: float) -> Spec:
+    observation = {
+        "state": Feature((4,), "float32", "position m, velocity m/s"),
+        "goal": Feature((2,), "float32", "m"),
+    }
+    return Spec(observation, Feature((2,), "float32", "m/s", (-0.5,) * 2, (0.5,) * 2), float(control_dt_s))

@@ -14,11 +14,13 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.spaces import Box, Dict, Space
 
 from flowhand.contracts import world
+from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.strict import nearest, whole
-from flowhand.contracts.world import Feature, Observation
+from flowhand.contracts.world import Observation
 
-from .base import Env, EnvConfig, Physics, RenderingUnavailable, rendering_help
-from .spaces import ActionVector
+from .base import Env, EnvConfig
+from .mujoco import Physics, RenderingUnavailable, choose_gl_backend, rendering_help
+from .spaces import ActionVector, known_bounds
 
 ADAPTERS_OWN = {"id", "max_episode_steps", "disable_env_checker", "render_mode"}  # arguments of gymnasium.make
 
@@ -83,11 +85,8 @@ class GymnasiumEnv(Env):
         parts = _observation_parts(self._raw.observation_space)
         self._actions = ActionVector(self._raw.action_space)
         self._return = 0.0
-        self.features = {
-            "observation": {name: _observation_feature(box) for name, box in parts.items()},
-            "action": self._actions.feature,
-            "control_dt_s": _control_dt_s(self._raw, config),
-        }
+        observation = {name: _observation_feature(box) for name, box in parts.items()}
+        self.features = Spec(observation, self._actions.feature, _control_dt_s(self._raw, config))
         self.task = config.id
         self.task_text = config.task_text or config.id
         self.version = f"gymnasium {gymnasium.__version__}, {config.id}"
@@ -151,10 +150,10 @@ class GymnasiumEnv(Env):
 
     def _observation(self, raw: Any) -> Observation:
         if not isinstance(raw, dict):
-            (name,) = self.features["observation"]
+            (name,) = self.features.observation
             raw = {name: raw}
-        features = self.features["observation"]
-        return {name: np.array(raw[name], one["dtype"]).reshape(one["shape"]) for name, one in features.items()}
+        features = self.features.observation
+        return {name: np.array(raw[name], one.dtype).reshape(one.shape) for name, one in features.items()}
 
 
 def _make(config: GymnasiumConfig) -> gymnasium.Env:
@@ -162,6 +161,7 @@ def _make(config: GymnasiumConfig) -> gymnasium.Env:
     limit = config.max_steps or spec.max_episode_steps
     if limit is None:
         raise ValueError(f"{config.id} has no step limit of its own: set max_steps")
+    choose_gl_backend()  # before the environment's own package imports mujoco
     # Gymnasium fixes the render mode at construction, and refuses or warns where the environment does not know it.
     mode = {"render_mode": "rgb_array"} if "rgb_array" in _render_modes(spec) else {}
     try:
@@ -216,21 +216,9 @@ def _is_image(box: Box) -> bool:
 
 
 def _observation_feature(box: Box) -> Feature:
-    if _is_image(box):
-        # 150,000 equal bounds would only swell the description; uint8 says them.
-        return {"shape": list(box.shape), "dtype": "uint8", "unit": "1", "low": None, "high": None}
-    return _feature(box, [math.prod(box.shape)], "float32")
-
-
-def _feature(box: Box, shape: list[int], dtype: str) -> Feature:
-    low, high = box.low.ravel().astype(float), box.high.ravel().astype(float)
-    return {
-        "shape": shape,
-        "dtype": dtype,
-        "unit": "unknown",
-        "low": low.tolist() if np.isfinite(low).all() else None,
-        "high": high.tolist() if np.isfinite(high).all() else None,
-    }
+    if _is_image(box):  # 150,000 equal bounds would only swell the description; uint8 says them
+        return Feature(box.shape, "uint8", "1")
+    return Feature((math.prod(box.shape),), "float32", "unknown", known_bounds(box.low), known_bounds(box.high))
 
 
 def _control_dt_s(env: gymnasium.Env, config: GymnasiumConfig) -> float:

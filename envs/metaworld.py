@@ -22,17 +22,19 @@ import importlib.metadata
 import warnings
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium.spaces import Box
 
+from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.strict import nearest, whole
-from flowhand.contracts.world import Feature, Features, Observation
+from flowhand.contracts.world import Observation
 
-from .base import Env, EnvConfig, Physics, RenderingUnavailable, check_rendering, load_mujoco, rendering_help
+from .base import Env, EnvConfig
+from .mujoco import Physics, RenderingUnavailable, check_rendering, load_mujoco, rendering_help
 
 if TYPE_CHECKING:
     import mujoco
@@ -169,9 +171,10 @@ class MetaWorldEnv(Env):
         # The goal is clipped to its own box in the observation: nothing may be clipped in silence out there.
         self._raw.goal_space = Box(-np.inf, np.inf, (3,), np.float64)
         self._raw.__dict__.pop("sawyer_observation_space", None)
-        if "goal" in self.features["observation"]:
-            goal = self.features["observation"]["goal"]
-            goal["low"] = goal["high"] = None
+        if (goal := self.features.observation.get("goal")) is not None:
+            observation = {**self.features.observation, "goal": replace(goal, low=None, high=None)}
+            self.features = replace(self.features, observation=observation)
+            self.__dict__.pop("observation_space", None)
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
         """Act for one control period (12.5 ms); Meta-World clips the action to [-1, 1].
@@ -308,14 +311,13 @@ def _touching_object(env: SawyerXYZEnv, object_geom_id: int) -> bool:
     return pressed("leftpad_geom") and pressed("rightpad_geom")
 
 
-def _features(env: SawyerXYZEnv, goal_visible: bool) -> Features:
+def _features(env: SawyerXYZEnv, goal_visible: bool) -> Spec:
     pose = "position m, quaternion 1"
     state_unit = f"hand m, gripper opening 0 to 1, object 1 {pose}, object 2 {pose}"
-    observation = {"state": Feature(shape=[18], dtype="float32", unit=state_unit, low=None, high=None)}
+    observation = {"state": Feature((18,), "float32", state_unit)}
     if goal_visible:
         assert env.goal_space is not None
-        low, high = env.goal_space.low.tolist(), env.goal_space.high.tolist()
-        observation["goal"] = Feature(shape=[3], dtype="float32", unit="m", low=low, high=high)
-    action_unit = "hand cm per step, gripper force 1"
-    action = Feature(shape=[4], dtype="float32", unit=action_unit, low=[-1.0] * 4, high=[1.0] * 4)
-    return {"observation": observation, "action": action, "control_dt_s": float(env.dt)}
+        low, high = tuple(env.goal_space.low.tolist()), tuple(env.goal_space.high.tolist())
+        observation["goal"] = Feature((3,), "float32", "m", low, high)
+    action = Feature((4,), "float32", "hand cm per step, gripper force 1", (-1.0,) * 4, (1.0,) * 4)
+    return Spec(observation, action, float(env.dt))

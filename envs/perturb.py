@@ -20,7 +20,8 @@ import numpy as np
 from flowhand.contracts.strict import nearest, whole
 from flowhand.contracts.world import Observation
 
-from .base import Env, Physics, load_mujoco
+from .base import Env
+from .mujoco import Physics, load_mujoco
 
 STRENGTHS = {  # the value of each that leaves the world as it is
     "initial_shift": 0.0,
@@ -104,16 +105,15 @@ class PerturbedEnv(Env):
     def __init__(self, env: Env, config: PerturbConfig, spreads: Mapping[str, Sequence[float]] | None = None):
         self._env = env
         self.config = config
+        if config.initial_shift:
+            env.widen_start(1 + config.initial_shift)
         self.features, self.task, self.task_text, self.version = env.features, env.task, env.task_text, env.version
         self.expert, self.physics, self.rest = env.expert, env.physics, env.rest
         self.perturbation = config.describe()
         self._noise = self._noise_levels(spreads or {})
-        action = env.features["action"]
-        self._continuous = np.array(action.get("choices", [0] * math.prod(action["shape"]))) == 0
+        self._continuous = ~env.features.action.discrete
         if config.action_noise and not self._continuous.any():
             raise ValueError(f"{env.task} has only choices to act with, and perturb.action_noise is for numbers")
-        if config.initial_shift:
-            env.widen_start(1 + config.initial_shift)
         if config.push or config.mass_scale != 1 or config.friction_scale != 1:
             self._alter()
 
@@ -158,12 +158,12 @@ class PerturbedEnv(Env):
         absolute, relative = self.config.observation_noise, self.config.observation_noise_relative
         if not (absolute or relative):
             return {}
-        vectors = {name: f for name, f in self.features["observation"].items() if f["dtype"] == "float32"}
+        vectors = {name: f for name, f in self.features.observation.items() if f.dtype == "float32"}
         if not vectors:
             raise ValueError(f"{self.task} has no vector to observe, and noise is for vectors")
         levels = {}
         for name, feature in vectors.items():
-            size = math.prod(feature["shape"])
+            size = feature.size
             spread = np.asarray(spreads.get(name, np.zeros(size)), np.float32)
             if relative and (name not in spreads or spread.shape != (size,)):
                 raise ValueError(
@@ -201,7 +201,7 @@ class PerturbedEnv(Env):
 
     def _push(self) -> None:
         """Begin, go on with or end a push."""
-        dt, random = self.features["control_dt_s"], self._random["push"]
+        dt, random = self.features.seconds(), self._random["push"]
         begins, angle = random.random() < dt / self.config.push_interval_s, random.uniform(0, 2 * math.pi)
         if self._push_left == 0 and begins:
             self._push_left = math.ceil(round(self.config.push_duration_s / dt, 6))

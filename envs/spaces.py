@@ -1,4 +1,7 @@
-"""Action spaces of Gymnasium as one vector: continuous numbers and the indices of choices, side by side."""
+"""Spaces of Gymnasium and features, each made from the other.
+
+An action space of any parts becomes one vector: continuous numbers and the indices of choices, side by side.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
-from flowhand.contracts.world import Feature
+from flowhand.contracts.features import Feature
 
 Leaf = Box | Discrete | MultiDiscrete | MultiBinary
 
@@ -37,16 +40,9 @@ class ActionVector:
     @property
     def feature(self) -> Feature:
         """Its description; `choices` only where there are any."""
-        feature: Feature = {
-            "shape": [len(self.choices)],
-            "dtype": "float32",
-            "unit": "unknown",
-            "low": self.low.tolist() if np.isfinite(self.low).all() else None,
-            "high": self.high.tolist() if np.isfinite(self.high).all() else None,
-        }
-        if any(self.choices):
-            feature["choices"] = self.choices
-        return feature
+        choices = tuple(self.choices) if any(self.choices) else None
+        bounds = known_bounds(self.low), known_bounds(self.high)
+        return Feature((len(self.choices),), "float32", "unknown", *bounds, choices)
 
     def native(self, vector: np.ndarray) -> Any:
         """The vector (A,) as an element of the space.
@@ -58,6 +54,31 @@ class ActionVector:
             if n and value not in range(n):
                 raise ValueError(f"action dimension {dimension} is {value}, expected one of its choices 0 to {n - 1}")
         return _native(self.space, vector)
+
+
+class FeatureSpace(Box):
+    """The arrays of a feature, whose choices are whole numbers."""
+
+    def __init__(self, feature: Feature):
+        low, high = feature.bounds()
+        super().__init__(low, high, feature.shape, low.dtype.type)
+        self._chosen = feature.discrete.reshape(feature.shape)
+        self._counts = np.array([n for n in feature.choices or () if n], np.int64)
+
+    def sample(self, mask: None = None, probability: None = None) -> np.ndarray:
+        """A random element."""
+        value = super().sample(mask, probability)
+        value[self._chosen] = self.np_random.integers(self._counts)
+        return value
+
+    def contains(self, x: Any) -> bool:
+        """Whether it is an element."""
+        return super().contains(x) and bool((np.mod(np.asarray(x)[self._chosen], 1) == 0).all())
+
+
+def known_bounds(bound: np.ndarray) -> tuple[float, ...] | None:
+    """The bounds as a feature has them, None where one of them is infinite."""
+    return tuple(bound.ravel().astype(float).tolist()) if np.isfinite(bound).all() else None
 
 
 def _leaves(space: Space) -> Iterator[Leaf]:

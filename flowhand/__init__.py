@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .contracts.features import Spec
-    from .contracts.planner import Planner
+    from .contracts.planner import LoadedPlanner
     from .control.controller import Controller
     from .control.runtime import Runtime
     from .demos.formats import open_dataset
@@ -32,7 +32,7 @@ __all__ = ["Controller", "Runtime", "Spec", "load", "open_dataset"]
 TRUSTED = {"pt2": "a program of torch", "aoti": "native code"}  # what a format of export holds that runs as it is
 
 
-def load(where: Path | str, *, device: str = "cpu", trust: bool = False, threads: int = 1) -> Planner:
+def load(where: Path | str, *, device: str = "cpu", trust: bool = False, threads: int = 1) -> LoadedPlanner:
     """The policy that lies there, ready to plan.
 
     Args:

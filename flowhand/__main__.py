@@ -13,6 +13,7 @@ VERBS = {
     "collect": "let a world's scripted expert record demonstrations",
     "train": "train a policy from demonstrations, and evaluate it",
     "eval": "evaluate a checkpoint or an export: success rate, records, report page",
+    "compare": "compare evaluations on the same start states, with paired tests",
     "inspect": "say what recorded demonstrations are: format, features, tasks, what is unusual",
     "calibrate": "calibrate a checkpoint's monitor to a rate of false alarms",
     "export": "write a checkpoint's decision as one file that needs no torch",
@@ -21,6 +22,7 @@ VERBS = {
     "verify": "make every decision of a journal again and compare",
 }
 
+PLAIN = ("compare",)  # verbs whose words are no settings
 
 COMPLETION = """_flowhand() {
     mapfile -t COMPREPLY < <(COMP_LINE="${COMP_LINE:0:COMP_POINT}" flowhand --complete | tr ' ' '\\n')
@@ -63,7 +65,7 @@ def complete(line: str) -> None:
     verb, space, settings = rest.lstrip().partition(" ")
     if not space:
         print(" ".join(name for name in VERBS if name.startswith(verb)))
-    elif verb in VERBS:
+    elif verb in VERBS and verb not in PLAIN:
         os.environ["COMP_LINE"] = f"flowhand-{verb} {settings}"  # Hydra takes the first word for the program
         run(verb, ["-sc", "query=bash"])
 

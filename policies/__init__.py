@@ -3,7 +3,7 @@
 from flowhand.contracts.provenance import Provenance
 
 from .batch import Batch
-from .checkpoint import load, load_train_state, read_config, save, snapshot
+from .checkpoint import checkpoint_in, load, load_train_state, read_config, save, snapshot
 from .ema import EMA
 from .policy import Policy, PolicyConfig
 from .windows import Windows
@@ -15,6 +15,7 @@ __all__ = [
     "PolicyConfig",
     "Provenance",
     "Windows",
+    "checkpoint_in",
     "load",
     "load_train_state",
     "read_config",

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
@@ -34,3 +34,4 @@ class Batch:
     observation: dict[str, Tensor]  # each (B, O, *feature shape), in physical units
     action: Float[Tensor, "B T A"]  # in physical units
     mask: Bool[Tensor, "B T"]  # False where the action only repeats past the end of the episode
+    task: Int64[Tensor, " B"] | None = None  # index into a list of task texts (`Windows.tasks`); None: not known

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from flowhand.contracts.durable import Snapshot, opened, replacing
+from flowhand.contracts.durable import Snapshot, exists, opened, replacing
 from flowhand.contracts.features import Spec
 from flowhand.contracts.modules import imported_modules
 from flowhand.contracts.provenance import Provenance
@@ -41,7 +41,8 @@ MOST_CONFIG_BYTES = 2**24
 MOST_HEADER_BYTES = 2**24  # of a file of tensors, beside the tensors themselves
 MOST_TENSOR_BYTES = 2**33  # of all tensors of a file: a configuration can ask for any number
 
-Source = Path | str | Snapshot  # of what is read: a directory, or the files of one that is held open
+# Of what is read: a checkpoint's directory, that of the run that wrote it, or the files of one that is held open.
+Source = Path | str | Snapshot
 
 
 def save(
@@ -80,6 +81,13 @@ def save(
         (new / TRAIN_STATE).write_bytes(packed.getbuffer())
 
 
+def checkpoint_in(path: Path | str) -> Path:
+    """The checkpoint directory that a path stands for: itself, or the one in the folder of a training run."""
+    path = Path(path)
+    inner = path / "checkpoint"
+    return inner if not (path / FILES[0]).exists() and exists(inner) else path
+
+
 @contextmanager
 def snapshot(path: Source) -> Iterator[Snapshot]:
     """The checkpoint's files as they are now.
@@ -94,7 +102,7 @@ def snapshot(path: Source) -> Iterator[Snapshot]:
         files = path
         if not isinstance(files, Snapshot):
             try:
-                files = stack.enter_context(opened(files, (*FILES, TRAIN_STATE)))
+                files = stack.enter_context(opened(checkpoint_in(files), (*FILES, TRAIN_STATE)))
             except FileNotFoundError as error:
                 raise ValueError(f"there is no checkpoint directory at {path}") from error
         for name in FILES:
@@ -104,20 +112,21 @@ def snapshot(path: Source) -> Iterator[Snapshot]:
 
 
 def load(path: Source, device: torch.device | str = "cpu") -> Policy:
-    """The policy of a checkpoint directory, ready to sample.
+    """The policy of a checkpoint directory, or of the run's folder that holds it, ready to sample.
 
     Raises:
         ValueError: naming what is missing, unknown, of the wrong shape, not finite, or no longer gives the stored
             action.
     """
     with snapshot(path) as files:
-        config, spec, _ = read_config(files)
+        config, spec, provenance = read_config(files)
         expected = _expected_tensors(config, spec)
         tensors = read_tensors(files, "model.safetensors", expected)
         _require_same_tensors(tensors, expected, files.path / "model.safetensors")
         policy = Policy(config, spec)
         policy.load_state_dict(tensors)
         policy.eval().requires_grad_(False)
+        policy.came_from(provenance)
         policy.check()
         _check_golden(policy, read_golden(files, policy), files.path / "golden.safetensors")
     return policy.to(device)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .nets.base import Net
+from .conditioning import Conditioning
+from .nets.base import Modulation, Net
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -100,15 +101,17 @@ class Repeated(Net):
     def __init__(self, net: Net):
         super().__init__()
         self.net = net
-        self.evaluate: Any = torch.compiler.nested_compile_region(lambda x_BTA, modulation: net(x_BTA, modulation))
+        self.evaluate: Any = torch.compiler.nested_compile_region(
+            lambda x_BTA, timed, *observed: net(x_BTA, Modulation(timed, observed))
+        )
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
         """The net's own."""
         return self.net.prepare(t, cond, per_action)
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
         """The net's own."""
-        return self.evaluate(x_BTA, modulation)
+        return self.evaluate(x_BTA, modulation.timed, *modulation.observed)
 
 
 class RowLinear(nn.Linear):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowhand.contracts.features import ChunkConfig, Spec
-from flowhand.contracts.planner import PrefixArrays
+from flowhand.contracts.planner import PrefixArrays, check_spec
+from flowhand.contracts.provenance import Provenance
 
 from .batch import Batch
 from .codec import ActionCodec
 from .compile import CompiledSampler
-from .encoders import ENCODERS
+from .conditioning import Conditioning
+from .encoders import ENCODERS, compose
 from .encoders.base import EncoderConfig
 from .encoders.state import StateEncoderConfig
 from .generation.prefix import Prefix
@@ -56,6 +58,7 @@ class Policy(nn.Module):
 
     def __init__(self, config: PolicyConfig, spec: Spec):
         super().__init__()
+        check_spec(spec)
         self.config = config
         self.spec = spec
         self.codec = ActionCodec(spec.action)
@@ -63,14 +66,55 @@ class Policy(nn.Module):
         vectors = {name: f for name, f in spec.observation.items() if f.dtype == "float32"}
         self.observation_normalizers = nn.ModuleDict({name: Normalizer(f.size) for name, f in vectors.items()})
         self.action_normalizer = Normalizer(spec.action.size)
-        self.encoder = component(ENCODERS, config.encoder, "encoder")(
-            config.encoder, spec, config.chunk.history, config.net.attends
-        )
+        encoders = [(config.encoder, component(ENCODERS, config.encoder, "encoder"))]
+        self.encoder = compose(encoders, spec, config.chunk.history, config.net.attends)
         self.net = component(NETS, config.net, "net")(
             config.net, self.chunk_shape, self.encoder.size, self.encoder.tokens
         )
-        self.head = component(HEADS, config.head, "head")(config.head, self.encoder.size)
+        self.head = component(HEADS, config.head, "head")(config.head, self.encoder.size, self.encoder.tokens)
         self._compiled: CompiledSampler | None = None
+        self._trained_head = config.head
+        self._provenance: Provenance | None = None
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where the policy comes from.
+
+        Raises:
+            ValueError: it was not loaded from a checkpoint.
+        """
+        if self._provenance is None:
+            raise ValueError("the policy was not loaded from a checkpoint, which would say where it comes from")
+        return self._provenance
+
+    @property
+    def words(self) -> str:
+        """What it is, in words."""
+        return f"{self.config.head.kind} policy"
+
+    @property
+    def identity(self) -> None:
+        """It is no export."""
+
+    @property
+    def changed_head(self) -> dict[str, Any]:
+        """Fields of the head with which it samples otherwise than it was trained to, and their values."""
+        return self.config.head.changed_from(self._trained_head)
+
+    @property
+    def observation_spread(self) -> dict[str, list[float]]:
+        """Standard deviation of every dimension of the observation's vectors in the demonstrations."""
+        return {name: normalizer.scale.tolist() for name, normalizer in self.normalizers()[:-1]}
+
+    @property
+    def device_name(self) -> str:
+        """Where it computes: cpu | cuda | cuda:N."""
+        return str(self.action_normalizer.shift.device)
+
+    def settled(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Configuration and device, and the weights."""
+        weights = {name: value.cpu().numpy() for name, value in self.state_dict().items()}
+        return {"policy": asdict(self.config), "device": self.device_name}, weights
 
     @property
     def chunk(self) -> ChunkConfig:
@@ -81,6 +125,10 @@ class Policy(nn.Module):
     def noise_shape(self) -> tuple[int, ...]:
         """Shape of the noise of one decision: the chunk's own, or larger where the head draws more than once."""
         return self.head.noise_shape(self.chunk_shape)
+
+    def came_from(self, provenance: Provenance) -> None:
+        """Notes where the policy comes from."""
+        self._provenance = provenance
 
     def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor) -> None:
         """Takes the statistics of the demonstrations: each (N, *shape), N control steps."""
@@ -99,18 +147,18 @@ class Policy(nn.Module):
         named.append(("action", self.action_normalizer))
         return [(name, module) for name, module in named if isinstance(module, Normalizer)]
 
-    def encode(self, observation: Mapping[str, Tensor]) -> Float[Tensor, "B E"]:
-        """Conditioning vectors of observation histories (B, O, *shape) in physical units."""
+    def encode(self, observation: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Conditioning:
+        """Conditioning on observation histories (B, O, *shape) in physical units; random with a generator only."""
         normalized = dict(observation)
         for name, normalizer in self.normalizers()[:-1]:
             normalized[name] = normalizer.normalize(observation[name])
-        return self.encoder(normalized)
+        return self.encoder(normalized, generator)
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Float[Tensor, ""]:
         """Training loss of a batch of windows; the generator makes its randomness repeatable."""
         mask = torch.ones_like(batch.mask) if self.config.chunk.loss_on_padding else batch.mask
         x1_BTA = self._code(batch.action)
-        return self.head.loss(self.net, x1_BTA, self.encode(batch.observation), mask, generator)
+        return self.head.loss(self.net, x1_BTA, self.encode(batch.observation, generator), mask, generator)
 
     def sample(
         self, observation: Mapping[str, Tensor], noise: Float[Tensor, "B ..."], prefix: Prefix | None = None
@@ -160,10 +208,7 @@ class Policy(nn.Module):
     @property
     def continues(self) -> dict[str, int]:
         """The forms of a prefix that the policy can continue, with the longest delay of each in control steps."""
-        head = self.config.head
-        pulled = self.chunk.prediction_horizon if getattr(head, "steps", 1) > 1 else 0  # one step cannot be pulled
-        longest = dict.fromkeys(self.head.continues, pulled) | {"trained": getattr(head, "prefix_max", 0)}
-        return {form: delay for form, delay in longest.items() if delay}
+        return self.head.delays(self.chunk.prediction_horizon)
 
     def plan(
         self, observation: Mapping[str, np.ndarray], noise: np.ndarray, prefix: PrefixArrays | None = None
@@ -195,7 +240,7 @@ class Policy(nn.Module):
         config = self.config.head.resampled(fields)
         other = copy.deepcopy(self)
         other.config = replace(self.config, head=config)
-        other.head = component(HEADS, config, "head")(config, self.encoder.size)
+        other.head = component(HEADS, config, "head")(config, self.encoder.size, self.encoder.tokens)
         other.head.load_state_dict(self.head.state_dict())
         return other.to(self.action_normalizer.shift.device).eval().requires_grad_(False)
 
@@ -222,6 +267,15 @@ class Policy(nn.Module):
             if weight.data_ptr() % ALIGNMENT:
                 weight.data = weight.data.clone()
         return super().train(mode)
+
+    def __repr__(self) -> str:
+        """One line: what it is made of, how large it is, what it sees and does."""
+        weights = sum(parameter.numel() for parameter in self.parameters())
+        seen = " + ".join(f"{name} {feature.shape}" for name, feature in self.spec.observation.items())
+        parts = f"head={self.config.head.kind}, net={self.config.net.kind}, {weights:,} parameters"
+        steps = f"history {self.chunk.history}, predicts {self.chunk.prediction_horizon}"
+        steps += f", executes {self.chunk.execution_horizon}"
+        return f"Policy({parts}, {seen} -> action {self.spec.action.shape}, {steps})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}  # what was compiled computes with the weights of the original

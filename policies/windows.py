@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from flowhand.contracts.features import Spec
+from flowhand.contracts.history import fitted, fitting
+from flowhand.contracts.planner import check_spec
 
-from .batch import Batch
+from .batch import DTYPES, Batch
 
 
 @runtime_checkable
@@ -20,10 +22,24 @@ class EpisodeLike(Protocol):
 
     observation: dict[str, np.ndarray]  # each (N, *shape)
     action: np.ndarray  # (N, A)
+    task: str  # instruction in words
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """Episodes whose lengths are known before they are read, as those of a `Dataset`."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """The control steps of each."""
+        ...
 
 
 class Windows:
     """Every control step of every episode as a window that starts there; see the diagram in batch.py.
+
+    Episodes are taken one at a time, and cast to the dtypes of the specification; where their lengths are known, as a
+    store's are, none is held beside the windows.
 
     Args:
         episodes: the demonstrations.
@@ -31,6 +47,9 @@ class Windows:
         history: observations per window, O.
         prediction_horizon: actions per window, T.
         device: where the tensors live.
+
+    Attributes:
+        tasks: the texts that `Batch.task` counts through, in the order of the alphabet.
 
     Raises:
         ValueError: no episode, or one that does not fit the specification.
@@ -44,20 +63,41 @@ class Windows:
         prediction_horizon: int,
         device: torch.device | str = "cpu",
     ):
-        episodes = list(episodes)
-        if not episodes:
+        check_spec(spec)
+        lengths = list(episodes.lengths) if isinstance(episodes, Measured) else None
+        if lengths is None:
+            episodes = list(episodes)
+            lengths = [len(episode.action) for episode in episodes]
+        if not lengths:
             raise ValueError("there are no episodes to train on; expected at least one")
-        for i, episode in enumerate(episodes):
-            _check(episode, spec, i)
-        self.observation = {
-            name: torch.from_numpy(np.concatenate([e.observation[name] for e in episodes])).to(device)
-            for name in spec.observation
+        features = {**spec.observation, "action": spec.action}
+        steps = {
+            name: torch.empty((sum(lengths), *feature.shape), dtype=DTYPES[feature.dtype], device=device)
+            for name, feature in features.items()
         }
-        self.action = torch.from_numpy(np.concatenate([e.action for e in episodes])).to(device)
-        lengths = torch.tensor([len(e.action) for e in episodes])
-        ends = lengths.cumsum(0)
-        self.first = torch.repeat_interleave(ends - lengths, lengths).to(device)  # first step of each step's episode
-        self.last = torch.repeat_interleave(ends - 1, lengths).to(device)
+        start, texts = 0, []
+        for i, episode in enumerate(episodes):  # not with zip, which holds the first one to its end
+            length = lengths[i]
+            try:
+                arrays = fitting(episode.observation, spec.observation, length)
+                arrays["action"] = fitted("the action", episode.action, spec.action, length)
+            except ValueError as error:
+                raise ValueError(f"episode {i}: {error}") from error
+            for name, values in arrays.items():
+                steps[name][start : start + length] = torch.from_numpy(values)
+            texts.append(episode.task)
+            start += length
+        if start != sum(lengths):
+            raise ValueError(f"there were {start} control steps in the episodes, expected {sum(lengths)}")
+        self.action = steps.pop("action")
+        self.observation = steps
+        counts = torch.tensor(lengths)
+        self.tasks = sorted(set(texts))
+        tasks = torch.tensor([self.tasks.index(text) for text in texts])
+        self.task = torch.repeat_interleave(tasks, counts).to(device)  # of each step
+        ends = counts.cumsum(0)
+        self.first = torch.repeat_interleave(ends - counts, counts).to(device)  # first step of each step's episode
+        self.last = torch.repeat_interleave(ends - 1, counts).to(device)
         self.back = torch.arange(1 - history, 1, device=device)
         self.ahead = torch.arange(prediction_horizon, device=device)
 
@@ -74,24 +114,10 @@ class Windows:
             observation={name: values[past] for name, values in self.observation.items()},
             action=self.action[torch.minimum(future, last)],
             mask=future <= last,
+            task=self.task[index],
         )
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Batch:
         """A batch of windows drawn uniformly, with replacement."""
         index = torch.randint(len(self), (batch_size,), generator=generator, device=self.action.device)
         return self.gather(index)
-
-
-def _check(episode: EpisodeLike, spec: Spec, i: int) -> None:
-    """Raises `ValueError` naming the episode and the array that does not fit."""
-    arrays: Mapping[str, np.ndarray] = {**episode.observation, "action": episode.action}
-    features = {**spec.observation, "action": spec.action}
-    if set(episode.observation) != set(spec.observation):
-        raise ValueError(f"episode {i} observes {sorted(episode.observation)}, expected {sorted(spec.observation)}")
-    for name, feature in features.items():
-        value = arrays[name]
-        expected = (len(episode.action), *feature.shape)
-        if value.shape != expected or value.dtype != np.dtype(feature.dtype):
-            raise ValueError(
-                f"episode {i}: {name!r} is {value.dtype} of shape {value.shape}, expected {feature.dtype} {expected}"
-            )

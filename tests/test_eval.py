@@ -106,7 +106,7 @@ def test_a_run_leaves_everything_behind(checkpoint):
 def test_eval_repeats_what_train_found(checkpoint, tmp_path):
     told = call(
         evaluation.main,
-        f"checkpoint={checkpoint}",
+        f"checkpoint={checkpoint.parent}",  # the run's folder stands for its checkpoint
         "eval.episodes=6",
         "eval.n_envs=3",
         "eval.workers=inline",

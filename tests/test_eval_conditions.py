@@ -16,7 +16,7 @@ from envs import PerturbConfig
 from envs.perturb import PerturbedEnv
 from flowhand.commands import eval as evaluation
 from flowhand.contracts.execution import ExecutionConfig
-from flowhand.contracts.features import ChunkConfig, Spec
+from flowhand.contracts.features import ChunkConfig
 from flowhand.evaluation.records import read_records
 from policies.nets.mlp import MLPConfig
 
@@ -25,7 +25,7 @@ ENV = envs.DetourConfig(max_steps=10)
 
 @pytest.fixture(scope="module")
 def policy():
-    spec = Spec.from_dict(envs.make(ENV).features)
+    spec = envs.make(ENV).features
     policy = policies.Policy(policies.PolicyConfig(ChunkConfig(2, 8, 4), net=MLPConfig(width=16)), spec)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -109,6 +109,7 @@ def test_what_was_set_stands_in_every_result(checkpoint, tmp_path, capsys):
         "latencies_ms": [],
         "latencies_file": "",
         "ensemble_decay": 0.01,
+        "clip": True,
     }
     assert [r.perturbation for r in read_records(tmp_path / "out" / "episodes.jsonl")] == ["push=1.5"] * 2
     page = (tmp_path / "out" / "report.html").read_text()

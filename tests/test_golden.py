@@ -19,6 +19,7 @@ from envs import PerturbConfig
 from flowhand.commands import eval as evaluation
 from flowhand.commands import train
 from flowhand.commands.verify import verify as again
+from flowhand.contracts.execution import ExecutionConfig
 from flowhand.control.alarm import Monitor
 from flowhand.control.controller import Controller
 from flowhand.control.journal import read
@@ -47,7 +48,8 @@ def observation(expected) -> dict[str, np.ndarray]:
 
 
 def decisions(policy, expected) -> np.ndarray:
-    controller, seen = Controller(policy), observation(expected)
+    # They were written when a controller clipped nothing.
+    controller, seen = Controller(policy, execution=ExecutionConfig(clip=False)), observation(expected)
     controller.reset(seed=3)
     return np.stack([controller.step({name: value[step] for name, value in seen.items()}) for step in range(10)])
 

@@ -224,6 +224,12 @@ def test_importing_the_brain_imports_no_world():
     assert not found & (SIMULATORS | HYDRA | {"envs", "wandb", "matplotlib", "beartype"})
 
 
+def test_importing_the_worlds_changes_nothing():
+    """MuJoCo's backend is chosen by what first imports mujoco, not by an import of a package."""
+    code = "import os; before = dict(os.environ); import envs; assert dict(os.environ) == before"
+    assert not {"mujoco", "metaworld"} & {name.split(".")[0] for name in loaded(code)}
+
+
 @pytest.mark.parametrize("room", ["contracts", "demos", "control", "robots", "deploy", "evaluation"])
 def test_rooms_for_robots_need_neither_torch_nor_a_simulator(room):
     names = [name_of(file).removesuffix(".py").replace("/", ".") for file in SOURCES if room_of(name_of(file)) == room]

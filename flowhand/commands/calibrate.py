@@ -29,7 +29,7 @@ from flowhand.demos.config import DataConfig
 from flowhand.demos.native import Store
 from flowhand.evaluation.records import EpisodeRecord
 from flowhand.evaluation.rollout import rollout
-from policies.checkpoint import TRAIN_STATE
+from policies.checkpoint import TRAIN_STATE, checkpoint_in
 from policies.device import cpu_threads
 from policies.monitor.calibrated import (
     CalibratedMonitor,
@@ -82,7 +82,7 @@ def learn(policy: policies.Policy, store: Store, config: DensityConfig) -> Densi
     windows = Windows(store, policy.spec, chunk.history, chunk.prediction_horizon)
     with torch.no_grad():
         parts = torch.arange(len(windows)).split(ENCODED_AT_ONCE)
-        embedding_NE = torch.cat([policy.encode(windows.gather(part).observation) for part in parts])
+        embedding_NE = torch.cat([policy.encode(windows.gather(part).observation).flat_BF for part in parts])
     return learn_density(embedding_NE.float(), config)
 
 
@@ -102,8 +102,8 @@ def watched_episodes(
 
 
 def calibrate(config: Any) -> str:
-    """Calibrates and stores the monitor as the configuration (`conf.CalibrateRoot`) says; the closing line."""
-    checkpoint = Path(config.checkpoint)
+    """Calibrates and stores the monitor as the configuration (`CalibrateRoot`) says; the closing line."""
+    checkpoint = checkpoint_in(config.checkpoint)
     with policies.snapshot(checkpoint) as files:
         policy, source = policies.load(files), policies.read_config(files)[2]
     env = config.env or envs.env_of(source)

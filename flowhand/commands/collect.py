@@ -7,7 +7,6 @@ same episodes, however often the collection was interrupted or extended and howe
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import os
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from envs import Env, EnvConfig, Feature, make
+from envs import Env, EnvConfig, make
 from flowhand.contracts import world
 from flowhand.contracts.episode import Episode
 from flowhand.contracts.modules import import_modules, imported_modules
@@ -102,7 +101,7 @@ def _meta(env: Env, env_config: EnvConfig, config: DataConfig) -> StoreMeta:
         "after_success": config.after_success,
     }
     return StoreMeta(
-        features=json.loads(json.dumps(env.features)),
+        features=env.features.to_dict(),
         task=env.task_text,
         env=f"{env_config.kind} {_task_name(env_config)}",
         env_version=env.version,
@@ -135,10 +134,10 @@ def _find_store(env: Env, meta: StoreMeta, config: DataConfig) -> Store:
 
 
 def _check_fits(store: Store, meta: StoreMeta, config: DataConfig) -> None:
-    if store.features != meta.features:
+    if store.spec != meta.spec():
         raise ValueError(
             f"{store.path} does not fit {meta.env}, use another store or environment: its features differ in "
-            f"{_differences(store.features, meta.features)}"
+            f"{_differences(store.spec.to_dict(), meta.features)}"
         )
     if len(store) < config.episodes and store.meta.recipe_hash != meta.recipe_hash:
         raise ValueError(
@@ -247,9 +246,8 @@ def attempt(env: Env, config: DataConfig, seed: int) -> Episode | None:
     """
     seed = whole("seed", seed)
     rng = np.random.default_rng([NOISE_STREAM, seed])
-    low, high = _limits(env.features["action"])
-    # No noise on choices: there is none between two of them.
-    noise = config.noise * np.array([not n for n in env.features["action"].get("choices", [0] * len(low))])
+    low, high = env.features.action.bounds()
+    noise = config.noise * ~env.features.action.discrete  # none on choices: there is nothing between two of them
     steps: list[Step] = []
     observation, info, _ = world.begin(env, seed)
     expert = env.expert
@@ -273,15 +271,6 @@ def attempt(env: Env, config: DataConfig, seed: int) -> Episode | None:
     return None if math.isinf(steps_left) else _episode(env, seed, steps)
 
 
-def _limits(action: Feature) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest action, infinite where the environment names none."""
-    low, high = (
-        np.full(action["shape"], default) if action[bound] is None else np.array(action[bound])
-        for bound, default in (("low", -np.inf), ("high", np.inf))
-    )
-    return low.astype(action["dtype"]), high.astype(action["dtype"])
-
-
 def _episode(env: Env, seed: int, steps: list[Step]) -> Episode:
     observations, actions, rewards, successes = zip(*steps, strict=True)
     return Episode(
@@ -291,7 +280,7 @@ def _episode(env: Env, seed: int, steps: list[Step]) -> Episode:
         success=np.array(successes, bool),
         task=env.task_text,
         seed=seed,
-        control_dt_s=env.features["control_dt_s"],
+        control_dt_s=env.features.control_dt_s,
     )
 
 

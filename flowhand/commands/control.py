@@ -19,8 +19,7 @@ from conf.control import ControlRoot
 from flowhand.contracts import artifact, exported_policy
 from flowhand.contracts.durable import opened
 from flowhand.contracts.features import Spec
-from flowhand.contracts.planner import Planner
-from flowhand.contracts.provenance import Provenance
+from flowhand.contracts.planner import LoadedPlanner, Planner
 from flowhand.contracts.world import World
 from flowhand.control.alarm import Monitor
 from flowhand.control.background import Logger, divert_logging
@@ -51,9 +50,9 @@ def control(config: ControlRoot) -> tuple[str, str]:
     import envs  # after the policy: only a simulated robot needs a world
 
     spec = planner.spec
-    dt = 1 / config.rate_hz if config.rate_hz else spec.control_dt_s
+    dt = 1 / config.rate_hz if config.rate_hz else spec.seconds()
     path = Path(config.journal or f"outputs/deploy/{time.strftime('%Y-%m-%d_%H-%M-%S')}.journal")
-    with closing(envs.make(config.env or envs.env_of(_origin(config.checkpoint)))) as env, one_thread(own):
+    with closing(envs.make(config.env or envs.env_of(own.provenance))) as env, one_thread(own):
         _require_fit(spec, env)
         decider = Decider(planner, config.execution, config.noise_seed, config.asynchronous)
         config.safety = _resting(config.safety, env)
@@ -68,7 +67,7 @@ def control(config: ControlRoot) -> tuple[str, str]:
                 ended = runtime.run(left_s, seed)
                 seed += 1
     solved = f"{sum(o.success for o in robot.outcomes)} of {len(robot.outcomes)} episodes solved"
-    speed = "" if dt == spec.control_dt_s else f" ({spec.control_dt_s / dt:.3g} times the checkpoint's rate)"
+    speed = "" if dt == spec.control_dt_s else f" ({spec.seconds() / dt:.3g} times the checkpoint's rate)"
     return f"{env.task}: {runtime.report.line()}{speed}; {solved}; journal: {path}", ended
 
 
@@ -84,7 +83,7 @@ def _resting(config: SafetyConfig, env: World) -> SafetyConfig:
 
 def _require_fit(spec: Spec, env: World) -> None:
     """Raises `ValueError` unless the world has the observation and the action that the policy was trained with."""
-    world = Spec.from_dict(env.features)
+    world = env.features
 
     def form(of: Spec) -> tuple[Any, ...]:
         return {name: (feature.shape, feature.dtype) for name, feature in of.observation.items()}, of.action.shape
@@ -102,7 +101,7 @@ def digest(where: str | Path) -> str:
     return content.hexdigest()
 
 
-def planner_of(where: str | Path, device: str, head: Mapping[str, Any]) -> Planner:
+def planner_of(where: str | Path, device: str, head: Mapping[str, Any]) -> LoadedPlanner:
     """What decides: the exported policy or the checkpoint that lies there, sampling with these fields of its head."""
     if artifact.is_export(where):
         exported_policy.require_own_sampler(where, head)
@@ -123,14 +122,6 @@ def one_thread(planner: Planner) -> AbstractContextManager[None]:
     from policies.device import cpu_threads
 
     return cpu_threads(1)
-
-
-def _origin(where: str | Path) -> Provenance:
-    if artifact.is_export(where):
-        return exported_policy.provenance(artifact.read(where)[0])
-    import policies
-
-    return policies.read_config(where)[2]
 
 
 def _watched(planner: Any, config: ControlRoot) -> tuple[Planner, Monitor]:

@@ -21,12 +21,11 @@ import flowhand
 import policies
 from conf import cli
 from conf.eval import EvalRoot, EvaluationConfig, WandbConfig
-from flowhand.contracts import exported_policy
 from flowhand.contracts.artifact import is_export
 from flowhand.contracts.durable import claimed
 from flowhand.contracts.execution import ExecutionConfig
-from flowhand.contracts.exported_policy import Exported
-from flowhand.contracts.planner import FORMS
+from flowhand.contracts.exported_policy import require_own_sampler
+from flowhand.contracts.planner import FORMS, LoadedPlanner
 from flowhand.contracts.provenance import versions
 from flowhand.control.controller import Controller
 from flowhand.demos.config import DataConfig
@@ -41,13 +40,12 @@ from policies.train_state import require_history
 from .collect import attempt
 
 T = TypeVar("T")
-Decides = policies.Policy | Exported  # a checkpoint's policy, or an exported one
 CHUNKS_SHOWN = 16  # sampled per state in the report
 FRAME_EVERY = 4  # control steps per video frame
 
 
 def evaluate(
-    policy: Decides,
+    policy: LoadedPlanner,
     env: envs.EnvConfig,
     config: EvaluationConfig,
     execution: ExecutionConfig | None = None,
@@ -70,17 +68,13 @@ def evaluate_expert(
     return completed(kept, _seeds(config), make_env, "expert", _lanes(config))
 
 
-def _controller(policy: Decides, config: EvaluationConfig, execution: ExecutionConfig | None) -> Controller:
+def _controller(policy: LoadedPlanner, config: EvaluationConfig, execution: ExecutionConfig | None) -> Controller:
     return Controller(policy, inference_batch=config.inference_batch, noise_seed=config.noise_seed, execution=execution)
 
 
-def _world(policy: Decides, env: envs.EnvConfig, config: EvaluationConfig) -> Callable[[], envs.Env]:
+def _world(policy: LoadedPlanner, env: envs.EnvConfig, config: EvaluationConfig) -> Callable[[], envs.Env]:
     """What builds the world with its perturbations, for this policy's sense of spread."""
-    if isinstance(policy, policies.Policy):
-        spreads = {name: normalizer.scale.tolist() for name, normalizer in policy.normalizers()[:-1]}
-    else:
-        spreads = policy.manifest.observation_spread
-    return partial(envs.make, env, config.perturb, spreads)
+    return partial(envs.make, env, config.perturb, policy.observation_spread)
 
 
 def _seeds(config: EvaluationConfig) -> range:
@@ -91,7 +85,7 @@ def _lanes(config: EvaluationConfig) -> dict[str, Any]:
     return {"n_envs": config.n_envs, "workers": config.workers, "stop_at_success": config.stop_at_success}
 
 
-def compare_chunks(policy: Decides, env_config: envs.EnvConfig, seeds: Sequence[int]) -> list[ChunkComparison]:
+def compare_chunks(policy: LoadedPlanner, env_config: envs.EnvConfig, seeds: Sequence[int]) -> list[ChunkComparison]:
     """Chunks that the policy samples along the expert's own path on held-out seeds, beside what the expert did."""
     chunk, comparisons = policy.chunk, []
     with closing(envs.make(env_config)) as env, cpu_threads(1):
@@ -106,12 +100,12 @@ def compare_chunks(policy: Decides, env_config: envs.EnvConfig, seeds: Sequence[
                 noise = torch.randn((CHUNKS_SHOWN, *policy.noise_shape), generator=torch.Generator().manual_seed(seed))
                 sampled = policy.plan({name: v.numpy() for name, v in batch.observation.items()}, noise.numpy())
                 expert = batch.action[0].numpy()
-                comparisons.append(ChunkComparison(seed, step, sampled, expert, policy.spec.control_dt_s, names))
+                comparisons.append(ChunkComparison(seed, step, sampled, expert, policy.spec.seconds(), names))
     return comparisons
 
 
 def film(
-    policy: Decides,
+    policy: LoadedPlanner,
     env: envs.EnvConfig,
     config: EvaluationConfig,
     execution: ExecutionConfig,
@@ -131,7 +125,7 @@ def film(
     clips: list[Clip] = []
 
     def keep(record: EpisodeRecord, frames: list[np.ndarray]) -> None:
-        fps = 1 / (policy.spec.control_dt_s * FRAME_EVERY)
+        fps = 1 / (policy.spec.seconds() * FRAME_EVERY)
         clips.append(Clip(record.seed, chosen[record.seed], encode_mp4(frames, fps)))
 
     try:
@@ -165,9 +159,9 @@ class Run:
     started: float  # time.perf_counter() at the start of the command
 
 
-def conclude(run: Run, policy: Decides) -> dict[str, Any]:
+def conclude(run: Run, policy: LoadedPlanner) -> dict[str, Any]:
     """Evaluates a loaded policy and writes episodes.jsonl, metrics.json and report.html; returns the metrics."""
-    source, changed = origin(run.checkpoint, policy), changed_head(run.checkpoint, policy)
+    source, changed = policy.provenance, policy.changed_head
     used = set(_seeds(run.eval)) & set(source.demonstration_seeds)
     if used:
         raise ValueError(f"evaluation seeds {sorted(used)[:3]} were demonstrated; choose another eval.seed")
@@ -184,7 +178,7 @@ def conclude(run: Run, policy: Decides) -> dict[str, Any]:
     (run.out / "metrics.json").unlink(missing_ok=True)  # it comes last, so that it never stands beside an older report
     write_whole(run.out / "episodes.jsonl", lines(records))
     data = ReportData(
-        title=f"{records[0].task}: {describe(policy)}{metrics['conditions']}",
+        title=f"{records[0].task}: {policy.words}{metrics['conditions']}",
         task=source.task,
         records=records,
         expert_records=expert or None,
@@ -207,14 +201,10 @@ def conclude(run: Run, policy: Decides) -> dict[str, Any]:
     return metrics
 
 
-def settled(run: Run, policy: Decides) -> str:
+def settled(run: Run, policy: LoadedPlanner) -> str:
     """The fingerprint of everything that an outcome depends on beside its seed."""
-    tensors, about = {}, {"env": asdict(run.env), "compile": run.config.get("compile"), "versions": versions()}
-    if isinstance(policy, policies.Policy):
-        tensors = {name: value.cpu().numpy() for name, value in policy.state_dict().items()}
-        about |= {"policy": asdict(policy.config), "device": str(policy.action_normalizer.shift.device)}
-    else:
-        about |= {"policy": policy.manifest.files}
+    about, tensors = policy.settled()
+    about |= {"env": asdict(run.env), "compile": run.config.get("compile"), "versions": versions()}
     free = ("episodes", "seed", "n_envs", "workers", "expert", "videos")
     about["eval"] = {name: value for name, value in asdict(run.eval).items() if name not in free}
     about["execution"] = asdict(run.execution)
@@ -229,26 +219,10 @@ def timed(run: Run, name: str, work: Callable[[], T]) -> T:
     return result
 
 
-def origin(checkpoint: Path, policy: Decides) -> policies.Provenance:
-    """Where the policy of a checkpoint, or of an export, comes from."""
-    if isinstance(policy, policies.Policy):
-        return policies.read_config(checkpoint)[2]
-    return exported_policy.provenance(policy.manifest)
-
-
-def describe(policy: Decides) -> str:
-    """The policy in words."""
-    if isinstance(policy, policies.Policy):
-        return f"{policy.config.head.kind} policy"
-    which = exported_policy.identity(policy.manifest)
-    return f"exported policy ({which['format']} {which['precision']}, sha256 {which['sha256'][:12]})"
-
-
 def summary(
-    run: Run, policy: Decides, changed: dict[str, Any], records: list[EpisodeRecord], expert: list[EpisodeRecord]
+    run: Run, policy: LoadedPlanner, changed: dict[str, Any], records: list[EpisodeRecord], expert: list[EpisodeRecord]
 ) -> dict[str, Any]:
     """The numbers of metrics.json; `changed` is what the policy samples with instead of its checkpoint's own."""
-    known = isinstance(policy, policies.Policy)
     expert_summary = summarize(expert) if expert else None
     return {
         "task": records[0].task,
@@ -265,16 +239,9 @@ def summary(
         "perturbation": records[0].perturbation,
         "execution": asdict(run.execution),
         "versions": versions(),
-        "hardware": hardware(policy.action_normalizer.shift.device if known else torch.device("cpu")),
-        "export": None if known else exported_policy.identity(policy.manifest),
+        "hardware": hardware(torch.device(policy.device_name)),
+        "export": policy.identity,
     }
-
-
-def changed_head(checkpoint: Path, policy: Decides) -> dict[str, Any]:
-    """Fields of the head with which the policy samples otherwise than its checkpoint says, and their values."""
-    if isinstance(policy, policies.Policy):
-        return policy.config.head.changed_from(policies.read_config(checkpoint)[0].head)
-    return exported_policy.changed_head(policy.manifest)
 
 
 def conditions(
@@ -308,14 +275,15 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
         raise ValueError("eval.episodes=0 leaves nothing to evaluate; give 1 or more")
     device = select_device(config.device, config.threads)
     checkpoint = Path(config.checkpoint)
-    policy = open_export(config) if is_export(checkpoint) else open_checkpoint(config, device)
-    source = origin(checkpoint, policy)
+    exported = is_export(checkpoint)
+    checkpoint = checkpoint if exported else policies.checkpoint_in(checkpoint)
+    policy = open_export(config) if exported else open_checkpoint(config, device)
     name = f"eval-{config.eval.seed}-{config.eval.episodes}"
     name += f"-{envs.name_of(config.env)}" if config.env else ""
-    if isinstance(policy, policies.Policy):
-        name += "".join(f"-{field}-{value}" for field, value in changed_head(checkpoint, policy).items())
-    else:
+    if exported:
         name = f"{checkpoint.name}-{name}"  # several exports of one checkpoint lie beside it
+    else:
+        name += "".join(f"-{field}-{value}" for field, value in policy.changed_head.items())
     name += "".join(f"-{field}-{value}" for field, value in changes(config.execution).items())
     name += "".join(f"-{field}-{value}" for field, value in changes(config.eval.perturb).items())
     if config.compile != "no":
@@ -325,7 +293,7 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
     # A checkpoint made lighter for a robot has no training state, and so no learning curve to show.
     has_state = (checkpoint / "train_state.pt").is_file()
     history = require_history(policies.load_train_state(checkpoint).get("history")) if has_state else []
-    env = config.env or envs.env_of(source)
+    env = config.env or envs.env_of(policy.provenance)
     run = Run(checkpoint, out, env, config.eval, config.execution, asdict(config), history, {}, started)
     with claimed(out), wandb_run(config.wandb, out, asdict(config)) as log:
         metrics = conclude(run, policy)
@@ -349,20 +317,18 @@ def open_checkpoint(config: EvalRoot, device: torch.device) -> policies.Policy:
     return policy
 
 
-def open_export(config: EvalRoot) -> Exported:
+def open_export(config: EvalRoot) -> LoadedPlanner:
     """The exported policy; `ValueError` where the evaluation asks for something that only its checkpoint can do."""
     if config.device not in ("auto", "cpu"):
         raise ValueError(f"{config.checkpoint} is an export: it runs on the CPU, and device={config.device} cannot be")
-    exported_policy.require_own_sampler(config.checkpoint, config.head.changes)
+    require_own_sampler(config.checkpoint, config.head.changes)
     if config.compile != "no":
         raise ValueError(f"{config.checkpoint} is an export, which is what it is; compile={config.compile} cannot be")
     if config.execution.mode in FORMS:
         raise ValueError(
             f"execution.mode={config.execution.mode} continues chunks, which an export cannot; give the checkpoint"
         )
-    exported = flowhand.load(config.checkpoint, trust=config.trust)
-    assert isinstance(exported, Exported)
-    return exported
+    return flowhand.load(config.checkpoint, trust=config.trust)
 
 
 @contextmanager

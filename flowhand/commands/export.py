@@ -266,7 +266,7 @@ def run(config: DictConfig) -> None:
         monitor = load_monitor(root.checkpoint, policy) if root.monitor else None
         name = f"{root.export.format}-{root.export.precision}"
         name += "".join(f"-{field}-{value}" for field, value in source["head"].items())
-        out = Path(root.out or Path(root.checkpoint).parent / name)
+        out = Path(root.out or checkpoint.checkpoint_in(root.checkpoint).parent / name)
         manifest = export(out, policy, golden, source, root.export, monitor)
         parity, watched = manifest.parity, manifest.monitor
         told = f"largest error {parity.max_error:.2g} of the action's spread on {parity.rows} observations"

@@ -29,6 +29,7 @@ from flowhand.contracts.durable import claimed, exists
 from flowhand.contracts.episode import Episode
 from flowhand.contracts.features import Spec
 from flowhand.contracts.modules import imported_modules
+from flowhand.contracts.planner import learnable
 from flowhand.contracts.provenance import revision
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.hub import is_repo_id
@@ -233,7 +234,7 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
         config.head.require_reference()  # before the demonstrations are collected
     store = demonstrations(config)
     collect_seconds = time.perf_counter() - started
-    trainer = Trainer(config, Spec.from_dict(store.features), store, device, fitted=state is not None)
+    trainer = Trainer(config, learnable(store.spec), store, device, fitted=state is not None)
     if state is not None:
         require_same(
             completed(with_names_of_now(state.get("config")), OmegaConf.structured(config)),

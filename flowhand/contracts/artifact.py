@@ -25,6 +25,7 @@ import numpy as np
 from .durable import Snapshot, opened
 from .exported_monitor import ExportedMonitor
 from .features import ChunkConfig, Spec
+from .planner import check_spec
 from .strict import parse_json
 
 FORMAT_VERSION = 2
@@ -77,7 +78,8 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        return {"format_version": FORMAT_VERSION, **asdict(self), "rates": rates(self.spec, self.chunk)}
+        about = {"rates": rates(self.spec, self.chunk)}
+        return {"format_version": FORMAT_VERSION, **asdict(self), "spec": self.spec.to_dict(), **about}
 
     @classmethod
     def from_dict(cls, data: Any) -> Manifest:
@@ -109,6 +111,7 @@ class Manifest:
 
     def _check(self) -> None:
         """Raises `ValueError` where a value is out of range or contradicts another one."""
+        check_spec(self.spec)
         for name, choices in (("format", tuple(MODELS)), ("precision", PRECISIONS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown; choices: {', '.join(choices)}")
@@ -187,7 +190,8 @@ def compare(
 
 def rates(spec: Spec, chunk: ChunkConfig) -> dict[str, float]:
     """Control steps and decisions per second."""
-    return {"control_hz": 1 / spec.control_dt_s, "decision_hz": 1 / (spec.control_dt_s * chunk.execution_horizon)}
+    dt = spec.seconds()
+    return {"control_hz": 1 / dt, "decision_hz": 1 / (dt * chunk.execution_horizon)}
 
 
 FIELDS: dict[str, Any] = {

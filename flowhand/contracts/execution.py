@@ -44,6 +44,8 @@ class ExecutionConfig:
     latencies_ms: list[float] = field(default_factory=list)  # simulated: draw each decision's latency from these
     latencies_file: str = ""  # simulated: the same from a file with one number of milliseconds per line
     ensemble_decay: float = 0.01  # temporal_ensembling: m of the weights exp(-m i), i = 0 for the oldest chunk
+    # Keep actions between the low and high of the specification; journals from before were written without.
+    clip: bool = field(default=True, metadata={"before": False})
 
     def __post_init__(self) -> None:
         whole_numbers(self)
@@ -59,17 +61,22 @@ class ExecutionConfig:
             raise ValueError(f"{' and '.join(given)} are both given; choose one source of delay")
         _check_latencies(self.latencies_ms, "latencies_ms")
 
-    def delays(self, control_dt_s: float) -> list[int]:
+    def delays(self, control_dt_s: float | None) -> list[int]:
         """The simulated delays, in control steps, from which that of each decision is drawn.
 
         A chunk counts from the first control step at which it is there, so latencies are rounded up.
 
         Raises:
-            ValueError: the file of latencies is missing, empty or holds something else.
+            ValueError: the file of latencies is missing, empty or holds something else; or there are latencies, and the
+                control waits for events.
         """
         latencies = _read_latencies(Path(self.latencies_file)) if self.latencies_file else self.latencies_ms
+        if not latencies or control_dt_s is None:
+            if latencies:
+                raise ValueError("the control waits for events, so latencies in ms mean nothing; give a delay in steps")
+            return [self.delay]
         # Rounded to a millionth of a step first: what is three steps long may come out as a little more than 3.
-        return [math.ceil(round(ms / 1000 / control_dt_s, 6)) for ms in latencies] or [self.delay]
+        return [math.ceil(round(ms / 1000 / control_dt_s, 6)) for ms in latencies]
 
     def interval(self, own: int, horizon: int, delay: int) -> int:
         """Control steps from one decision to the next of a policy with this execution and prediction horizon.

@@ -18,7 +18,7 @@ import numpy as np
 
 from .band import Band
 from .execution import ExecutionConfig
-from .planner import Planner
+from .planner import Planner, PrefixArrays
 
 MOST_DECISIONS = 100_000  # of a band's shape
 
@@ -109,18 +109,23 @@ class WatchedExport:
     def __init__(self, policy: ScoringPlanner, names: list[str]):
         self.policy, self.names = policy, names
         self.spec, self.chunk, self.noise_shape = policy.spec, policy.chunk, policy.noise_shape
+        self.continues = policy.continues
         self.begin()
 
     def begin(self) -> None:
         """Starts an episode. A decision that is still being made is noted for the old one."""
         self.scores_ND: list[list[float]] = []
 
-    def plan(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+    def plan(
+        self, observation: Mapping[str, np.ndarray], noise: np.ndarray, prefix: PrefixArrays | None = None
+    ) -> np.ndarray:
         """The policy's chunk (1, T, A) for one robot, of which the scores are noted.
 
         Raises:
-            ValueError: more than one row.
+            ValueError: more than one row, or a prefix.
         """
+        if prefix is not None:
+            raise ValueError(f"an export continues no chunks, got prefix.form={prefix.form!r}")
         if len(noise) != 1:
             raise ValueError(f"a watched policy decides for one robot at a time, got {len(noise)} rows")
         scores_ND, found = self.scores_ND, self.policy.outputs(observation, noise)

@@ -10,6 +10,7 @@ import numpy as np
 
 from .artifact import LOAD_TOLERANCE, MODELS, SCORES_TOLERANCE, Manifest
 from .features import ChunkConfig, Spec
+from .planner import NOTHING, PrefixArrays
 from .provenance import Provenance
 from .strict import build, mapping
 
@@ -35,12 +36,74 @@ class Exported:
         """Shape of the noise of one decision."""
         return self.manifest.noise_shape
 
-    def plan(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+    @property
+    def continues(self) -> Mapping[str, int]:
+        """Nothing: a graph has no prefix."""
+        return NOTHING
+
+    @property
+    def words(self) -> str:
+        """What it is, in words."""
+        which = self.identity
+        return f"exported policy ({which['format']} {which['precision']}, sha256 {which['sha256'][:12]})"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this export from others."""
+        manifest = self.manifest
+        return {
+            "format": manifest.format,
+            "precision": manifest.precision,
+            "sha256": manifest.files[MODELS[manifest.format]]["sha256"],
+            "max_error": manifest.parity.max_error,
+        }
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where the policy comes from, as its checkpoint said.
+
+        Raises:
+            ValueError: the export does not say, or not in this form.
+        """
+        source = self.manifest.source
+        if "provenance" not in source:
+            raise ValueError(f"the export does not say what it was trained on; its source is {sorted(source)}")
+        return build(Provenance, source["provenance"], "source.provenance")
+
+    @property
+    def changed_head(self) -> dict[str, Any]:
+        """Fields of the head with which it samples otherwise than the checkpoint it was made from, and their values.
+
+        Raises:
+            ValueError: what the export says about it is no mapping.
+        """
+        return dict(mapping(self.manifest.source.get("head", {}), "source.head"))
+
+    @property
+    def observation_spread(self) -> Mapping[str, list[float]]:
+        """Standard deviation of every dimension of the observation's vectors in the demonstrations."""
+        return self.manifest.observation_spread
+
+    @property
+    def device_name(self) -> str:
+        """An export runs on the CPU."""
+        return "cpu"
+
+    def settled(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Its files, by their hashes."""
+        return {"policy": self.manifest.files}, {}
+
+    def plan(
+        self, observation: Mapping[str, np.ndarray], noise: np.ndarray, prefix: PrefixArrays | None = None
+    ) -> np.ndarray:
         """Chunks (B, T, A) in physical units from histories, each (B, O, *shape), and noise (B, *noise_shape).
 
         Raises:
-            ValueError: an input that is missing or unknown, or of the wrong shape or dtype; a model that fails.
+            ValueError: an input that is missing or unknown, or of the wrong shape or dtype; a prefix; a model that
+                fails.
         """
+        if prefix is not None:
+            raise ValueError(f"an export continues no chunks, got prefix.form={prefix.form!r}; give the checkpoint")
         return self.outputs(observation, noise)["action"]
 
     def outputs(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> dict[str, np.ndarray]:
@@ -73,33 +136,3 @@ def require_own_sampler(path: Path | str, head: Mapping[str, Any]) -> None:
     if head:
         asked = " ".join(f"head.{name}={value}" for name, value in head.items())
         raise ValueError(f"{path} is an export, which has its sampler in it; give {asked} to flowhand export")
-
-
-def changed_head(manifest: Manifest) -> dict[str, Any]:
-    """Fields of the head with which it samples otherwise than the checkpoint it was made from, and their values.
-
-    Raises:
-        ValueError: what the export says about it is no mapping.
-    """
-    return dict(mapping(manifest.source.get("head", {}), "source.head"))
-
-
-def provenance(manifest: Manifest) -> Provenance:
-    """Where the policy comes from, as its checkpoint said.
-
-    Raises:
-        ValueError: the export does not say, or not in this form.
-    """
-    if "provenance" not in manifest.source:
-        raise ValueError(f"the export does not say what it was trained on; its source is {sorted(manifest.source)}")
-    return build(Provenance, manifest.source["provenance"], "source.provenance")
-
-
-def identity(manifest: Manifest) -> dict[str, Any]:
-    """What tells this export from others."""
-    return {
-        "format": manifest.format,
-        "precision": manifest.precision,
-        "sha256": manifest.files[MODELS[manifest.format]]["sha256"],
-        "max_error": manifest.parity.max_error,
-    }

@@ -5,15 +5,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from .features import ChunkConfig, Spec
+from .provenance import Provenance
 
 FORMS = {"rtc_exact": "exact", "rtc_identity": "identity", "rtc_trained": "trained"}  # mode: form of its prefix
 SEEN = "seen"  # form of a prefix that a planner wants to look at where the mode has none
+NOTHING: Mapping[str, int] = MappingProxyType({})  # what a planner `continues` that knows no prefix
+
+
+def check_spec(spec: Spec) -> None:
+    """Raises `ValueError` naming the first feature that is not of the kinds that policies learn."""
+    for name, feature in spec.observation.items():
+        if (feature.kind, feature.dtype) not in (("state", "float32"), ("image", "uint8")):
+            raise ValueError(
+                f"the observation {name!r} is {feature.dtype} of kind {feature.kind!r}; a policy takes states in "
+                "float32 and images in uint8: convert it, or leave it out"
+            )
+    if spec.action.dtype != "float32":
+        raise ValueError(f"the action is {spec.action.dtype}, a policy gives float32: convert it")
+
+
+def learnable(spec: Spec) -> Spec:
+    """What a policy has of data with this specification: its states and its action are cast to float32."""
+    observation = {
+        name: replace(feature, dtype="float32") if feature.kind == "state" else feature
+        for name, feature in spec.observation.items()
+    }
+    return replace(spec, observation=observation, action=replace(spec.action, dtype="float32"))
 
 
 @dataclass(frozen=True)
@@ -28,7 +52,7 @@ class PrefixArrays:
 
 @runtime_checkable
 class Planner(Protocol):
-    """What decides on chunks: a `Policy`, or an exported one that needs no torch."""
+    """What decides on chunks: a checkpoint, an export without torch, a server, a scripted expert."""
 
     @property
     def spec(self) -> Spec:
@@ -45,15 +69,6 @@ class Planner(Protocol):
         """Shape of the noise of one decision."""
         ...
 
-    def plan(self, observation: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
-        """Chunks (B, T, A) in physical units from histories, each (B, O, *shape), and noise (B, *noise_shape)."""
-        ...
-
-
-@runtime_checkable
-class ContinuingPlanner(Planner, Protocol):
-    """A planner whose chunks can continue the previous ones, as real-time chunking asks of it."""
-
     @property
     def continues(self) -> Mapping[str, int]:
         """The forms of a prefix that it knows, each with the longest delay, in control steps, that it takes."""
@@ -62,7 +77,51 @@ class ContinuingPlanner(Planner, Protocol):
     def plan(
         self, observation: Mapping[str, np.ndarray], noise: np.ndarray, prefix: PrefixArrays | None = None
     ) -> np.ndarray:
-        """Chunks (B, T, A), which continue the prefix if there is one."""
+        """Chunks (B, T, A) in physical units, which continue the prefix if there is one.
+
+        Args:
+            observation: histories, each (B, O, *shape).
+            noise: (B, *noise_shape).
+            prefix: in one of the forms of `continues`.
+        """
+        ...
+
+
+class LoadedPlanner(Planner, Protocol):
+    """A planner that was trained, and says of itself what records of it need."""
+
+    @property
+    def words(self) -> str:
+        """What it is, in words."""
+        ...
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where it comes from."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        """What tells an export from others; None: it is no export."""
+        ...
+
+    @property
+    def changed_head(self) -> dict[str, Any]:
+        """Fields of the head with which it samples otherwise than it was trained to, and their values."""
+        ...
+
+    @property
+    def observation_spread(self) -> Mapping[str, list[float]]:
+        """Standard deviation of every dimension of the observation's vectors in the demonstrations."""
+        ...
+
+    @property
+    def device_name(self) -> str:
+        """Where it computes: cpu | cuda | cuda:N."""
+        ...
+
+    def settled(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """All that its chunks depend on beside their inputs, as JSON values and as arrays."""
         ...
 
 

@@ -9,38 +9,22 @@ import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, Protocol, TypedDict
+from typing import Any, Protocol
 
 import numpy as np
 
+from .features import Spec
+from .history import fitting
+
 Observation = dict[str, np.ndarray]
 Expert = Callable[[np.ndarray], np.ndarray]
-
-
-class Feature(TypedDict):
-    """One array of an observation or an action: shape, dtype, unit, and the range of each element where it is known."""
-
-    shape: list[int]
-    dtype: str
-    unit: str
-    low: list[float] | None
-    high: list[float] | None
-    choices: NotRequired[list[int]]  # of an action with discrete dimensions: how many choices each has; 0: continuous
-
-
-class Features(TypedDict):
-    """Everything a policy must know about a world, as a plain dictionary that fits into JSON."""
-
-    observation: dict[str, Feature]
-    action: Feature
-    control_dt_s: float
 
 
 class World(Protocol):
     """A world to act in: `envs.Env`, or anything that has these."""
 
     @property
-    def features(self) -> Features:
+    def features(self) -> Spec:
         """Names, shapes, dtypes, units and ranges of observation and action, and the control period."""
         ...
 
@@ -138,20 +122,12 @@ def step(env: World, action: np.ndarray) -> Step:
     )
 
 
-def check_observation(observation: Mapping[str, Any], features: Features) -> None:
-    """Raises `WorldError` unless the observation has the features' names, shapes, and only finite numbers."""
-    expected = features["observation"]
-    if observation.keys() != expected.keys():
-        raise WorldError(f"the observation has {sorted(observation)}, the features say {sorted(expected)}")
-    for name, feature in expected.items():
-        value = np.asarray(observation[name])
-        if value.shape != tuple(feature["shape"]):
-            raise WorldError(f"observation {name!r} has shape {value.shape}, the features say {feature['shape']}")
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            where = int(np.flatnonzero(~np.isfinite(value))[0])
-            raise WorldError(
-                f"observation {name!r} is {value.flat[where]} in dimension {where}, expected finite numbers"
-            )
+def check_observation(observation: Mapping[str, Any], spec: Spec) -> None:
+    """Raises `WorldError` unless the observation has the features' names, shapes, dtypes, and only finite numbers."""
+    try:
+        fitting(observation, spec.observation)
+    except ValueError as error:
+        raise WorldError(str(error)) from error
 
 
 def plain(value: Any) -> Any:
@@ -177,16 +153,15 @@ def truth(value: Any, what: str) -> bool:
     return bool(number)
 
 
-def check_action(action: np.ndarray, features: Features, *, where: str) -> np.ndarray:
+def check_action(action: np.ndarray, spec: Spec, *, where: str) -> np.ndarray:
     """Return the action as float32 (A,).
 
     Raises:
         ValueError: the shape is wrong or an element is not finite; `where` (seed, step) is part of the message.
     """
     action = np.asarray(action, dtype=np.float32)
-    expected = tuple(features["action"]["shape"])
-    if action.shape != expected:
-        raise ValueError(f"{where}: got an action of shape {action.shape}, expected {expected}")
+    if action.shape != spec.action.shape:
+        raise ValueError(f"{where}: got an action of shape {action.shape}, expected {spec.action.shape}")
     if not np.isfinite(action).all():
         raise ValueError(f"{where}: the action is not finite: {action.tolist()}")
     return action

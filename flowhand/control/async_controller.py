@@ -9,11 +9,12 @@ from typing import SupportsIndex
 import numpy as np
 
 from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.history import fitting
 from flowhand.contracts.planner import FORMS, Planner
 from flowhand.contracts.strict import whole
 
 from .chunk_player import Timeline
-from .controller import RobotEpisode, ask, prepare
+from .controller import Limits, RobotEpisode, ask, prepare
 
 
 class AsyncController:
@@ -31,6 +32,7 @@ class AsyncController:
         worker: where inference runs, one decision at a time; None: a thread of its own, which `close` ends.
 
     Attributes:
+        limits: clips the actions, and counts for each dimension how often (`limits.counts`).
         starved: calls of `step` in this episode that found no action, not counting those before the first chunk.
 
     Raises:
@@ -52,6 +54,7 @@ class AsyncController:
         self.noise_seed = whole("noise_seed", noise_seed)
         self._timing = prepare(policy, execution, self.noise_seed)
         self.execution_horizon = self._timing[0]
+        self.limits = Limits(policy.spec.action, execution.clip)
         self.starved = 0
         self._worker = worker or ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._episode: RobotEpisode | None = None
@@ -72,15 +75,14 @@ class AsyncController:
         is for the caller to know.
 
         Raises:
-            ValueError: no episode, or an observation that lacks a feature, has the wrong shape or is not finite.
+            ValueError: no episode, or or an observation that does not fit the features.
             Exception: what the policy raised; it is asked again when the next decision is due.
         """
         episode = self._episode
         if episode is None:
             raise ValueError("there is no episode; call reset(seed=...) first")
         try:
-            episode.check(observation)
-            episode.see(observation)
+            episode.history.see(fitting(observation, self.policy.spec.observation))
             self._receive(episode.timeline)
             if episode.timeline.due:
                 form = FORMS.get(self.execution.mode, "")
@@ -88,7 +90,7 @@ class AsyncController:
         finally:
             action = episode.timeline.advance()  # whatever happens, time goes on
         self.starved += action is None and episode.timeline.started
-        return action
+        return None if action is None else self.limits(action)
 
     def skip(self, steps: SupportsIndex) -> None:
         """Lets so many control steps pass at which `step` was not called.

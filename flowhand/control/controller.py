@@ -10,7 +10,10 @@ from typing import SupportsIndex
 import numpy as np
 
 from flowhand.contracts.execution import ExecutionConfig
-from flowhand.contracts.planner import FORMS, SEEN, ContinuingPlanner, Planner, PlanRequest, PrefixArrays
+from flowhand.contracts.features import Feature
+from flowhand.contracts.history import History, fitting
+from flowhand.contracts.noise import generator, noise
+from flowhand.contracts.planner import FORMS, SEEN, Planner, PlanRequest, PrefixArrays
 from flowhand.contracts.strict import whole
 
 from .chunk_player import Timeline
@@ -29,10 +32,9 @@ def ask(policy: Planner, requests: Sequence[PlanRequest], rows: int, form: str =
 
     observation = {name: padded([q.observation[name] for q in requests]) for name in requests[0].observation}
     noise = padded([q.noise for q in requests])
-    form = form or (SEEN if SEEN in getattr(policy, "continues", ()) else "")
+    form = form or (SEEN if SEEN in policy.continues else "")
     if not form:
         return policy.plan(observation, noise)[: len(requests)]
-    assert isinstance(policy, ContinuingPlanner)
     previous = padded([q.previous for q in requests])
     delay, overlap = (padded([np.int64(getattr(q, name)) for q in requests]) for name in ("delay", "overlap"))
     return policy.plan(observation, noise, PrefixArrays(previous, delay, overlap, form))[: len(requests)]
@@ -58,10 +60,9 @@ def steady_rows(policy: Planner, rows: int, form: str = "") -> int:
 
 def _steady(policy: Planner, rows: int, form: str) -> bool:
     """Whether a made-up request gets the same chunk, to the last bit, in every row and beside any others."""
-    generator = np.random.default_rng(0)
-    first, *others = [_made_up(policy, generator, 8.0 if row else 1.0) for row in range(rows)]
+    random = np.random.default_rng(0)
+    first, *others = [_made_up(policy, random, 8.0 if row else 1.0) for row in range(rows)]
     if form:
-        assert isinstance(policy, ContinuingPlanner)
         previous = ask(policy, [first], rows)[0]
         first, *others = [
             replace(q, previous=previous, delay=min(1, policy.continues[form]), overlap=len(previous))
@@ -71,65 +72,72 @@ def _steady(policy: Planner, rows: int, form: str) -> bool:
     return bool((alone == beside[-1]).all())  # not a number is not equal either
 
 
-def _made_up(policy: Planner, generator: np.random.Generator, spread: float) -> PlanRequest:
+def _made_up(policy: Planner, random: np.random.Generator, spread: float) -> PlanRequest:
     """A request with random values, and noise of this spread: a scale that rows share would show."""
     observation = {}
     for name, feature in policy.spec.observation.items():
-        values = 64 * generator.random((policy.chunk.history, *feature.shape)) - (feature.dtype == "float32") * 32
+        values = 64 * random.random((policy.chunk.history, *feature.shape)) - (feature.dtype == "float32") * 32
         observation[name] = values.astype(feature.dtype)
     previous = np.zeros((policy.chunk.prediction_horizon, policy.spec.action.size), np.float32)
-    noise = spread * generator.standard_normal(policy.noise_shape, np.float32)
-    return PlanRequest(observation, noise.astype(np.float32), previous, 0, 0)
+    drawn = spread * random.standard_normal(policy.noise_shape, np.float32)
+    return PlanRequest(observation, drawn.astype(np.float32), previous, 0, 0)
 
 
 class RobotEpisode:
     """One robot's episode: what it has seen, the chunks it follows, and the requests it asks the policy."""
 
     def __init__(self, policy: Planner, timeline: Timeline, noise_seed: int, seed: SupportsIndex):
-        seed = whole("seed", seed)
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed={seed} must lie in [0, 2^32)")
-        self.policy = policy
+        generator(noise_seed, seed, 0)  # which refuses what is no seed
+        self.policy, self.noise_seed, self.seed = policy, noise_seed, seed
         self.timeline = timeline
         self.decisions = 0
         self.arriving: tuple[int, np.ndarray] | None = None  # simulated delay: the step, and the chunk (T, A)
-        self._key = (noise_seed << 32) + seed
-        self._history: list[dict[str, np.ndarray]] = []  # the last O observations, oldest first
-
-    def check(self, observation: Mapping[str, np.ndarray]) -> None:
-        """Raises `ValueError` saying what is wrong with the observation."""
-        for name, feature in self.policy.spec.observation.items():
-            if name not in observation:
-                raise ValueError(f"the observation lacks {name!r}; it has {sorted(observation)}")
-            value = np.asarray(observation[name])
-            if value.shape != feature.shape:
-                raise ValueError(f"observation {name!r} has shape {value.shape}, the policy expects {feature.shape}")
-            if not np.can_cast(value.dtype, feature.dtype, "same_kind"):
-                raise ValueError(f"observation {name!r} is {value.dtype}, the policy expects {feature.dtype}")
-            if not (np.abs(value) <= np.finfo(np.float32).max).all():  # what is larger would become infinite
-                raise ValueError(f"observation {name!r} has NaN or infinity: {value}")
-
-    def see(self, observation: Mapping[str, np.ndarray]) -> None:
-        """Appends the observation to the history, which starts with copies of the first one."""
-        length, features = self.policy.chunk.history, self.policy.spec.observation
-        taken = {name: np.array(observation[name], feature.dtype) for name, feature in features.items()}
-        self._history.extend([taken] * (1 if self._history else length))
-        del self._history[:-length]
+        self.history = History(policy.spec.observation, policy.chunk.history)
 
     def request(self) -> PlanRequest:
         """What the policy is asked at the present step; a decision begins with it."""
         shape = (self.policy.chunk.prediction_horizon, self.policy.spec.action.size)
         previous_TA, delay, overlap = self.timeline.previous(shape)
-        histories = {name: np.stack([seen[name] for seen in self._history]) for name in self._history[0]}
-        noise = self.generator().standard_normal(self.policy.noise_shape, np.float32)
+        drawn = noise(self.noise_seed, self.seed, self.decisions, self.policy.noise_shape)
         self.timeline.begin()
         self.decisions += 1
-        return PlanRequest(histories, noise, previous_TA, delay, overlap)
+        return PlanRequest(self.history.arrays(), drawn, previous_TA, delay, overlap)
 
-    def generator(self, stream: int = 0) -> np.random.Generator:
-        """Random numbers (counter-based: Philox) of the next decision, a function of the seeds and its number alone."""
-        key = np.array([self._key, self.decisions], np.uint64)
-        return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
+    def delay(self, delays: list[int]) -> int:
+        """The simulated delay of the next decision, in control steps, drawn from these."""
+        return delays[0] if len(delays) == 1 else delays[self._generator(1).integers(len(delays))]
+
+    def _generator(self, stream: int) -> np.random.Generator:
+        return generator(self.noise_seed, self.seed, self.decisions, stream)
+
+
+class Limits:
+    """Keeps actions between the bounds of a specification, and counts how often it had to.
+
+    Args:
+        action: has the bounds.
+        active: without, actions stay as they are.
+
+    Attributes:
+        counts: actions that were clipped, of each dimension, int (A,).
+        actions: how many there were.
+    """
+
+    def __init__(self, action: Feature, active: bool):
+        self._low, self._high = action.bounds()
+        self._active = active
+        self.counts, self.actions = np.zeros(action.size, int), 0
+
+    def __call__(self, action: np.ndarray) -> np.ndarray:
+        """The action (A,) between the bounds; what is no number stays so."""
+        self.actions += 1
+        if not self._active:
+            return action
+        self.counts += (action < self._low) | (action > self._high)
+        return np.clip(action, self._low, self._high)
+
+    def __repr__(self) -> str:
+        return f"clipped {self.counts.tolist()} of {self.actions}" if self._active else "not clipped"
 
 
 def prepare(
@@ -140,14 +148,13 @@ def prepare(
     Raises:
         ValueError: the policy cannot be executed in this mode, or not with a delay as long as this one.
     """
-    if not 0 <= noise_seed < 2**32:
-        raise ValueError(f"noise_seed={noise_seed} must lie in [0, 2^32)")
+    generator(noise_seed, 0, 0)  # which refuses what is no seed
     horizon = policy.chunk.prediction_horizon
     interval = execution.interval(policy.chunk.execution_horizon, horizon, delay)
-    discrete = tuple(i for i, n in enumerate(policy.spec.action.choices or ()) if n)
+    discrete = tuple(np.flatnonzero(policy.spec.action.discrete).tolist())
     if execution.mode not in FORMS:
         return interval, horizon, discrete
-    form, able = FORMS[execution.mode], policy.continues if isinstance(policy, ContinuingPlanner) else {}
+    form, able = FORMS[execution.mode], policy.continues
     if form not in able:
         modes = [mode for mode, known in FORMS.items() if known in able]
         known = ", ".join(["receding_horizon", "temporal_ensembling", *modes])
@@ -168,7 +175,8 @@ class Controller:
     All lanes that must decide share inference calls of exactly `inference_batch` rows (unused rows are padding; where
     the rows of such a call are not computed alike on this machine, there are a few more of them), and the noise and
     simulated delay of a decision are a function of (noise seed, episode seed, number of the decision) alone. So a
-    lane's actions do not depend on how many lanes run beside it. A robot that must not wait for inference takes
+    lane's actions do not depend on how many lanes run beside it. Actions are clipped to the bounds of the policy's
+    specification unless `execution.clip` is off. A robot that must not wait for inference takes
     `AsyncController`, whose actions are those of this one with the delays that occur there.
 
     Args:
@@ -177,6 +185,9 @@ class Controller:
         inference_batch: rows of every inference call.
         noise_seed: another value gives another draw of all noise.
         execution: mode and simulated delay; None executes each chunk's first actions without delay.
+
+    Attributes:
+        limits: clips the actions, and counts for each dimension how often (`limits.counts`).
 
     Raises:
         ValueError: a number out of range, or a policy that cannot be executed so.
@@ -208,7 +219,12 @@ class Controller:
         self._timing = prepare(policy, execution, noise_seed, max(self._delays))
         self.execution_horizon = self._timing[0]
         self.inference_batch = steady_rows(policy, inference_batch, FORMS.get(execution.mode, ""))
+        self.limits = Limits(policy.spec.action, execution.clip)
         self._episodes: dict[int, RobotEpisode] = {}
+
+    def __repr__(self) -> str:
+        steps = f"a decision every {self.execution_horizon} steps"
+        return f"Controller({self.execution.mode}, {steps}, actions {self.limits}, of {self.policy.spec})"
 
     def reset(self, lane: int = 0, seed: SupportsIndex = 0) -> None:
         """Starts an episode in a lane; the seed, in [0, 2^32), fixes all the randomness of the episode."""
@@ -230,13 +246,12 @@ class Controller:
         """One action (A,), in physical units, for every lane given; each lane must have been reset.
 
         Raises:
-            ValueError: an observation that lacks a feature, has the wrong shape or is not finite.
+            ValueError: an observation that does not fit the features in names, shapes or dtypes, or is not finite.
         """
-        for lane, observation in observations.items():
-            self._episode(lane).check(observation)
-        episodes = {lane: self._episodes[lane] for lane in observations}
-        for lane, observation in observations.items():
-            episodes[lane].see(observation)
+        episodes = {lane: self._episode(lane) for lane in observations}
+        fitted = {lane: fitting(each, self.policy.spec.observation) for lane, each in observations.items()}
+        for lane, observation in fitted.items():
+            episodes[lane].history.see(observation)
         self._deliver(episodes.values())
         waiting = [episode for episode in episodes.values() if episode.timeline.due]
         for start in range(0, len(waiting), self.inference_batch):
@@ -260,7 +275,7 @@ class Controller:
 
         So does the first one of an episode: until it is there, the robot has not begun.
         """
-        delays = [self._delay(episode) for episode in episodes]
+        delays = [episode.delay(self._delays) for episode in episodes]
         requests = [episode.request() for episode in episodes]
         chunks = ask(self.policy, requests, self.inference_batch, FORMS.get(self.execution.mode, ""))
         for episode, chunk_TA, delay in zip(episodes, chunks, delays, strict=True):
@@ -269,14 +284,7 @@ class Controller:
             else:
                 episode.arriving = (episode.timeline.step + delay, chunk_TA)
 
-    def _delay(self, episode: RobotEpisode) -> int:
-        """The simulated delay of the lane's next decision, in control steps."""
-        if len(self._delays) == 1:
-            return self._delays[0]
-        return self._delays[episode.generator(stream=1).integers(len(self._delays))]
-
-    @staticmethod
-    def _advance(episode: RobotEpisode) -> np.ndarray:
+    def _advance(self, episode: RobotEpisode) -> np.ndarray:
         action = episode.timeline.advance()
         assert action is not None  # `prepare` made sure that the chunks bridge every delay
-        return action
+        return self.limits(action)

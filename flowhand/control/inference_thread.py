@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flowhand.contracts.execution import ExecutionConfig
-from flowhand.contracts.planner import Planner
+from flowhand.contracts.planner import Planner, PrefixArrays
 
 from .async_controller import AsyncController
 from .controller import Controller
@@ -113,17 +113,18 @@ class _Watched:
 
     def __init__(self, planner: Planner):
         self.spec, self.chunk, self.noise_shape = planner.spec, planner.chunk, planner.noise_shape
-        if hasattr(planner, "continues"):
-            self.continues = planner.continues  # pyright: ignore[reportAttributeAccessIssue]
+        self.continues = planner.continues
         self.asked = self.arrived = False
         self._plan = planner.plan
 
     def begin_step(self, expected: bool) -> None:
         self.asked = self.arrived = False
 
-    def plan(self, observation: Mapping[str, np.ndarray], noise: np.ndarray, *prefix: Any) -> np.ndarray:
+    def plan(
+        self, observation: Mapping[str, np.ndarray], noise: np.ndarray, prefix: PrefixArrays | None = None
+    ) -> np.ndarray:
         self.asked = self.arrived = True
-        return self._plan(observation, noise, *prefix)
+        return self._plan(observation, noise, prefix)
 
 
 class _Worker(Executor):

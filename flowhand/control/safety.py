@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from flowhand.contracts.features import Spec
+
 from .background import Logger, in_words
 from .braking import Axis, Motion
 
@@ -157,11 +159,11 @@ class Safety:
         self.reset()
 
     @classmethod
-    def for_spec(cls, spec: Any, config: SafetyConfig | None = None, control_dt_s: float = 0.0, **more: Any) -> Safety:
+    def for_spec(cls, spec: Spec, config: SafetyConfig | None = None, control_dt_s: float = 0.0, **more: Any) -> Safety:
         """Safety with the bounds of a checkpoint's specification (`policies.Spec`), and, unless given, its period."""
         action = spec.action
         bounds = {"low": action.low, "high": action.high, "choices": action.choices}
-        return cls(action.size, control_dt_s or spec.control_dt_s, config, **bounds, **more)
+        return cls(action.size, control_dt_s or spec.seconds(), config, **bounds, **more)
 
     @property
     def last(self) -> np.ndarray | None:

@@ -12,6 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from flowhand.contracts.features import Feature
+from flowhand.contracts.history import fitting
+
 from .background import MOST_CHARACTERS, in_words
 from .safety import vector
 
@@ -125,7 +128,7 @@ class Senses:
         features: of the observation (`policies.Spec.observation`): their names, shapes and dtypes.
     """
 
-    def __init__(self, robot: Robot, policy: Policy, monitor: Monitor | None, features: Mapping[str, Any]):
+    def __init__(self, robot: Robot, policy: Policy, monitor: Monitor | None, features: Mapping[str, Feature]):
         self._robot, self._policy, self._monitor, self._features = robot, policy, monitor, features
         self._requests: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
@@ -186,7 +189,8 @@ class Senses:
 
     def _answer(self, request: Answer) -> None:
         self.stage = "observation"
-        request.observation = self._checked(self._robot.read())
+        # What is not finite is recorded too, and is for the policy to refuse.
+        request.observation = fitting(self._robot.read(), self._features, finite=False)
         request.observed_ns = time.monotonic_ns()
         request.observed_s = float(getattr(self._robot, "observed_at", request.observed_ns / 1e9))
         self.stage = "inference"
@@ -207,22 +211,6 @@ class Senses:
         self.stage = "monitor"
         if self._monitor and request.action is not None:
             request.alarms = _words(self._monitor.observe(request.observation, request.action))
-
-    def _checked(self, observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A copy of the arrays that the policy sees, in the dtypes in which they are recorded."""
-        arrays = {}
-        for name, feature in self._features.items():
-            if name not in observation:
-                raise ValueError(f"the observation lacks {name!r}; it has {sorted(map(repr, observation))}")
-            value = np.asarray(observation[name])
-            if value.shape != feature.shape or not np.can_cast(value.dtype, feature.dtype, "same_kind"):
-                raise ValueError(
-                    f"observation {name!r} is {value.dtype} of shape {value.shape}, the policy expects "
-                    f"{feature.dtype} of shape {feature.shape}"
-                )
-            with np.errstate(over="ignore"):  # what becomes infinite is for the policy to refuse
-                arrays[name] = value.astype(feature.dtype)
-        return arrays
 
 
 def _words(alarms: str | Iterable[Any]) -> list[str]:

@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -70,15 +71,16 @@ def write_arrays(file: BinaryIO, arrays: dict[str, np.ndarray]) -> None:
                 np.lib.format.write_array(member, array, allow_pickle=False)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read what np.load would, but check the checksum of each array before anything in it is believed."""
+def read_arrays(path: Path, only: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Read what np.load would, or only some of it, but check each checksum before anything in an array is believed."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         _require_form(file, size)
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             _require_members(members, min(MOST_BYTES, max(ALWAYS_ALLOWED, MOST_GROWTH * size)))
-            return {info.filename.removesuffix(".npy"): _read_array(archive, info) for info in members}
+            named = {info.filename.removesuffix(".npy"): info for info in members}
+            return {name: _read_array(archive, info) for name, info in named.items() if not only or name in only}
 
 
 def _require_form(file: BinaryIO, size: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from flowhand.contracts.episode import check_features, shown
+from flowhand.contracts.features import Spec, shown
 
 from .archive import read_bounded
 
@@ -19,17 +19,21 @@ MOST_NESTING = 64  # lists and dicts inside each other
 class StoreMeta:
     """What all the episodes of a store have in common."""
 
-    features: dict[str, Any]  # see flowhand.contracts.episode.Episode
+    features: dict[str, Any]  # the JSON form of their `Spec`, as it is stored
     task: str  # instruction in words
     env: str  # where the episodes come from, e.g. "metaworld pick-place-v3" or "SO-101 arm, left table"
     env_version: str  # e.g. "metaworld 3.1.1, mujoco 3.3.0"; empty if nothing has a version
     recipe: dict[str, Any]  # everything that determines the episodes; empty for recorded ones
 
     def __post_init__(self) -> None:
-        check_features(self.features)
+        self.spec()
         for name, kind in (("task", str), ("env", str), ("env_version", str), ("recipe", dict)):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} is {shown(getattr(self, name))}: expected a {kind.__name__}")
+
+    def spec(self) -> Spec:
+        """What the episodes hold."""
+        return Spec.from_dict(self.features)
 
     @property
     def recipe_hash(self) -> str:

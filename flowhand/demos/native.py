@@ -11,6 +11,7 @@ most the episode it was writing. Nothing is pickled: reading a store from a stra
 import fcntl
 import hashlib
 import logging
+import math
 import operator
 import os
 import secrets
@@ -18,6 +19,7 @@ import shutil
 import struct
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -26,8 +28,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from flowhand.contracts.episode import SEED_LIMIT, Episode, is_number, shown
-from flowhand.contracts.features import Spec
+from flowhand.contracts.episode import SEED_LIMIT, Episode, is_number
+from flowhand.contracts.features import shown
+from flowhand.contracts.statistics import Statistics, measure
 
 from .archive import open_regular, read_arrays, write_arrays
 from .meta import StoreMeta, canonical, meta_text, parse_meta, read_meta
@@ -59,9 +62,14 @@ class Store:
     def __init__(self, path: Path, meta: StoreMeta, length: int, is_view: bool = False):
         self.path = path
         self.meta = meta
+        self.spec = meta.spec()
         self._length = length
         self._is_view = is_view
         self._is_writing = False
+        self._indexed: list[tuple[str, int, int]] = []  # of the first episodes, as far as they were asked for
+        # The number of episodes of which each was computed, and what came out.
+        self._print, self._hashed = (-1, ""), (-1, "")
+        self._measured: tuple[int, Statistics] = (-1, {})
         self._counted: tuple[int, int] | None = None  # the state of the folder in which the length was last right
 
     @classmethod
@@ -69,12 +77,12 @@ class Store:
         """Make an empty store; of several processes that try at once, one succeeds.
 
         Raises:
-            ValueError: the meta data is not valid or not JSON-able, or no policy can be trained on such features.
+            ValueError: the meta data is not valid or not JSON-able.
             FileExistsError: `path` exists and is not an empty folder.
         """
         path = Path(path)
         text = meta_text(meta)
-        Spec.from_dict(parse_meta(text, path / "meta.json").features)  # what is checked is what is written
+        parse_meta(text, path / "meta.json")  # what is checked is what is written
         path.parent.mkdir(parents=True, exist_ok=True)
         # Filled under another name and renamed, so that nobody ever sees half a store.
         temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
@@ -114,15 +122,57 @@ class Store:
             raise ValueError(f"{self.path}: {count} episodes asked for, the store has {len(self)}")
         return Store(self.path, self.meta, count, is_view=True)
 
-    @property
-    def features(self) -> dict[str, Any]:
-        """Shapes, dtypes, units and ranges of the episodes' fields."""
-        return self.meta.features
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}: {len(self)} episodes of {self.meta.task!r}, {self.spec})"
 
     @property
     def seeds(self) -> list[int]:
         """Seed of every episode, in order."""
-        return [episode.seed for episode in self]
+        return [seed for _, seed, _ in self._index()]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Task text of every episode."""
+        return [task for task, _, _ in self._index()]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Control steps of every episode."""
+        return [length for _, _, length in self._index()]
+
+    def _index(self) -> list[tuple[str, int, int]]:
+        """Task, seed and length of every episode, of which nothing else is read."""
+        for index in range(len(self._indexed), len(self)):
+            with self._explained(index) as file:
+                arrays = read_arrays(file, ("task", "seed", "reward"))
+                self._indexed.append((str(arrays["task"]), int(arrays["seed"]), len(arrays["reward"])))
+        return self._indexed[: len(self)]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of the meta data, and of the sizes and modification times of the episodes' files."""
+        if self._print[0] != len(self):
+            digest = hashlib.sha256(canonical(asdict(self.meta)).encode())
+            for index in range(len(self)):
+                state = self._file(index).stat()
+                digest.update(f"{index} {state.st_size} {state.st_mtime_ns}\n".encode())
+            self._print = len(self), digest.hexdigest()
+        return self._print[1]
+
+    def read(self, episode: int, start: int = 0, stop: int | None = None) -> Episode:
+        """The control steps from `start` to before `stop` (None: to the end) of an episode.
+
+        Raises:
+            ValueError: these are no steps of the episode, or it is damaged.
+            IndexError: there is no such episode.
+        """
+        return self[episode].steps(start, stop)
+
+    def statistics(self) -> Statistics:
+        """Moments, extremes and true quantiles of every feature, over all episodes; computed once."""
+        if self._measured[0] != len(self):
+            self._measured = len(self), measure(self, self.spec)
+        return self._measured[1]
 
     def __len__(self) -> int:
         return self._length
@@ -131,19 +181,33 @@ class Store:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.path}: episode {index} of {len(self)}")
         index %= len(self)
+        with self._explained(index) as file:
+            episode = _unpack(read_arrays(file))
+            episode.validate(self.spec)
+        return episode
+
+    @contextmanager
+    def _explained(self, index: int) -> Iterator[Path]:
+        """The file of an episode; whatever its damage makes raise is a `ValueError` that names it."""
         file = self._file(index)
         try:
-            episode = _unpack(read_arrays(file))
-            episode.validate(self.features)
+            yield file
         except DAMAGE as error:
             raise ValueError(
                 f"{file}: episode {index} cannot be used: {type(error).__name__}: {error}. "
                 "Restore the file from a copy, or delete it and all later ones (a collection continues from there)"
             ) from error
-        return episode
 
     def __iter__(self) -> Iterator[Episode]:
-        return (self[index] for index in range(len(self)))
+        """Every episode once; the hash of all is known at the end, so that a training decodes the store once."""
+        digest, count = hashlib.sha256(canonical(asdict(self.meta)).encode()), len(self)
+        for index in range(count):
+            episode = self[index]
+            for name, array in sorted(_pack(episode).items()):
+                digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+            yield episode
+        self._hashed = count, digest.hexdigest()
 
     def append(self, episode: Episode) -> None:
         """Add an episode; it is on the disk when this returns.
@@ -153,7 +217,7 @@ class Store:
         """
         arrays = _pack(episode)
         written = _unpack(arrays)
-        written.validate(self.features)  # what is checked is what is written, and will be read
+        written.validate(self.spec)  # what is checked is what is written, and will be read
         if written.task != episode.task:
             raise ValueError(f"task is {shown(episode.task)}: its last character would be lost in the file")
         with self.writing():
@@ -198,12 +262,9 @@ class Store:
 
     def hash(self) -> str:
         """SHA-256 (hexadecimal) of the meta data and of the contents of all episodes: which data trained a policy."""
-        digest = hashlib.sha256(canonical(asdict(self.meta)).encode())
-        for episode in self:
-            for name, array in sorted(_pack(episode).items()):
-                digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+        if self._hashed[0] != len(self):
+            deque(self, maxlen=0)
+        return self._hashed[1]
 
     def _file(self, index: int) -> Path:
         return self.path / "episodes" / _file_name(index)
@@ -258,6 +319,8 @@ def _index(seed: Any) -> int:
 
 
 def _seconds(value: Any) -> float:
+    if value is None:  # the action waits for an event
+        return math.nan
     seconds = value.item() if isinstance(value, np.number) else value
     if not is_number(seconds):
         raise ValueError(f"control_dt_s is {shown(value)}: expected seconds")
@@ -274,6 +337,8 @@ def _unpack(arrays: dict[str, np.ndarray]) -> Episode:
     if set(other) != OTHER_ARRAYS:
         raise ValueError(f"missing or unknown arrays {sorted(set(other) ^ OTHER_ARRAYS)}")
     scalars = {name: other.pop(name).item() for name in ("task", "seed", "control_dt_s")}
+    if scalars["control_dt_s"] != scalars["control_dt_s"]:
+        scalars["control_dt_s"] = None
     return Episode(observation, **other, **scalars)
 
 

@@ -303,7 +303,7 @@ class RemoteController:
         Returns within `wait_s`, and at once if an action is at hand or the server is known not to answer.
 
         Raises:
-            ValueError: the observation lacks a feature or has one of another shape.
+            ValueError: the observation lacks a feature, or has another one or one of another shape.
         """
         now_s = time.monotonic()
         step, self._step = self._step, self._step + 1  # time goes on even if the observation is wrong
@@ -338,13 +338,13 @@ class RemoteController:
 
     def _observe(self, observation: Mapping[str, np.ndarray]) -> None:
         """Appends the observation to the history, which starts with copies of the first one."""
-        taken = {}
-        for name, feature in self._policy["spec"]["observation"].items():
-            if name not in observation:
-                raise ValueError(f"the observation lacks {name!r}; it has {sorted(observation)}")
-            taken[name] = value = np.array(observation[name])
-            if list(value.shape) != feature["shape"]:
-                raise ValueError(f"observation {name!r} has shape {value.shape}, the policy expects {feature['shape']}")
+        features = self._policy["spec"]["observation"]
+        if observation.keys() != features.keys():
+            raise ValueError(f"the observation has {sorted(map(str, observation))}, expected {sorted(features)}")
+        taken = {name: np.array(value) for name, value in observation.items()}
+        for name, feature in features.items():
+            if taken[name].shape != (expected := tuple(feature["shape"])):
+                raise ValueError(f"observation {name!r} has shape {taken[name].shape}, expected {expected}")
         self._history.extend([taken] * (1 if self._history else self._policy["history"]))
 
     def _action(self, step: int) -> np.ndarray | None:

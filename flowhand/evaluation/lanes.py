@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from flowhand.contracts import world
-from flowhand.contracts.world import Features, Observation, World, WorldError
+from flowhand.contracts.features import Spec
+from flowhand.contracts.world import Observation, World, WorldError
 
 from .records import EpisodeRecord
 
@@ -120,7 +121,7 @@ class LaneGroup:
         self._replies: dict[int, Reply] = {}
         env = self._lanes[self.lanes[0]].env
         self.task: str = env.task
-        self.features: Features = env.features
+        self.features: Spec = env.features
 
     def send(self, commands: Mapping[int, Command]) -> None:
         """Run the commands of these lanes; `receive` returns what came of them."""

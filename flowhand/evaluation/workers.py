@@ -17,8 +17,8 @@ import traceback
 from collections.abc import Collection, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 
+from flowhand.contracts.features import Spec
 from flowhand.contracts.modules import import_modules, imported_modules
-from flowhand.contracts.world import Features
 
 from .lanes import Command, LaneGroup, LaneOptions, MakeEnv, Reply
 
@@ -37,7 +37,7 @@ class WorkerGroup:
     def __init__(self, make_env: MakeEnv, lanes: Collection[int], options: LaneOptions):
         self.lanes = tuple(lanes)
         self.task = ""
-        self.features: Features | None = None
+        self.features: Spec | None = None
         self._seeds: dict[int, int] = {}
         request = _pickle(make_env, self.lanes, options)
         modules = pickle.dumps(imported_modules())

@@ -6,21 +6,21 @@ and sizes live in report.css, which the page carries inside itself; plots are SV
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import Element, tostring
+from xml.etree.ElementTree import Element
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from flowhand.evaluation.records import EpisodeRecord, summarize, wilson, write_whole
 
+from .page import page, paragraph, table
 from .svg import Axes, h
 
 # A browser that opens the page must not fetch anything, whatever text went into it.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 
 
 @dataclass
@@ -119,27 +119,7 @@ def render_report(data: ReportData) -> str:
         "What was run": _provenance(data),
     }
     body = [_headline(data), *(h("section", h("h2", title), *content) for title, content in sections.items())]
-    head = h(
-        "head",
-        h("meta", charset="utf-8"),
-        h("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        h("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        h("meta", name="color-scheme", content="light dark"),
-        h("title", data.title),
-        h("style", Path(__file__).with_name("report.css").read_text("utf-8")),
-    )
-    page = h("html", head, h("body", h("main", *body)), lang="en")
-    return "<!doctype html>\n" + tostring(page, encoding="unicode", method="html") + "\n"
-
-
-def _p(text: str, class_: str = "lead") -> Element:
-    return h("p", text, class_=class_)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Element:
-    lines = [h("tr", *(h("td", cell) for cell in row)) for row in rows]
-    header = [h("thead", h("tr", *(h("th", name) for name in head)))] if head else []
-    return h("div", h("table", *header, h("tbody", *lines)), class_="scroll")
+    return page(data.title, body)
 
 
 # 1. How often does it work?
@@ -154,9 +134,9 @@ def _headline(data: ReportData) -> Element:
         big = h("p", h("b", f"{100 * r.rate:.3g} %"), told, class_="big")
         parts.append(h("div", big, _rates(data), class_="headline"))
         if not data.expert_records:
-            parts.append(_p("No expert was run on these seeds, so nothing says how hard they are."))
+            parts.append(paragraph("No expert was run on these seeds, so nothing says how hard they are."))
     else:
-        parts.append(_p("No episode was run, so there is no success rate."))
+        parts.append(paragraph("No episode was run, so there is no success rate."))
     if data.notes:
         parts.append(h("ul", *(h("li", note) for note in data.notes), class_="notes"))
     return h("header", *parts)
@@ -180,20 +160,20 @@ def _rates(data: ReportData) -> Element:
     ticks = h("div", *(h("i", f"{t}", style=f"left:{t}%") for t in range(0, 101, 25)), class_="ticks")
     rows.append(h("div", h("span"), ticks, class_="rate"))
     seeds = " Policy and expert had the same seeds." if data.expert_records else ""
-    return h("div", *rows, _p(f"Dot: success rate in percent. Bar: 95 % Wilson interval.{seeds}", "caption"))
+    return h("div", *rows, paragraph(f"Dot: success rate in percent. Bar: 95 % Wilson interval.{seeds}", "caption"))
 
 
 # 2. Did it learn?
 def _learning_curve(history: list[dict]) -> Iterator[Element]:
     if not history:
-        yield _p("No training history was recorded.")
+        yield paragraph("No training history was recorded.")
         return
     step, loss, lr = (np.array([row[key] for row in history], float) for key in ("step", "loss", "lr"))
     speed = np.median([row["samples_per_s"] for row in history])
     lost = int((~np.isfinite(loss)).sum())
     gaps = f" {lost} of {len(loss)} logged losses are not finite and not drawn." if lost else ""
     last = f"the last logged loss is {loss[-1]:.4g}"
-    yield _p(f"{step.max():,.0f} steps at a median of {speed:,.0f} samples/s; {last}.{gaps}")
+    yield paragraph(f"{step.max():,.0f} steps at a median of {speed:,.0f} samples/s; {last}.{gaps}")
     window = max(1, len(loss) // 40)
     log = bool(np.all(loss[np.isfinite(loss)] > 0))
     title = ("Loss, log scale" if log else "Loss") + (f"; bold: mean of {window}" if window > 1 else "")
@@ -221,7 +201,7 @@ def _success_curve(history: list[dict], step: np.ndarray) -> Iterator[Element]:
 # 3. Which episodes failed, and how long did the others take?
 def _episodes(data: ReportData) -> Iterator[Element]:
     if not data.records:
-        yield _p("No episode was run.")
+        yield paragraph("No episode was run.")
         return
     records = sorted(data.records, key=lambda r: r.seed)
     experts = {r.seed: r for r in data.expert_records or []}
@@ -238,7 +218,9 @@ def _episodes(data: ReportData) -> Iterator[Element]:
     if experts:
         pairs = [(r.success, experts[r.seed].success) for r in records]
         a, b, c, d = (pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False)))
-        told.append(_p(f"Both succeeded on {a} seeds, only the policy on {b}, only the expert on {c}, neither on {d}."))
+        told.append(
+            paragraph(f"Both succeeded on {a} seeds, only the policy on {b}, only the expert on {c}, neither on {d}.")
+        )
     yield h("div", *plot, h("div", *told, class_="beside"), class_="plots")
     yield h("details", h("summary", f"Every episode as a table ({len(records)})"), _episode_table(records, experts))
 
@@ -272,7 +254,7 @@ def _times_to_success(
     """Return a histogram and what it says, in words."""
     policy, expert = ([r.first_success_step for r in group if r.first_success_step] for group in (records, experts))
     if not policy:
-        return [], [_p("No episode succeeded, so there is no time to success to show.")]
+        return [], [paragraph("No episode succeeded, so there is no time to success to show.")]
     # A little wider than the data, so that few or equal values still get an axis of whole numbers.
     edges = MaxNLocator(16, integer=True).tick_values(min(policy + expert) - 2, max(policy + expert) + 3)
     counts, expert_counts = (np.histogram(steps, edges)[0] for steps in (policy, expert))
@@ -281,10 +263,10 @@ def _times_to_success(
     axes.stairs(edges, counts, "fill")
     low, middle, high = np.percentile(policy, [25, 50, 75])
     seconds = f" ({middle * dt:.2f} s)" if dt else ""
-    told = [_p(f"Steps to success: median {middle:g}{seconds}, middle half {low:g} to {high:g}.")]
+    told = [paragraph(f"Steps to success: median {middle:g}{seconds}, middle half {low:g} to {high:g}.")]
     if expert:
         axes.stairs(edges, expert_counts, "expert")
-        told.append(_p(f"The expert's median is {np.median(expert):g} steps (outline)."))
+        told.append(paragraph(f"The expert's median is {np.median(expert):g} steps (outline)."))
     return [axes.svg], told
 
 
@@ -294,13 +276,13 @@ def _episode_table(records: list[EpisodeRecord], experts: dict[int, EpisodeRecor
     for r in records:
         expert = [_told(experts[r.seed])] if experts else []
         rows.append([str(r.seed), _told(r), str(r.steps), f"{r.return_:.4g}", f"{r.wall_s:.3g}", *expert])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 # 4. What does it want to do, and what would the expert do?
 def _chunks(chunks: list[ChunkComparison]) -> Iterator[Element]:
     if not chunks:
-        yield _p("No chunks were sampled on held-out states.")
+        yield paragraph("No chunks were sampled on held-out states.")
         return
     text = "Actions over time in seconds, one panel per action dimension:"
     yield _keys(text, [("key policy", "sampled"), ("key expert", "expert")])
@@ -325,7 +307,7 @@ def _chunks(chunks: list[ChunkComparison]) -> Iterator[Element]:
 # 5. What does it look like?
 def _clips(data: ReportData) -> Iterator[Element]:
     if data.clip_note or not data.clips:
-        yield _p(data.clip_note or "No episode was filmed.")
+        yield paragraph(data.clip_note or "No episode was filmed.")
     told = {r.seed: r for r in data.records}
     figures = []
     for clip in data.clips:
@@ -344,14 +326,14 @@ def _provenance(data: ReportData) -> Iterator[Element]:
     tables = []
     for title, content in (("Run", run), ("Time", timings), ("Versions", data.versions)):
         rows = [(name, str(value)) for name, value in content.items() if value]
-        body = _table([], rows) if rows else _p("Not recorded.")
+        body = table([], rows) if rows else paragraph("Not recorded.")
         tables.append(h("div", h("h3", title), body))
     yield h("div", *tables, class_="facts")
     if data.config:
         rows = list(_flat(data.config))
-        yield h("details", h("summary", f"Configuration, {len(rows)} values"), _table([], rows))
+        yield h("details", h("summary", f"Configuration, {len(rows)} values"), table([], rows))
     else:
-        yield _p("No configuration was recorded.")
+        yield paragraph("No configuration was recorded.")
 
 
 def _duration(seconds: float) -> str:

@@ -1,12 +1,13 @@
-"""Observation encoders: one line each."""
+"""Observation encoders, each for one kind of feature: one line each."""
 
 from __future__ import annotations
 
 from .base import Encoder, EncoderConfig
+from .fused import compose
 from .state import StateEncoder, StateEncoderConfig
 
 ENCODERS = {
     "state": (StateEncoderConfig, StateEncoder),
 }
 
-__all__ = ["ENCODERS", "Encoder", "EncoderConfig"]
+__all__ = ["ENCODERS", "Encoder", "EncoderConfig", "compose"]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+
+from flowhand.contracts.features import Feature
+
+from ..conditioning import Conditioning
 
 
 @dataclass
@@ -17,14 +23,30 @@ class EncoderConfig:
 class Encoder(nn.Module):
     """Turns a normalized observation history into the conditioning: a vector and, where the net asks for them, tokens.
 
-    An encoder is built from its configuration, the specification, the history O, and whether the net attends to
-    tokens; one that has none to give may ignore that. The tokens lie flattened behind the vector, so that the
-    conditioning is one tensor to all that neither makes nor attends to them.
+    An encoder is built from its configuration, the specification with the features that it accepts, the history O, and
+    whether the net asks for tokens; one that gives them anyway, or has none to give, may ignore that.
     """
 
-    size: int  # E, length of the conditioning, tokens included
+    takes: ClassVar[str]  # what it accepts, in words
+
+    size: int  # E, length of the vector
     tokens: tuple[int, int] = (0, 0)  # number N of tokens, and features W of each
 
-    def forward(self, observation: dict[str, Tensor]) -> Tensor:
-        """Observations (B, O, *shape) to conditioning (B, E), whose last N * W numbers are the tokens."""
+    @staticmethod
+    def accepts(feature: Feature) -> bool:
+        """Whether it encodes such features."""
+        raise NotImplementedError
+
+    @property
+    def flat_size(self) -> int:
+        """Length of `Conditioning.flat_BF`."""
+        return self.size + math.prod(self.tokens)
+
+    def forward(self, observation: dict[str, Tensor], generator: Generator | None = None) -> Conditioning:
+        """Observations (B, O, *shape) to conditioning.
+
+        Args:
+            observation: normalized.
+            generator: of the randomness of training (augmentation); None: there is to be none.
+        """
         raise NotImplementedError

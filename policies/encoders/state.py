@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from flowhand.contracts.features import Spec
+from flowhand.contracts.features import Feature, Spec
 
+from ..conditioning import Conditioning
 from .base import Encoder, EncoderConfig
 
 
@@ -31,14 +31,10 @@ class StateEncoder(Encoder):
     A token is one vector at one step of the history; it has a quarter of the encoder's width.
     """
 
+    takes = "float32 vectors"
+
     def __init__(self, config: StateEncoderConfig, spec: Spec, history: int, tokens: bool = False):
         super().__init__()
-        for name, feature in spec.observation.items():
-            if feature.dtype != "float32" or len(feature.shape) != 1:
-                raise ValueError(
-                    f"encoder=state takes float32 vectors, but the observation {name!r} is {feature.dtype} of shape "
-                    f"{feature.shape}; leave it out of the observation"
-                )
         self.names = sorted(spec.observation)
         inputs = history * sum(feature.size for feature in spec.observation.values())
         self.layers = nn.Sequential(nn.Linear(inputs, config.width), nn.SiLU(), nn.Linear(config.width, config.width))
@@ -47,12 +43,17 @@ class StateEncoder(Encoder):
             self.tokens = (len(self.names) * history, width)
             self.embed = nn.ModuleDict({name: nn.Linear(spec.observation[name].size, width) for name in self.names})
             self.places = nn.Parameter(torch.randn(len(self.names), history, width) * 0.02)
-        self.size = config.width + math.prod(self.tokens)
+        self.size = config.width
 
-    def forward(self, observation: dict[str, Tensor]) -> Tensor:
-        """Vectors (B, O, S) each to conditioning (B, E), whose last N * W numbers are the tokens."""
+    @staticmethod
+    def accepts(feature: Feature) -> bool:
+        """Vectors."""
+        return feature.dtype == "float32" and len(feature.shape) == 1
+
+    def forward(self, observation: dict[str, Tensor], generator: Generator | None = None) -> Conditioning:
+        """Vectors (B, O, S) each to conditioning; nothing of it is random."""
         vector = self.layers(torch.cat([observation[name].flatten(1) for name in self.names], dim=1))
         if not self.tokens[0]:
-            return vector
+            return Conditioning(vector)
         tokens = torch.stack([self.embed[name](observation[name]) for name in self.names], dim=1) + self.places
-        return torch.cat([vector, tokens.flatten(1)], dim=1)
+        return Conditioning(vector, tokens.flatten(1, 2))

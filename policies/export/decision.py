@@ -8,10 +8,10 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from ..heads.flow import FlowHead
+from ..conditioning import Conditioning
 from ..monitor.density import Density
-from ..monitor.scores import SCORES, DirectScore, velocities
-from ..nets.base import Net
+from ..monitor.scores import SCORES, DirectScore
+from ..nets.base import Modulation, Net
 from ..policy import Policy
 
 
@@ -64,11 +64,11 @@ class ScoredDecision(Decision):
 
     def forward(self, noise: Tensor, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Noise (B, *noise_shape) and histories (B, O, *shape) to chunks (B, T, A) and scores (B, D)."""
-        head, embedding_BE, heard = self.policy.head, self.policy.encode(observation), Heard(self.net)
-        action_BTA = self.policy.decode(head.sample(heard, noise, embedding_BE))
-        path = isinstance(head, FlowHead) and any("path" in score.needs for score in self.scores)
-        velocity = velocities(head, heard.asked) if path else torch.zeros(0)
-        scores = [cast(DirectScore, score).rows(embedding_BE, velocity, self.density) for score in self.scores]
+        head, cond, heard = self.policy.head, self.policy.encode(observation), Heard(self.net)
+        action_BTA = self.policy.decode(head.sample(heard, noise, cond))
+        path = any("path" in score.needs for score in self.scores)
+        velocity = head.velocities(heard.asked) if path else torch.zeros(0)
+        scores = [cast(DirectScore, score).rows(cond.flat_BF, velocity, self.density) for score in self.scores]
         return action_BTA, torch.stack(scores, dim=1)
 
 
@@ -80,11 +80,11 @@ class Heard(Net):
         self.net = net
         self.asked: list[tuple[Tensor, Tensor]] = []
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
         """The net's own."""
         return self.net.prepare(t, cond, per_action)
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
         """The net's own."""
         answer = self.net(x_BTA, modulation)
         self.asked.append((x_BTA, answer))

@@ -25,7 +25,7 @@ from torch.fx import GraphModule
 
 from ..compile import Repeated, require_compiler
 from ..nets import unet1d
-from ..nets.base import Net
+from ..nets.base import Modulation, Net
 from .decision import Decision
 
 EXTRA = "the export to ONNX needs onnx, onnxscript and onnxruntime: pip install onnx onnxscript onnxruntime"
@@ -37,10 +37,10 @@ SPARED = 4  # one of so many evaluations, the last ones, does int8 leave as they
 class TracedOnce(Repeated):
     """A net that is traced once for all evaluations of a decision, which makes tracing the slow samplers quick."""
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
         """The net's own."""
         # Copies, because to the tracer a view at another place in its memory is another kind of input.
-        return super().forward(x_BTA.clone(), modulation.clone())
+        return super().forward(x_BTA.clone(), Modulation(modulation.timed.clone(), modulation.observed))
 
 
 class Product(nn.Module):

@@ -72,6 +72,25 @@ def integrate(velocity: Callable[[Tensor, int], Tensor], x: Tensor, tableau: Tab
     return x
 
 
+def jump(velocity: Callable[[Tensor, int], Tensor], x: Tensor, steps: int) -> Tensor:
+    """Carries x from time 0 to 1 in K equal jumps; `velocity(x, k)` is the average over the k-th."""
+    for k in range(steps):
+        x = x + velocity(x, k) / steps
+    return x
+
+
+def descend(slope: Callable[[Tensor, int], Tensor], x: Tensor, levels: Sequence[float]) -> Tensor:
+    """Heun's method down the noise levels, the last step to 0 by Euler's (Karras 2022, Algorithm 1).
+
+    `slope(x, i)` is the change of x with the noise at the i-th level.
+    """
+    for i, (level, after) in enumerate(pairwise(levels)):
+        step, first = after - level, slope(x, i)
+        euler = x + step * first
+        x = euler if i + 2 == len(levels) else x + step / 2 * (first + slope(euler, i + 1))
+    return x
+
+
 @dataclass(frozen=True)
 class Update:
     """Weights with which a sampler adds up the next x; a weight of 0 leaves its term out."""

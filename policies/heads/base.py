@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flowhand.contracts.strict import build
 
+from ..conditioning import Conditioning
 from ..generation.prefix import Prefix
 from ..nets.base import Net
 
@@ -68,8 +69,8 @@ class Head(nn.Module):
     """Decides what the net is asked in training and how its answers become a chunk.
 
     Works on normalized actions. Heads share identical nets, so that comparing heads compares nothing else. A head is
-    built from its configuration and the size of the conditioning vector; one that needs a second time (the end of an
-    interval, the length of a step) embeds it itself and adds it to the conditioning.
+    built from its configuration, the size of the conditioning vector and the shape (N, W) of the tokens; one that needs
+    a second time (the end of an interval, the length of a step) embeds it itself and adds it to the conditioning.
     """
 
     continues: tuple[str, ...] = ()  # the forms of a prefix that `continue_chunk` knows
@@ -79,6 +80,11 @@ class Head(nn.Module):
         """Network evaluations per decision."""
         raise NotImplementedError
 
+    @property
+    def bends(self) -> bool:
+        """Whether `velocities` tells how the way from noise to the chunk bends."""
+        return False
+
     def noise_shape(self, chunk_shape: tuple[int, int]) -> tuple[int, ...]:
         """Shape of the noise that a row of `sample` needs; larger than the chunk if a sampler draws again on the way.
 
@@ -87,19 +93,34 @@ class Head(nn.Module):
         return chunk_shape
 
     def loss(
-        self, net: Net, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, generator: torch.Generator | None
+        self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         """Training loss, a scalar, of demonstrated chunks (B, T, A) where the mask (B, T) is True."""
         raise NotImplementedError
 
-    def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
+    def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """A chunk (B, T, A) for each row, a function of the weights, the conditioning and the noise alone.
 
         The noise is (B, *noise_shape), which is (B, T, A) unless the head says otherwise.
         """
         raise NotImplementedError
 
-    def continue_chunk(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor, prefix: Prefix) -> Tensor:
+    def delays(self, horizon: int) -> dict[str, int]:
+        """The forms of a prefix that the head, as it is configured, can continue.
+
+        Each with the longest delay that it takes of a chunk of so many control steps.
+        """
+        return {}
+
+    def velocities(self, asked: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The velocities (K, B, T, A) at the beginning of each of K steps from the noise, where the head `bends`.
+
+        Args:
+            asked: all that the net was asked in one `sample`, in turn, and what it answered.
+        """
+        raise NotImplementedError
+
+    def continue_chunk(self, net: Net, noise_BTA: Tensor, cond: Conditioning, prefix: Prefix) -> Tensor:
         """`sample`, but the chunk continues a prefix of normalized actions, in one of the forms of `continues`."""
         raise NotImplementedError
 

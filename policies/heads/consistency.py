@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowhand.contracts.strict import require_within
 
+from ..conditioning import Conditioning
 from ..nets.base import Net
 from .base import Head, HeadConfig, masked_mean
 from .mean_flow import TIME_SCALE
@@ -55,7 +56,7 @@ class ConsistencyHead(Head):
     learned by heart in 200 steps with an error of 0.03 in place of 0.45).
     """
 
-    def __init__(self, config: ConsistencyConfig, cond_size: int):
+    def __init__(self, config: ConsistencyConfig, cond_size: int, tokens: tuple[int, int] = (0, 0)):
         super().__init__()
         self.config = config
 
@@ -64,14 +65,14 @@ class ConsistencyHead(Head):
         """One."""
         return 1
 
-    def end(self, net: Net, x_BTA: Tensor, t: Tensor, cond_BE: Tensor) -> Tensor:
+    def end(self, net: Net, x_BTA: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """f(x, t) of rows (B, T, A), each at its own time (B,)."""
         spread, time = self.config.spread, t[:, None, None]
         skip = time * spread**2 / (spread**2 + (1 - time) ** 2)
-        return skip * x_BTA + (1 - skip) * net(x_BTA, net.prepare(TIME_SCALE * t, cond_BE))
+        return skip * x_BTA + (1 - skip) * net(x_BTA, net.prepare(TIME_SCALE * t, cond))
 
     def loss(
-        self, net: Net, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, generator: torch.Generator | None
+        self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         """Difference of f between two neighbouring times of one chunk and noise, by pseudo-Huber of each action.
 
@@ -85,7 +86,7 @@ class ConsistencyHead(Head):
         x0 = torch.randn(x1_BTA.shape, **options)
 
         def end(t: Tensor) -> Tensor:
-            return self.end(net, torch.lerp(x0, x1_BTA, t[:, None, None]), t, cond_BE)
+            return self.end(net, torch.lerp(x0, x1_BTA, t[:, None, None]), t, cond)
 
         here = end(index / N)
         with torch.no_grad():
@@ -94,6 +95,6 @@ class ConsistencyHead(Head):
         # The fraction is sqrt(square + huber^2) - huber without the cancellation.
         return N * masked_mean(square / ((square + huber**2).sqrt() + huber), mask_BT)
 
-    def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
+    def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """The end of the trajectory from the noise: at t=0 what the net itself gives."""
-        return self.end(net, noise_BTA, torch.zeros_like(noise_BTA[:, 0, 0]), cond_BE)
+        return self.end(net, noise_BTA, torch.zeros_like(noise_BTA[:, 0, 0]), cond)

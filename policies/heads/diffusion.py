@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowhand.contracts.strict import require_within
 
+from ..conditioning import Conditioning
 from ..generation.grids import log_ratios, power, tabulated
 from ..generation.paths import (
     PREDICTIONS,
@@ -145,7 +146,7 @@ class DiffusionHead(Head):
     index: Tensor
     between: Tensor
 
-    def __init__(self, config: DiffusionConfig, cond_size: int):
+    def __init__(self, config: DiffusionConfig, cond_size: int, tokens: tuple[int, int] = (0, 0)):
         super().__init__()
         self.config = config
         c = levels(config.train_steps)
@@ -168,7 +169,7 @@ class DiffusionHead(Head):
         return (self.config.steps, *chunk_shape) if self.config.sampler == "ddpm" else chunk_shape
 
     def loss(
-        self, net: Net, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, generator: torch.Generator | None
+        self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         """Mean squared error of the prediction at random noise levels (Ho 2020, Eq. 14)."""
         config = self.config
@@ -180,7 +181,7 @@ class DiffusionHead(Head):
             x_t, target = x_t / scale(c, config.sigma_data), preconditioned_target(x1_BTA, x0, c, config.sigma_data)
         else:
             target = {"data": x1_BTA, "noise": x0, "velocity": c.d_alpha * x1_BTA + c.d_sigma * x0}[config.prediction]
-        output = net(x_t, net.prepare(self._time(index), cond_BE))
+        output = net(x_t, net.prepare(self._time(index), cond))
         return masked_mean((output - target).square(), mask_BT)
 
     def _levels(self, x1_BTA: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -191,14 +192,14 @@ class DiffusionHead(Head):
         noise = (config.log_mean, config.log_std, config.uniform_share)
         return torch.bucketize(sample_log_ratio(rows, *noise, x1_BTA, generator), self.between)
 
-    def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
+    def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """Walks from the noise to the data; all time-dependent work is done for the K steps at once, before the loop.
 
         Clipping changes the predicted data and leaves the predicted noise, as in Diffusion Policy.
         """
         clip, prediction, least = self.config.clip, self.config.prediction, self.config.least_alpha
         x, *fresh = noise_BTA.unbind(1) if self.config.sampler == "ddpm" else (noise_BTA,)
-        prepared = net.prepare(self._time(self.index)[:, None].expand(-1, len(x)), cond_BE)
+        prepared = net.prepare(self._time(self.index)[:, None].expand(-1, len(x)), cond)
         points = [along_angle(alpha, sigma) for alpha, sigma in zip(*self.table[:, self.index], strict=True)]
 
         def denoise(x: Tensor, i: int) -> tuple[Tensor, Tensor | None]:

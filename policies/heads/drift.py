@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..conditioning import Conditioning
 from ..nets.base import Net
 from .base import Head, HeadConfig, masked_mean
 
@@ -53,7 +54,7 @@ class DriftHead(Head):
     The net is asked at t=0 with the noise as its input, so f is the net itself.
     """
 
-    def __init__(self, config: DriftConfig, cond_size: int):
+    def __init__(self, config: DriftConfig, cond_size: int, tokens: tuple[int, int] = (0, 0)):
         super().__init__()
         self.config = config
 
@@ -63,7 +64,7 @@ class DriftHead(Head):
         return 1
 
     def loss(
-        self, net: Net, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, generator: torch.Generator | None
+        self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         """Mean squared difference of f and f + V, the latter without gradient (Deng 2026, Eq. 6).
 
@@ -72,14 +73,14 @@ class DriftHead(Head):
         """
         G, (B, T, A) = self.config.samples, x1_BTA.shape
         noise = torch.randn((G, B, T, A), generator=generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
-        prepared = net.prepare(torch.zeros_like(x1_BTA[:, 0, 0]), cond_BE)
+        prepared = net.prepare(torch.zeros_like(x1_BTA[:, 0, 0]), cond)
         own_GBTA = net(noise.flatten(0, 1), prepared.repeat(G, 1)).unflatten(0, (G, B)).float()
         target = own_GBTA.detach() + drift(own_GBTA.detach(), x1_BTA, mask_BT, self.config.temperatures)
         return masked_mean((own_GBTA - target).square(), mask_BT)
 
-    def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
+    def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """What the net makes of the noise, or of a part of it."""
-        return net(self.config.noise * noise_BTA, net.prepare(torch.zeros_like(noise_BTA[:, 0, 0]), cond_BE))
+        return net(self.config.noise * noise_BTA, net.prepare(torch.zeros_like(noise_BTA[:, 0, 0]), cond))
 
 
 def drift(own_GBTA: Tensor, x1_BTA: Tensor, mask_BT: Tensor, temperatures: list[float]) -> Tensor:

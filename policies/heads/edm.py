@@ -11,7 +11,9 @@ from torch import Tensor
 
 from flowhand.contracts.strict import require_within
 
+from ..conditioning import Conditioning
 from ..generation.paths import Coefficients, preconditioned_target, read, readings, sample_log_ratio, scale
+from ..generation.solvers import descend
 from ..nets.base import Net
 from .base import RATIO_LIMITS, Head, HeadConfig, masked_mean
 
@@ -65,7 +67,7 @@ class EDMHead(Head):
 
     times: Tensor
 
-    def __init__(self, config: EDMConfig, cond_size: int):
+    def __init__(self, config: EDMConfig, cond_size: int, tokens: tuple[int, int] = (0, 0)):
         super().__init__()
         self.config = config
         self.levels = karras_levels(config)
@@ -81,7 +83,7 @@ class EDMHead(Head):
         return 2 * self.config.steps - 1
 
     def loss(
-        self, net: Net, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, generator: torch.Generator | None
+        self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         """Mean squared error of the denoised chunk, weighted to unit size at every level (Karras 2022, Eq. 8).
 
@@ -94,23 +96,16 @@ class EDMHead(Head):
         c = exploding(log_level.exp()[:, None, None])
         target = preconditioned_target(x1_BTA, x0, c, config.sigma_data)
         x = (x1_BTA + c.sigma * x0) / scale(c, config.sigma_data)
-        output = net(x, net.prepare(log_level / 4, cond_BE))
+        output = net(x, net.prepare(log_level / 4, cond))
         return masked_mean((output - target).square(), mask_BT)
 
-    def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
+    def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """Heun's method down the noise levels (Karras 2022, Algorithm 1), the last step to 0 by Euler's."""
-        prepared = net.prepare(self.times[:, None].expand(-1, len(noise_BTA)), cond_BE)
+        prepared = net.prepare(self.times[:, None].expand(-1, len(noise_BTA)), cond)
 
         def slope(x: Tensor, i: int) -> Tensor:
             """Change of x with sigma at level i: (x - denoised x) / sigma."""
             reading = self.readings[i]
             return read(reading.velocity, x, net(x / reading.scale, prepared[i]))
 
-        x = self.levels[0] * noise_BTA
-        for i in range(self.config.steps):
-            step = self.levels[i + 1] - self.levels[i]
-            first = slope(x, i)
-            euler = x + step * first
-            last = i + 1 == self.config.steps
-            x = euler if last else x + step / 2 * (first + slope(euler, i + 1))
-        return x
+        return descend(slope, self.levels[0] * noise_BTA, self.levels)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 from flowhand.contracts.strict import require_within
 
+from ..conditioning import Conditioning
 from ..generation.coupling import COUPLINGS, couple
 from ..generation.grids import GRIDS, tabulated, times_on
+from ..generation.guidance import combined, predictor
 from ..generation.paths import (
     PATHS,
     TIMES,
@@ -109,8 +112,9 @@ class FlowHead(Head):
 
     continues = ("exact", "identity", "trained")
     times: Tensor
+    null: Tensor | None
 
-    def __init__(self, config: FlowConfig, cond_size: int):
+    def __init__(self, config: FlowConfig, cond_size: int, tokens: tuple[int, int] = (0, 0)):
         super().__init__()
         self.config = config
         self.tableau = SOLVERS.get(config.solver)
@@ -127,9 +131,9 @@ class FlowHead(Head):
         self._quick = self.tableau is None or config.prediction == "preconditioned"
         levels = [*zip(points.alpha.tolist(), points.sigma.tolist(), strict=True), (1.0, 0.0)]
         self.updates = [] if self.tableau else [multistep(levels, i) for i in range(config.steps)]
-        if config.condition_dropout:
-            # Learned, for zero is what the encoder may well make of some observation; here the net can tell them apart.
-            self.null = nn.Parameter(torch.zeros(cond_size))
+        # Learned, for zero is what the encoder may well make of some observation; here the net can tell them apart.
+        null = nn.Parameter(torch.zeros(cond_size + math.prod(tokens)))
+        self.register_parameter("null", null if config.condition_dropout else None)
 
     @property
     def evaluations(self) -> int:
@@ -137,7 +141,7 @@ class FlowHead(Head):
         return self.config.steps * self.stages * (1 if self.config.guidance == 1 else 2)
 
     def loss(
-        self, net: Net, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, generator: torch.Generator | None
+        self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         """Mean squared error of the prediction at random times (Lipman 2023, Eq. 9).
 
@@ -149,9 +153,12 @@ class FlowHead(Head):
         t = self._times((config.draws, B), x1_BTA, generator)
         x0 = torch.randn((config.draws, B, T, A), generator=generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
         if config.coupling == "optimal_transport":
-            x0 = couple(x0, x1_BTA, cond_BE, mask_BT, config.coupling_condition)
+            x0 = couple(x0, x1_BTA, cond.flat_BF, mask_BT, config.coupling_condition)
         if config.condition_dropout:
-            cond_BE = self._drop(cond_BE, generator)
+            # Some rows are told nothing (Ho & Salimans 2022, Algorithm 1).
+            draw = torch.rand((len(cond), 1), generator=generator, device=x1_BTA.device)
+            assert self.null is not None
+            cond = cond.without(self.null, draw[:, 0] < config.condition_dropout)
         if config.prefix_max:
             t, mask_BT = self._hold(t, mask_BT, generator)
         c = self.path(t.reshape(config.draws, B, -1, 1))
@@ -160,7 +167,7 @@ class FlowHead(Head):
             x_t, target = x_t / scale(c, config.sigma_data), preconditioned_target(x1_BTA, x0, c, config.sigma_data)
         else:
             target = c.d_alpha * x1_BTA + c.d_sigma * x0 if config.prediction == "velocity" else x1_BTA.expand_as(x0)
-        modulation = net.prepare(t, cond_BE, per_action=config.prefix_max > 0)
+        modulation = net.prepare(t, cond, per_action=config.prefix_max > 0)
         output = net(x_t.flatten(0, 1), modulation.flatten(0, 1)).unflatten(0, (config.draws, B))
         return masked_mean((output - target).square(), mask_BT)
 
@@ -171,11 +178,6 @@ class FlowHead(Head):
             return sample_time(config.time, shape, x1_BTA, generator)
         noise = (config.log_mean, config.log_std, config.uniform_share)
         return time_at(config.path, sample_log_ratio(shape, *noise, x1_BTA, generator))
-
-    def _drop(self, cond_BE: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The conditions, some rows' replaced by the null vector (Ho & Salimans 2022, Algorithm 1)."""
-        draw = torch.rand((len(cond_BE), 1), generator=generator, device=cond_BE.device)
-        return torch.where(draw < self.config.condition_dropout, self.null.to(cond_BE.dtype), cond_BE)
 
     def _hold(self, t: Tensor, mask_BT: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Times (draws, B) as one per action (draws, B, T), 1 for a random number of first ones, which do not count.
@@ -193,12 +195,12 @@ class FlowHead(Head):
         held = first(count, horizon)
         return torch.where(held, 1, t.unsqueeze(-1)), mask_BT & ~held
 
-    def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
+    def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """Integrates from the noise; all time-dependent work is done for the K steps at once, before the loop."""
-        predict = self._predictor(net, self.times[:, None].expand(-1, len(noise_BTA)), cond_BE)
+        predict = self._predictor(net, self.times[:, None].expand(-1, len(noise_BTA)), cond)
         return self._solve(lambda x, i: (x, predict(x, i), None), noise_BTA)
 
-    def continue_chunk(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor, prefix: Prefix) -> Tensor:
+    def continue_chunk(self, net: Net, noise_BTA: Tensor, cond: Conditioning, prefix: Prefix) -> Tensor:
         """`sample`, but the chunk continues a prefix of normalized actions.
 
         Raises:
@@ -210,7 +212,7 @@ class FlowHead(Head):
                     f"prefix.form={prefix.form!r} needs head.steps of at least 2, got 1: in the first step the net "
                     "sees nothing but noise, which does not tell where a pull would lead"
                 )
-            return self._pulled(net, noise_BTA, cond_BE, prefix)
+            return self._pulled(net, noise_BTA, cond, prefix)
         if not self.config.prefix_max:
             raise ValueError(
                 "prefix.form='trained' needs a policy trained with head.prefix_max above 0; "
@@ -221,7 +223,27 @@ class FlowHead(Head):
                 f"prefix.form='trained' with a delay of {prefix.longest} steps, but the policy was trained for at most "
                 f"head.prefix_max={self.config.prefix_max}; forms exact and identity take any delay"
             )
-        return self._held(net, noise_BTA, cond_BE, prefix)
+        return self._held(net, noise_BTA, cond, prefix)
+
+    def delays(self, horizon: int) -> dict[str, int]:
+        """Any delay where the chunk is pulled, which one step cannot be; else those of the training."""
+        pulled = horizon if self.config.steps > 1 else 0
+        longest = {"exact": pulled, "identity": pulled, "trained": self.config.prefix_max}
+        return {form: delay for form, delay in longest.items() if delay}
+
+    @property
+    def bends(self) -> bool:
+        """Whether there are two velocities to compare."""
+        return self.config.steps > 1
+
+    def velocities(self, asked: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Guided, the net is asked for twice the rows: first with their condition, then without."""
+        found = []
+        for i in range(0, len(self.times), self.stages):
+            x, output = asked[i]
+            output = combined(output, self.config.guidance)
+            found.append(self.velocity(x[: len(output)] * self.readings[i].scale, output, i))
+        return torch.stack(found)
 
     def _solve(self, answer: Callable[[Tensor, int], Answer], noise_BTA: Tensor) -> Tensor:
         """Carries the noise to the data by the answers at each evaluation."""
@@ -264,34 +286,20 @@ class FlowHead(Head):
         return x_BTA / (size if held_BT1 is None else torch.where(held_BT1, self.config.sigma_data, size))
 
     def _predictor(
-        self, net: Net, t: Tensor, cond_BE: Tensor, held_BT: Tensor | None = None
+        self, net: Net, t: Tensor, cond: Conditioning, held_BT: Tensor | None = None
     ) -> Callable[[Tensor, int], Tensor]:
-        """What the net predicts for chunks at the i-th of the times (K, B), or (K, B, T) where actions are held.
+        """What the net predicts for chunks at the i-th of the times (K, B), or (K, B, T) where actions are held."""
+        held, null = None if held_BT is None else held_BT.unsqueeze(-1), self.null
+        predict = predictor(net, t, cond, held is not None, self.config.guidance, null)
+        return lambda x, i: predict(self._seen(x, i, held), i)
 
-        Guided, it is unconditional + guidance * (conditional - unconditional), from one batch of twice the rows (Ho &
-        Salimans 2022, Eq. 6). Predictions of one chunk are linear in each other, so it is the velocities' as well.
-        """
-        held, per_action = None if held_BT is None else held_BT.unsqueeze(-1), held_BT is not None
-        if self.config.guidance == 1:
-            prepared = net.prepare(t, cond_BE, per_action)
-            return lambda x, i: net(self._seen(x, i, held), prepared[i])
-        both = torch.cat([cond_BE, self.null.expand_as(cond_BE)])
-        doubled = net.prepare(torch.cat([t, t], dim=1), both, per_action)
-
-        def predict(x: Tensor, i: int) -> Tensor:
-            x = self._seen(x, i, held)
-            conditional, unconditional = net(torch.cat([x, x]), doubled[i]).unflatten(0, (2, -1)).unbind()
-            return unconditional + self.config.guidance * (conditional - unconditional)
-
-        return predict
-
-    def _pulled(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor, prefix: Prefix) -> Tensor:
+    def _pulled(self, net: Net, noise_BTA: Tensor, cond: Conditioning, prefix: Prefix) -> Tensor:
         """Real-time chunking (Black 2025, arXiv 2506.07339, Eq. 2): the velocity leads towards the prefix as well.
 
         v + min(beta, strength) * J^T W (prefix - x1), x1 the data that the net expects and J its derivative in x,
         through the net (exact) or replaced by the identity.
         """
-        predict = self._predictor(net, self.times[:, None].expand(-1, len(noise_BTA)), cond_BE)
+        predict = self._predictor(net, self.times[:, None].expand(-1, len(noise_BTA)), cond)
         weight = soft_mask(prefix.delay_B, prefix.overlap_B, noise_BTA.shape[1]).unsqueeze(-1)
         known = torch.where(weight > 0, prefix.actions_BTA, 0)
 
@@ -310,10 +318,10 @@ class FlowHead(Head):
 
         return self._solve(answer, noise_BTA)
 
-    def _held(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor, prefix: Prefix) -> Tensor:
+    def _held(self, net: Net, noise_BTA: Tensor, cond: Conditioning, prefix: Prefix) -> Tensor:
         """Training-time real-time chunking (Black 2025, arXiv 2512.05964): the prefix stands at t=1 from the start."""
         held = first(prefix.delay_B, noise_BTA.shape[1])
-        predict = self._predictor(net, torch.where(held, 1, self.times[:, None, None]), cond_BE, held)
+        predict = self._predictor(net, torch.where(held, 1, self.times[:, None, None]), cond, held)
 
         def hold(x: Tensor) -> Tensor:
             return torch.where(held.unsqueeze(-1), prefix.actions_BTA, x)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..conditioning import Conditioning
 from ..generation.paths import TIMES, linear, sample_time, to_velocity
-from ..nets.base import Net
+from ..generation.solvers import jump
+from ..nets.base import Modulation, Net
 from ..nets.embed import TimeEmbedding
 from .base import Head, HeadConfig, masked_mean
 
@@ -37,6 +40,8 @@ class MeanFlowConfig(HeadConfig):
     interval_weight: float = field(default=5.0, metadata={"before": 1.0})
     weight_power: float = 1.0  # 0: all actions count alike; above: the less, the more the derivative moves their target
     steps: int = 1  # jumps K per decision, all of the same length
+    # whether tokens of the observation are told the length too, at the cost of as many weights as the square of them
+    length_on_tokens: bool = field(default=False, metadata={"before": True})
 
     def __post_init__(self) -> None:
         for name, choices in (("prediction", PREDICTIONS), ("time", TIMES)):
@@ -74,27 +79,27 @@ class MeanFlowHead(Head):
     (mean flow), which multiplies its noise by du/dx, or u(x, t, t) of the net (improved mean flow).
     """
 
-    def __init__(self, config: MeanFlowConfig, cond_size: int):
+    def __init__(self, config: MeanFlowConfig, cond_size: int, tokens: tuple[int, int] = (0, 0)):
         super().__init__()
         self.config = config
-        self.length = TimeEmbedding(cond_size)
+        self.length = TimeEmbedding(cond_size + (math.prod(tokens) if config.length_on_tokens else 0))
 
     @property
     def evaluations(self) -> int:
         """Network evaluations per decision."""
         return self.config.steps
 
-    def prepare(self, net: Net, t: Tensor, length: Tensor, cond: Tensor) -> Tensor:
+    def prepare(self, net: Net, t: Tensor, length: Tensor, cond: Conditioning) -> Modulation:
         """The net's modulation for jumps of the given length from t, all (..., B) or broadcast to it."""
-        return net.prepare(TIME_SCALE * t, cond + self.length(TIME_SCALE * length))
+        return net.prepare(TIME_SCALE * t, cond.plus(self.length(TIME_SCALE * length)))
 
-    def average(self, net: Net, x: Tensor, t: Tensor, length: Tensor, cond: Tensor) -> Tensor:
+    def average(self, net: Net, x: Tensor, t: Tensor, length: Tensor, cond: Conditioning) -> Tensor:
         """u(x, t, t + length) of rows (B, T, A), each with its own time and length (B,)."""
         output = net(x, self.prepare(net, t, length, cond))
         return to_velocity(self.config.prediction, output, x, linear(t[:, None, None]))
 
     def loss(
-        self, net: Net, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, generator: torch.Generator | None
+        self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         """Weighted mean squared error of the average velocity; some rows, drawn anew, have an interval to average over.
 
@@ -108,8 +113,8 @@ class MeanFlowHead(Head):
         x0 = torch.randn(x1_BTA.shape, generator=generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
         time, velocity = t[:, None, None], x1_BTA - x0
         x_t = x0 + time * velocity
-        output = self.average(net, x_t, t, length, cond_BE)
-        derivative = self.derivative(net, x_t[rows], velocity[rows], t[rows], length[rows], cond_BE[rows])
+        output = self.average(net, x_t, t, length, cond)
+        derivative = self.derivative(net, x_t[rows], velocity[rows], t[rows], length[rows], cond[rows])
         move = torch.zeros_like(velocity).index_copy(0, rows, length[rows, None, None] * derivative)
         weight = (1 + move.square().mean(dim=-1, keepdim=True)) ** -self.config.weight_power
         weight = weight.index_copy(0, rows, self.config.interval_weight * weight[rows])
@@ -129,7 +134,9 @@ class MeanFlowHead(Head):
         return t, end - t, rows
 
     @torch.no_grad()
-    def derivative(self, net: Net, x: Tensor, velocity: Tensor, t: Tensor, length: Tensor, cond: Tensor) -> Tensor:
+    def derivative(
+        self, net: Net, x: Tensor, velocity: Tensor, t: Tensor, length: Tensor, cond: Conditioning
+    ) -> Tensor:
         """du/dt of the net along the flow at a fixed end of the interval, without gradient; (B, T, A).
 
         Forward mode, exact up to the training's precision: nothing is subtracted, so bf16 costs its own rounding only.
@@ -143,14 +150,14 @@ class MeanFlowHead(Head):
             velocity = self.average(net, x, t, torch.zeros_like(t), cond)
         return torch.func.jvp(average, (x, t), (velocity, torch.ones_like(t)))[1]
 
-    def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
+    def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """Jumps from the noise to the data in K equal jumps."""
         steps = self.config.steps
         times = torch.arange(steps, device=noise_BTA.device) / steps
         length = torch.full((1,), 1 / steps, device=noise_BTA.device)
-        prepared = self.prepare(net, times[:, None].expand(-1, len(noise_BTA)), length, cond_BE)
-        x_BTA = noise_BTA
-        for k in range(steps):
-            velocity = to_velocity(self.config.prediction, net(x_BTA, prepared[k]), x_BTA, linear(times[k]))
-            x_BTA = x_BTA + velocity / steps
-        return x_BTA
+        prepared = self.prepare(net, times[:, None].expand(-1, len(noise_BTA)), length, cond)
+
+        def velocity(x: Tensor, k: int) -> Tensor:
+            return to_velocity(self.config.prediction, net(x, prepared[k]), x, linear(times[k]))
+
+        return jump(velocity, noise_BTA, steps)

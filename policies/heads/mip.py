@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..nets.base import Net
+from ..conditioning import Conditioning
+from ..nets.base import Modulation, Net
 from .base import Head, HeadConfig, masked_mean
 
 
@@ -28,7 +29,7 @@ class MIPHead(Head):
 
     times: Tensor
 
-    def __init__(self, config: MIPConfig, cond_size: int):
+    def __init__(self, config: MIPConfig, cond_size: int, tokens: tuple[int, int] = (0, 0)):
         super().__init__()
         self.config = config
         self.register_buffer("times", torch.tensor([0.0, config.time], dtype=torch.float32), persistent=False)
@@ -39,23 +40,23 @@ class MIPHead(Head):
         return 2
 
     def loss(
-        self, net: Net, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, generator: torch.Generator | None
+        self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         """`|net(0, 0) - x1|^2 / t* + |net(t* x1 + (1-t*) z, t*) - x1|^2 / (1-t*)`, z normal (arXiv 2512.01809)."""
         time = self.config.time
         z = torch.randn(x1_BTA.shape, generator=generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
         x_t = torch.stack([torch.zeros_like(x1_BTA), time * x1_BTA + (1 - time) * z])
-        prepared = self._prepare(net, x1_BTA, cond_BE)
+        prepared = self._prepare(net, x1_BTA, cond)
         output = net(x_t.flatten(0, 1), prepared.flatten(0, 1)).unflatten(0, (2, len(x1_BTA)))
         first, second = ((part - x1_BTA).square() for part in output)
         return masked_mean(first, mask_BT) / time + masked_mean(second, mask_BT) / (1 - time)
 
-    def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
+    def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """The refined chunk; the noise gives only the shape."""
-        prepared = self._prepare(net, noise_BTA, cond_BE)
+        prepared = self._prepare(net, noise_BTA, cond)
         first = net(torch.zeros_like(noise_BTA), prepared[0])
         return net(self.config.time * first, prepared[1])
 
-    def _prepare(self, net: Net, like: Tensor, cond_BE: Tensor) -> Tensor:
-        """Modulation (2, B, M) of the two evaluations."""
-        return net.prepare(self.times[:, None].expand(-1, len(like)), cond_BE)
+    def _prepare(self, net: Net, like: Tensor, cond: Conditioning) -> Modulation:
+        """Of the two evaluations."""
+        return net.prepare(self.times[:, None].expand(-1, len(like)), cond)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..conditioning import Conditioning
 from ..nets.base import Net
 from .base import Head, HeadConfig, masked_mean
 
@@ -21,7 +22,7 @@ class RegressionConfig(HeadConfig):
 class RegressionHead(Head):
     """Predicts the mean chunk: the same net, at t=0, with zeros in place of the noise."""
 
-    def __init__(self, config: RegressionConfig, cond_size: int):
+    def __init__(self, config: RegressionConfig, cond_size: int, tokens: tuple[int, int] = (0, 0)):
         super().__init__()
         self.config = config
 
@@ -31,12 +32,12 @@ class RegressionHead(Head):
         return 1
 
     def loss(
-        self, net: Net, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, generator: torch.Generator | None
+        self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         """Mean squared error of the predicted chunk; uses no randomness."""
-        return masked_mean((self.sample(net, x1_BTA, cond_BE) - x1_BTA).square(), mask_BT)
+        return masked_mean((self.sample(net, x1_BTA, cond) - x1_BTA).square(), mask_BT)
 
-    def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
+    def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """The predicted chunk; the noise gives only the shape."""
         start = torch.zeros_like(noise_BTA)
-        return net(start, net.prepare(start[:, 0, 0], cond_BE))
+        return net(start, net.prepare(start[:, 0, 0], cond))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..conditioning import Conditioning
 from ..generation.paths import TIMES, linear, sample_time, to_velocity
-from ..nets.base import Net
+from ..generation.solvers import jump
+from ..nets.base import Modulation, Net
 from ..nets.embed import TimeEmbedding
 from .base import Head, HeadConfig, masked_mean
 
@@ -28,6 +31,8 @@ class ShortcutConfig(HeadConfig):
     halvings: int = 7  # the shortest step is 2^-halvings of the way from noise to data
     bootstrap_share: float = 0.25  # share of the batch that learns a step from two half steps
     steps: int = 1  # steps K per decision: a power of two, at most 2^halvings
+    # whether tokens of the observation are told the length too, at the cost of as many weights as the square of them
+    length_on_tokens: bool = field(default=False, metadata={"before": True})
 
     def __post_init__(self) -> None:
         for name, choices in (("prediction", PREDICTIONS), ("time", TIMES)):
@@ -50,27 +55,27 @@ class ShortcutHead(Head):
     do, s(x, t, 2d) = (s(x, t, d) + s(x + d s(x, t, d), t + d, d)) / 2, and so on up to a single step.
     """
 
-    def __init__(self, config: ShortcutConfig, cond_size: int):
+    def __init__(self, config: ShortcutConfig, cond_size: int, tokens: tuple[int, int] = (0, 0)):
         super().__init__()
         self.config = config
-        self.length = TimeEmbedding(cond_size)
+        self.length = TimeEmbedding(cond_size + (math.prod(tokens) if config.length_on_tokens else 0))
 
     @property
     def evaluations(self) -> int:
         """Network evaluations per decision."""
         return self.config.steps
 
-    def prepare(self, net: Net, t: Tensor, halvings: Tensor, cond: Tensor) -> Tensor:
+    def prepare(self, net: Net, t: Tensor, halvings: Tensor, cond: Conditioning) -> Modulation:
         """The net's modulation for steps of length 2^-halvings from t, all (..., B) or broadcast to it."""
-        return net.prepare(t, cond + self.length(halvings / self.config.halvings))
+        return net.prepare(t, cond.plus(self.length(halvings / self.config.halvings)))
 
-    def shortcut(self, net: Net, x: Tensor, t: Tensor, halvings: Tensor, cond: Tensor) -> Tensor:
+    def shortcut(self, net: Net, x: Tensor, t: Tensor, halvings: Tensor, cond: Conditioning) -> Tensor:
         """s(x, t, 2^-halvings) of rows (B, T, A), each with its own time and length (B,)."""
         output = net(x, self.prepare(net, t, halvings, cond))
         return to_velocity(self.config.prediction, output, x, linear(t[:, None, None]))
 
     def loss(
-        self, net: Net, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, generator: torch.Generator | None
+        self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         """Mean squared error of the shortcut; a part of the rows, drawn anew, learns from two half steps.
 
@@ -86,29 +91,29 @@ class ShortcutHead(Head):
         starts = 2.0**halvings
         t = (starts * sample_time(self.config.time, (B,), x1_BTA, generator)).floor() / starts
         x_t = t[:, None, None] * x1_BTA + (1 - t[:, None, None]) * x0
-        output = self.shortcut(net, x_t, t, halvings, cond_BE)
-        bootstrap = self.two_steps(net, x_t[rows], t[rows], level + 1, cond_BE[rows])
+        output = self.shortcut(net, x_t, t, halvings, cond)
+        bootstrap = self.two_steps(net, x_t[rows], t[rows], level + 1, cond[rows])
         error = output - (x1_BTA - x0).index_copy(0, rows, bootstrap)
         if self.config.prediction == "data":
             error = (1 - t[:, None, None]) * error
         return masked_mean(error.square(), mask_BT)
 
     @torch.no_grad()
-    def two_steps(self, net: Net, x: Tensor, t: Tensor, halvings: Tensor, cond: Tensor) -> Tensor:
+    def two_steps(self, net: Net, x: Tensor, t: Tensor, halvings: Tensor, cond: Conditioning) -> Tensor:
         """The velocity of two steps of length 2^-halvings from t, without gradient."""
         length = 0.5**halvings
         first = self.shortcut(net, x, t, halvings, cond)
         second = self.shortcut(net, x + length[:, None, None] * first, t + length, halvings, cond)
         return (first + second) / 2
 
-    def sample(self, net: Net, noise_BTA: Tensor, cond_BE: Tensor) -> Tensor:
+    def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """Takes K steps of length 1/K from the noise."""
         steps = self.config.steps
         times = torch.arange(steps, device=noise_BTA.device) / steps
         halvings = torch.full((1,), steps.bit_length() - 1, device=noise_BTA.device)
-        prepared = self.prepare(net, times[:, None].expand(-1, len(noise_BTA)), halvings, cond_BE)
-        x_BTA = noise_BTA
-        for k in range(steps):
-            velocity = to_velocity(self.config.prediction, net(x_BTA, prepared[k]), x_BTA, linear(times[k]))
-            x_BTA = x_BTA + velocity / steps
-        return x_BTA
+        prepared = self.prepare(net, times[:, None].expand(-1, len(noise_BTA)), halvings, cond)
+
+        def velocity(x: Tensor, k: int) -> Tensor:
+            return to_velocity(self.config.prediction, net(x, prepared[k]), x, linear(times[k]))
+
+        return jump(velocity, noise_BTA, steps)

@@ -30,7 +30,7 @@ from flowhand.contracts.planner import FORMS, SEEN, PrefixArrays
 from flowhand.contracts.strict import build, mapping, parse_json, whole_numbers
 
 from ..checkpoint import MOST_TENSOR_BYTES, Source, read_tensors, snapshot
-from ..heads.flow import FlowHead
+from ..conditioning import Conditioning, split
 from ..policy import Policy
 from .density import Density, DensityConfig
 from .scores import SCORES, Decision, Probe, Score
@@ -69,8 +69,7 @@ class MonitorConfig:
 
 def possible(policy: Policy, execution: ExecutionConfig) -> list[str]:
     """The scores that this policy has when it is executed so."""
-    head, names = policy.head, sorted(SCORES)
-    bends = isinstance(head, FlowHead) and head.config.steps > 1 and execution.mode != "rtc_exact"
+    names, bends = sorted(SCORES), policy.head.bends and execution.mode != "rtc_exact"
     names = [name for name in names if bends or "path" not in SCORES[name].needs]
     return [name for name in names if _draws(policy) or "samples" not in SCORES[name].needs]
 
@@ -79,7 +78,7 @@ def _draws(policy: Policy) -> bool:
     """Whether the policy's chunks depend on the noise."""
     noise = torch.randn((2, *policy.noise_shape), generator=torch.Generator().manual_seed(0))
     weight = policy.action_normalizer.shift
-    cond = torch.zeros((2, policy.encoder.size), device=weight.device)
+    cond = split(torch.zeros((2, policy.encoder.flat_size), device=weight.device), policy.encoder.tokens)
     with torch.no_grad():
         a, b = policy.head.sample(policy.net, noise.to(weight.device), cond)
     return not torch.equal(a, b)
@@ -157,27 +156,27 @@ class WatchedPolicy:
         overlap = self.chunk.prediction_horizon - self.interval if prefix is None else int(prefix.overlap_B[0])
         with Probe(self.policy) as probe:
             chunk = self.policy.plan(observation, noise, prefix if prefix is None or prefix.form != SEEN else None)
-        assert probe.embedding is not None
+        assert probe.cond is not None
         with torch.no_grad():
-            chunks_STA = self._sample(probe.embedding, noise)
+            chunks_STA = self._sample(probe.cond, noise)
             needs_path = any("path" in score.needs for score in self._scores)
             velocity_KTA = probe.velocity() if needs_path else torch.zeros(0, *self.policy.chunk_shape)
-            embedding_E = probe.embedding[0].float().cpu()
+            embedding_E = probe.cond.flat_BF[0].float().cpu()
             decision = Decision(embedding_E, velocity_KTA, chunks_STA, memory.get("chunks"), overlap)
             values = [score(decision, self.density) for score in self._scores]
         memory["chunks"] = chunks_STA
         scores_ND.append(values)
         return chunk
 
-    def _sample(self, embedding: Tensor, noise: np.ndarray) -> Tensor:
+    def _sample(self, cond: Conditioning, noise: np.ndarray) -> Tensor:
         """Chunks (S, T, A) from the same conditioning, in one batch."""
         if not self._samples:
             return torch.zeros(0, *self.policy.chunk_shape)
         key = np.frombuffer(hashlib.sha256(np.ascontiguousarray(noise).tobytes()).digest()[:16], np.uint64)
         random = np.random.Generator(np.random.Philox(key=key))
         draws = torch.from_numpy(random.standard_normal((self._samples, *self.noise_shape), np.float32))
-        cond = embedding.expand(self._samples, -1)
-        return self.policy.head.sample(self.policy.net, draws.to(embedding.device), cond).float().cpu()
+        rows = cond.map(lambda part: part.expand(self._samples, *part.shape[1:]))
+        return self.policy.head.sample(self.policy.net, draws.to(cond.vector_BE.device), rows).float().cpu()
 
 
 @dataclass
@@ -330,7 +329,7 @@ def _density_tensors(about: Calibration, policy: Policy) -> dict[str, Tensor]:
     if not any("density" in SCORES[name].needs for name in about.monitor.scores):
         return {}
     with torch.device("meta"):
-        return Density(about.monitor.density, policy.encoder.size).state_dict()
+        return Density(about.monitor.density, policy.encoder.flat_size).state_dict()
 
 
 def _density(tensors: dict[str, Tensor], about: Calibration, policy: Policy, folder: Path) -> Density | None:
@@ -344,7 +343,7 @@ def _density(tensors: dict[str, Tensor], about: Calibration, policy: Policy, fol
         raise ValueError(f"{folder / FILES[1]}: the density has NaN or infinity; calibrate again")
     if not expected:
         return None
-    density = Density(about.monitor.density, policy.encoder.size)
+    density = Density(about.monitor.density, policy.encoder.flat_size)
     density.load_state_dict({name.removeprefix("density."): value for name, value in found.items()})
     return density.eval().requires_grad_(False)
 

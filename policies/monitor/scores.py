@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -13,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..heads.flow import FlowHead
+from ..conditioning import Conditioning
 from ..policy import Policy
 from .density import Density
 
@@ -25,7 +24,7 @@ INTEGRATION_STEPS = 16  # of the density's flow where it is integrated
 class Decision:
     """What is known of one decision of one robot; actions are normalized, as the head sees them."""
 
-    embedding_E: Tensor  # the conditioning that it was made from
+    embedding_E: Tensor  # the conditioning that it was made from, flat
     velocity_KTA: Tensor  # of the chunk at the beginning of each of K steps on its way from noise; K=0: not a flow
     chunks_STA: Tensor  # sampled from the same observation; S=0: not asked for
     earlier_STA: Tensor | None = None  # those of the decision before; None: this is the first
@@ -170,7 +169,7 @@ class Probe:
     """Listens to one inference call of a policy: what its encoder gives, and what its net is asked and answers."""
 
     policy: Policy
-    embedding: Tensor | None = None  # (1, E)
+    cond: Conditioning | None = None  # of one row
     asked: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # chunk (1, T, A), or (2, ...) guided; answer
 
     def __enter__(self) -> Probe:
@@ -184,30 +183,12 @@ class Probe:
         for hook in self._hooks:
             hook.remove()
 
-    def _encoded(self, module: torch.nn.Module, args: tuple, output: Tensor) -> None:
-        self.embedding = output
+    def _encoded(self, module: torch.nn.Module, args: tuple, output: Conditioning) -> None:
+        self.cond = output
 
     def _answered(self, module: torch.nn.Module, args: tuple, output: Tensor) -> None:
         self.asked.append((args[0], output))
 
     def velocity(self) -> Tensor:
-        """The flow's velocity at the beginning of each of its steps; empty for a head that is no flow."""
-        head = self.policy.head
-        if not isinstance(head, FlowHead):
-            return torch.zeros(0, *self.policy.chunk_shape)
-        return velocities(head, self.asked)[:, 0].float().cpu()
-
-
-def velocities(head: FlowHead, asked: Sequence[tuple[Tensor, Tensor]]) -> Float[Tensor, "K B T A"]:
-    """A flow's velocity at the beginning of each of its steps, from all that its net was asked in turn and answered.
-
-    Both are chunks (B, T, A), guided (2B, T, A): first with their condition, then without.
-    """
-    config, found = head.config, []
-    for i in range(0, len(head.times), head.stages):
-        x, output = asked[i]
-        if config.guidance != 1:  # as the head combines them
-            conditional, unconditional = output.unflatten(0, (2, -1)).unbind()
-            output, x = unconditional + config.guidance * (conditional - unconditional), x.unflatten(0, (2, -1))[0]
-        found.append(head.velocity(x * head.readings[i].scale, output, i))
-    return torch.stack(found)
+        """The velocity at the beginning of each of the steps, of a head that `bends`."""
+        return self.policy.head.velocities(self.asked)[:, 0].float().cpu()

@@ -1,11 +1,14 @@
-"""What every denoising net shares: its two-part call."""
+"""What every denoising net shares: its two-part call, and what passes from one part to the other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..conditioning import Conditioning
 
 
 @dataclass
@@ -22,18 +25,31 @@ class NetConfig:
 
     @property
     def attends(self) -> bool:
-        """Whether the net looks at observation tokens beside the conditioning vector; the encoder then gives them."""
+        """Whether the net asks for observation tokens of an encoder that need not give any."""
         return False
 
-    def check_tokens(self, tokens: tuple[int, int]) -> None:
-        """Raises `ValueError` unless there are observation tokens where, and only where, the net attends to them."""
-        if tokens[0] and not self.attends:
-            raise ValueError(
-                f"net={self.kind} cannot attend to the {tokens[0]} tokens that the encoder gives; use net=transformer "
-                "with net.cross_attention=true, or an encoder without tokens"
-            )
-        if self.attends and not tokens[0]:
-            raise ValueError("net.cross_attention=true needs observation tokens, and the encoder gives none")
+
+@dataclass(frozen=True)
+class Modulation:
+    """What a net has computed of times and conditioning before its evaluations."""
+
+    timed: Tensor  # (..., B, M)
+    observed: tuple[Tensor, ...] = ()  # each (B, ...), of tokens alone: once for all times
+
+    def __getitem__(self, index: Any) -> Modulation:
+        return Modulation(self.timed[index], self.observed)
+
+    def flatten(self, start_dim: int = 0, end_dim: int = 1) -> Modulation:
+        """Of (K, B) times as K * B rows, the first B of them at the first time."""
+        return self._rows(self.timed.flatten(start_dim, end_dim), len(self.timed))
+
+    def repeat(self, times: int, *ones: int) -> Modulation:
+        """All rows so often, one copy after the other, as of a tensor."""
+        return self._rows(self.timed.repeat(times, *ones), times)
+
+    def _rows(self, timed: Tensor, times: int) -> Modulation:
+        observed = (part.expand(times, *part.shape).flatten(0, 1) for part in self.observed)
+        return Modulation(timed, tuple(observed))
 
 
 class Net(nn.Module):
@@ -42,12 +58,12 @@ class Net(nn.Module):
     `prepare` computes all that depends on time and conditioning alone. It takes any leading dimensions, so a sampler
     calls it once for all its K steps; `forward` is what is left to do in each step.
 
-    A net is built from its configuration, the shape (T, A) of a chunk, the length E of the conditioning, and the shape
-    (N, W) of the observation tokens that are its last N * W numbers, (0, 0) if there are none.
+    A net is built from its configuration, the shape (T, A) of a chunk, the length E of the conditioning vector, and the
+    shape (N, W) of the observation tokens, (0, 0) if there are none.
     """
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        """Times (..., B) and conditioning (B, E) or (..., B, E) to a modulation (..., B, M).
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        """Times (..., B) and conditioning, of the same rows, to the modulation.
 
         With `per_action` the times are (..., B, T), one for each action of the chunk: an action that is already decided
         has t=1 while the others are still noise. It must be said, because (K, B) and (B, T) may be the same numbers.
@@ -55,9 +71,21 @@ class Net(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        """Noisy chunk (B, T, A) and modulation (B, M) to the prediction (B, T, A)."""
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
+        """Noisy chunk (B, T, A) and modulation, without leading dimensions, to the prediction (B, T, A)."""
         raise NotImplementedError
+
+
+class PooledNet(Net):
+    """A net that does not look at single tokens: their mean joins the vector, through a linear layer."""
+
+    def __init__(self, cond_size: int, tokens: tuple[int, int]):
+        super().__init__()
+        self.pool = nn.Linear(tokens[1], cond_size) if tokens[0] else None
+
+    def pooled(self, cond: Conditioning) -> Tensor:
+        """The vector (..., B, E), in which there is something of the tokens if there are any."""
+        return cond.vector_BE if self.pool is None else cond.vector_BE + self.pool(cond.pooled_BW)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Net, NetConfig, modulate
+from ..conditioning import Conditioning
+from .base import Modulation, NetConfig, PooledNet, modulate
 from .embed import TimeEmbedding
 
 
@@ -26,7 +27,7 @@ class MLPConfig(NetConfig):
         self.require_positive("width", "blocks", "expansion")
 
 
-class MLP(Net):
+class MLP(PooledNet):
     """x + gate * MLP(modulated LayerNorm(x)), block by block, on the flattened chunk.
 
     The blocks share one modulation and add learned offsets of their own (Chen 2023, adaLN-single). With a matrix for
@@ -38,8 +39,7 @@ class MLP(Net):
     def __init__(
         self, config: MLPConfig, chunk_shape: tuple[int, int], cond_size: int, tokens: tuple[int, int] = (0, 0)
     ):
-        super().__init__()
-        config.check_tokens(tokens)
+        super().__init__(cond_size, tokens)
         self.chunk_shape = chunk_shape
         size, width = chunk_shape[0] * chunk_shape[1], config.width
         self.time = TimeEmbedding(width)
@@ -57,20 +57,20 @@ class MLP(Net):
         nn.init.ones_(self.offsets.data[:, 2 * width :])  # gates
         self.register_buffer("waves", cosines(chunk_shape[0], width), persistent=False)
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        """Times (..., B), or (..., B, T) one per action, and conditioning (B, E) to the modulation (..., B, M)."""
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        """Times (..., B), or (..., B, T) one per action, and conditioning to the modulation."""
         time = self._embed_each(t) if per_action else self.time(t)
-        return self.modulation(F.silu(time + self.cond(cond)))
+        return Modulation(self.modulation(F.silu(time + self.cond(self.pooled(cond)))))
 
     def _embed_each(self, t: Tensor) -> Tensor:
         """Times (..., T) to (..., width): the earliest one's embedding, and a transform of the others' differences."""
         earliest = self.time(t.amin(dim=-1))
         return earliest + (self.waves * (self.time(t) - earliest.unsqueeze(-2))).sum(dim=-2)
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        """Noisy chunk (B, T, A) and modulation (B, M) to the prediction (B, T, A)."""
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
+        """Noisy chunk (B, T, A) and modulation to the prediction (B, T, A)."""
         width = self.inlet.out_features
-        shared, start, last_shift, last_scale = modulation.split((3 * width, width, width, width), dim=-1)
+        shared, start, last_shift, last_scale = modulation.timed.split((3 * width, width, width, width), dim=-1)
         h = self.inlet(x_BTA.flatten(1)) + start
         for up, down, offset in zip(self.up, self.down, self.offsets.unbind(), strict=True):
             shift, scale, gate = (shared + offset).chunk(3, dim=-1)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Net, NetConfig
+from ..conditioning import Conditioning
+from .base import Modulation, NetConfig, PooledNet
 from .embed import TimeEmbedding
 
 POSITIONS = 256  # of all rows together; up to here a convolution is computed as a matrix product
@@ -127,7 +128,7 @@ class Film(nn.Module):
         return F.linear(time, of_time) + F.linear(cond, of_cond, self.linear.bias)
 
 
-class UNet1D(Net):
+class UNet1D(PooledNet):
     """Down to a half, a quarter ... of the chunk's steps and back, with connections across (Janner 2022, Chi 2023).
 
     Any chunk length will do: level r has ceil(T / 2^r) steps, and the way back is cut to them. As in Diffusion Policy,
@@ -137,8 +138,7 @@ class UNet1D(Net):
     def __init__(
         self, config: UNet1DConfig, chunk_shape: tuple[int, int], cond_size: int, tokens: tuple[int, int] = (0, 0)
     ):
-        super().__init__()
-        config.check_tokens(tokens)
+        super().__init__(cond_size, tokens)
         horizon, action = chunk_shape
         dims = config.down_dims
         wider = list(pairwise(dims))
@@ -161,23 +161,23 @@ class UNet1D(Net):
         for p in self.outlet.parameters():  # the net starts at zero
             nn.init.zeros_(p)
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        """Times (..., B), or (..., B, T) one per action, and conditioning (B, E) to the modulation (..., B, M).
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        """Times (..., B), or (..., B, T) one per action, and conditioning to the modulation.
 
         A step of a coarse level is modulated by the mean over the actions that it stands for.
         """
-        time, cond = F.mish(self.time(t)), F.mish(cond)
+        time, vector = F.mish(self.time(t)), F.mish(self.pooled(cond))
         if not per_action:
-            return torch.cat([film(time, cond) for film in self.films], dim=-1)
-        parts, cond = [], cond.unsqueeze(-2)
+            return Modulation(torch.cat([film(time, vector) for film in self.films], dim=-1))
+        parts, vector = [], vector.unsqueeze(-2)
         for film in self.films:
-            parts.append(film(time, cond).flatten(-2))
+            parts.append(film(time, vector).flatten(-2))
             time = coarsen(time)
-        return torch.cat(parts, dim=-1)
+        return Modulation(torch.cat(parts, dim=-1))
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        """Noisy chunk (B, T, A) and modulation (B, M) to the prediction (B, T, A)."""
-        films = self._unpack(modulation)
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
+        """Noisy chunk (B, T, A) and modulation to the prediction (B, T, A)."""
+        films = self._unpack(modulation.timed)
         h_BCT, across = x_BTA.transpose(1, 2), []
         for level, stage in enumerate(self.down):
             h_BCT = stage(self.shrink[level - 1](h_BCT) if level else h_BCT, films[level][0])

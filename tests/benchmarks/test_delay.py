@@ -11,7 +11,6 @@ import envs
 import policies
 from benchmarks import cells, delay
 from benchmarks.delay import ARMS, CLOSED_LOOP, DELAYS, EXPERT, HORIZON, LENGTH, PLAN, WORLDS, Cell
-from flowhand.contracts.features import Spec
 from flowhand.control.controller import prepare
 
 FIRST, SECOND, *OTHERS = WORLDS
@@ -68,7 +67,7 @@ def test_modes_differ_in_nothing_but_the_mode(arm):
     assert (execution.mode, execution.delay) == (ARMS.get(arm, ("receding_horizon", False))[0], last)
     assert policy.head.prefix_max == (8 if arm == "rtc-trained" else 0)  # pyright: ignore[reportAttributeAccessIssue]
     assert policy.chunk.prediction_horizon == LENGTH
-    spec = Spec.from_dict(envs.make(config.env).features)
+    spec = envs.make(config.env).features
     interval, longest, _ = prepare(policies.Policy(policy, spec), execution, 0, last)  # every mode can be executed
     assert interval == (2 if arm == CLOSED_LOOP[0] else HORIZON)
     assert longest >= last
@@ -102,7 +101,7 @@ def test_a_cell_runs_its_world_in_its_mode(tmp_path, monkeypatch):
     def trained(folder, name, config):
         asked.append((folder, name, config.train.steps))
         torch.manual_seed(0)
-        policy = policies.Policy(config.policy, Spec.from_dict(envs.make(config.env).features))
+        policy = policies.Policy(config.policy, envs.make(config.env).features)
         for p in policy.parameters():
             torch.nn.init.normal_(p, std=p.shape[-1] ** -0.5)
         policy.fit_normalizers({"state": torch.randn(50, 4), "goal": torch.randn(50, 2)}, torch.randn(50, 2))

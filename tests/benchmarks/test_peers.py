@@ -15,6 +15,7 @@ from benchmarks.peers_process import Peer, PeerError, PeerPlanner
 from conf.cli import compose
 from flowhand.contracts.episode import Episode
 from flowhand.contracts.features import ChunkConfig, Spec
+from flowhand.contracts.planner import NOTHING
 from flowhand.control.controller import Controller
 
 PROGRAM = """
@@ -83,9 +84,9 @@ def test_the_controller_runs_a_peer_to_the_last_bit(peer):
     class Local:
         """What the program computes, here."""
 
-        spec, chunk, noise_shape = spec(2, 3), ChunkConfig(2, 4, 1), (5, 3)
+        spec, chunk, noise_shape, continues = spec(2, 3), ChunkConfig(2, 4, 1), (5, 3), NOTHING
 
-        def plan(self, observation, noise):
+        def plan(self, observation, noise, prefix=None):
             return (observation["position"][:, -1, :1, None].astype(np.float64) + noise[:, 1:]).astype(np.float32)
 
     there = Controller(PeerPlanner(peer, Local.spec, Local.chunk, Local.noise_shape), 3, inference_batch=4)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks import spread
 from benchmarks.spread import ARMS, EXACT, Cell, ExactNet, draw, measure, run_cell, settings, summarize
+from policies.conditioning import Conditioning
 from policies.heads import HEADS
 
 
@@ -44,7 +45,7 @@ def test_the_exact_answer_is_the_posterior_mean_in_the_terms_of_the_head(t):
         alpha, sigma = c.alpha.item(), c.sigma.item()
         size = math.hypot(alpha, sigma)  # of what a preconditioned net is shown
         scaled = options.get("prediction") == "preconditioned"
-        answer = net(x / size if scaled else x, net.prepare(time, torch.ones(3, 1)))
+        answer = net(x / size if scaled else x, net.prepare(time, Conditioning(torch.ones(3, 1))))
         for row in range(3):
             data = written_out(x[row], alpha, sigma, 0.1)
             noise = (x[row] - alpha * data) / sigma
@@ -55,7 +56,10 @@ def test_the_exact_answer_is_the_posterior_mean_in_the_terms_of_the_head(t):
 def test_edm_is_asked_in_levels_of_noise():
     net, x = ExactNet(head_of("edm"), 0.3), torch.randn(1, 4, 2, dtype=torch.float64)
     level = 0.7
-    answer = net(x / math.hypot(level, 1), net.prepare(torch.tensor([math.log(level) / 4]).double(), torch.ones(1, 1)))
+    answer = net(
+        x / math.hypot(level, 1),
+        net.prepare(torch.tensor([math.log(level) / 4]).double(), Conditioning(torch.ones(1, 1))),
+    )
     data = written_out(x[0], 1.0, level, 0.3)
     torch.testing.assert_close(
         answer[0], (level * data - (x[0] - data) / level) / math.hypot(level, 1), atol=1e-6, rtol=1e-6

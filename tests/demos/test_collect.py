@@ -13,6 +13,7 @@ import pytest
 from envs import Env, EnvConfig
 from flowhand.commands.collect import attempt, attempts, collect
 from flowhand.contracts.episode import SEED_LIMIT
+from flowhand.contracts.features import Feature, Spec
 from flowhand.demos.config import DataConfig
 from flowhand.demos.meta import StoreMeta
 from flowhand.demos.native import Store
@@ -40,10 +41,9 @@ class PointEnv(Env):
 
     def __init__(self, config: PointConfig):
         self.config = config
-        feature: Any = {"shape": [2], "dtype": "float32", "unit": "m", "low": None, "high": None}
-        limits = {"low": [-1.0, -1.0], "high": [1.0, 1.0]} if config.bounded else {}
-        action: Any = {**feature, "unit": "m/s", **limits}
-        self.features = {"observation": {"position": feature, "goal": feature}, "action": action, "control_dt_s": DT}
+        feature = Feature((2,), "float32", "m")
+        limits = ((-1.0, -1.0), (1.0, 1.0)) if config.bounded else (None, None)
+        self.features = Spec({"position": feature, "goal": feature}, Feature((2,), "float32", "m/s", *limits), DT)
         self._observation = {"position": np.zeros(2, np.float32), "goal": np.zeros(2, np.float32)}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
@@ -323,7 +323,7 @@ def test_without_an_expert_demonstrations_must_be_recorded(cache, tmp_path):
     with pytest.raises(ValueError, match="has no scripted expert"):
         attempt(PointEnv(config), DataConfig(), seed=0)
     source = gather(cache_dir=cache, episodes=2)
-    meta = StoreMeta(source.features, "by hand", "a real point", "", {})
+    meta = StoreMeta(source.meta.features, "by hand", "a real point", "", {})
     recorded = Store.create(tmp_path / "recorded", meta)
     for episode in source:
         recorded.append(replace(episode, task="by hand"))

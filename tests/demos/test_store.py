@@ -9,7 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flowhand.contracts.episode import Episode
+from flowhand.contracts.episode import Dataset, Episode
+from flowhand.contracts.statistics import QUANTILES
+from flowhand.demos import native
 from flowhand.demos.meta import StoreMeta
 from flowhand.demos.native import Store
 
@@ -72,11 +74,68 @@ def edit_meta(store, change):
     file.write_text(json.dumps(content))
 
 
+def test_a_store_is_a_dataset_that_reads_what_is_asked_for(store, monkeypatch):
+    dataset: Dataset = Store.open(store.path)
+    task = store[0].task
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "_unpack", None)  # no whole episode is read
+        assert (list(dataset.lengths), set(dataset.tasks), len(dataset.fingerprint)) == ([4, 5, 6], {task}, 64)
+        assert Store.open(store.path).seeds == [0, 1, 2]
+    part = dataset.read(2, 1, 4)
+    part.validate(dataset.spec)
+    np.testing.assert_array_equal(part.observation["state"], store[2].observation["state"][1:4])
+    assert len(dataset.read(1, 3)) == 2
+    with pytest.raises(ValueError, match="steps 2 to 9 were asked for, the episode has steps 0 to 4"):
+        dataset.read(0, 2, 9)
+    assert repr(dataset).startswith(
+        f"Store('{store.path}': 3 episodes of 'go', Spec(image uint8 (2, 2, 3), state float32"
+    )
+
+
+def test_the_fingerprint_changes_with_the_data(store):
+    before = Store.open(store.path).fingerprint
+    assert before == Store.open(store.path).fingerprint
+    assert store.head(2).fingerprint != before
+    os.utime(episode_file(store, 1), ns=(1, 1))
+    assert Store.open(store.path).fingerprint != before
+    before = store.fingerprint
+    store.append(make_episode(9))
+    assert store.fingerprint != before
+    assert (store.lengths, store.seeds) == ([4, 5, 6, 4], [0, 1, 2, 9])
+
+
+def test_statistics_are_those_of_all_rows_and_pixels(store):
+    measured = store.statistics()
+    assert measured.keys() == {"state", "image", "action"}
+    columns = {
+        "state": np.concatenate([e.observation["state"] for e in store]),
+        "action": np.concatenate([e.action for e in store]),
+        "image": np.concatenate([e.observation["image"].reshape(-1, 3) for e in store]),
+    }
+    for name, rows in columns.items():
+        one = measured[name]
+        assert one.count == len(rows)
+        np.testing.assert_allclose(one.mean, rows.mean(0, dtype=np.float64))
+        np.testing.assert_allclose(one.std, rows.std(0, dtype=np.float64))
+        np.testing.assert_array_equal((one.low, one.high), (rows.min(0), rows.max(0)))
+        expected = np.quantile(rows.astype(np.float64), QUANTILES, axis=0, method="nearest")
+        np.testing.assert_array_equal(one.quantiles, expected)
+    with pytest.raises(ValueError, match="there are no episodes to measure"):
+        store.head(0).statistics()
+
+
+def test_the_hash_comes_with_reading_everything(store, monkeypatch):
+    expected, opened = store.hash(), Store.open(store.path)
+    assert len(list(opened)) == 3
+    monkeypatch.setattr(native, "_unpack", None)
+    assert opened.hash() == expected
+
+
 def test_round_trip_is_bit_equal(store):
     opened = Store.open(store.path)
     assert len(opened) == 3
     assert opened.meta == META
-    assert opened.features == FEATURES
+    assert opened.meta.features == FEATURES
     assert opened.seeds == [0, 1, 2]
     for seed, episode in enumerate(opened):
         assert_bit_equal(episode, make_episode(seed, steps=4 + seed))
@@ -206,7 +265,7 @@ def test_an_episode_file_outside_the_numbering_is_refused(store):
         (lambda m: m.update(format_version=2), r"format_version is 2, this program reads 1: update"),
         (lambda m: m["recipe"].update(noise=0.2), r"recipe_hash is not that of the recipe"),
         (lambda m: m.update(env=3), r"env is 3: expected a str"),
-        (lambda m: m["features"]["action"].update(dtype="float99"), r"action has dtype 'float99'"),
+        (lambda m: m["features"]["action"].update(dtype="float99"), r"'action': feature dtype 'float99' is unknown"),
     ],
 )
 def test_damaged_meta_data_is_refused(store, change, message):
@@ -338,13 +397,13 @@ def test_what_is_appended_is_what_is_read(store, change):
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("action", {"dtype": "float64"}, r"float64"),
-        ("action", {"shape": [1, 1]}, r"expected a float32 vector"),
+        ("action", {"dtype": "complex64"}, r"'action': feature dtype 'complex64' is unknown"),
+        ("action", {"shape": [1, 1]}, r"expected a vector"),
         ("action", {"choices": [1]}, r"choices \(1,\) must be 1 integers"),
-        ("action", {"unit": None}, r"unit None must be strings"),
+        ("action", {"unit": None}, r"feature unit is None, expected a string"),
         ("image", {"low": [[[0] * 3] * 2] * 2, "high": None}, r"a feature bound 'low' is \[\["),
         ("state", {"choices": [0, 2]}, r"'state' has choices"),
-        ("state", {"dtype": "int32"}, r"int32"),
+        ("state", {"kind": "action"}, r"'state' is of kind 'action'"),
     ],
 )
 def test_a_store_takes_only_features_that_training_takes(tmp_path, part, change, message):
@@ -367,7 +426,7 @@ def test_meta_data_is_checked_as_it_will_be_read(tmp_path):
     with pytest.raises(ValueError, match="recipe_hash is not that of the recipe"):
         Store.create(tmp_path / "store", replace(META, recipe={9: "a", 10: "b"}))
     features = FEATURES | {"action": FEATURES["action"] | {"shape": (1,)}}
-    assert Store.create(tmp_path / "store", replace(META, features=features)).features == FEATURES
+    assert Store.create(tmp_path / "store", replace(META, features=features)).meta.features == FEATURES
 
 
 def test_appending_does_not_read_the_folder(store, monkeypatch):

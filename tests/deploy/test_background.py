@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from flowhand.contracts.planner import NOTHING
 from flowhand.control import background
 from flowhand.control.background import LINES, Background, Logger, TimeLimited, in_words, warnings_logged
 from flowhand.control.inference_thread import Decider
@@ -170,9 +171,9 @@ def test_inference_beside_the_control_survives_what_a_planner_raises(error):
     """Raised where the decision is asked for; the next one is made again."""
 
     class Planner:
-        spec, chunk, noise_shape, plans = SPEC, ChunkConfig(1, 4, 2), (4, 2), 0
+        spec, chunk, noise_shape, continues, plans = SPEC, ChunkConfig(1, 4, 2), (4, 2), NOTHING, 0
 
-        def plan(self, observation, noise):
+        def plan(self, observation, noise, prefix=None):
             self.plans += 1
             if self.plans == 4:  # after three of warming up
                 raise error

@@ -14,6 +14,7 @@ import pytest
 
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from flowhand.contracts.planner import NOTHING
 from flowhand.control.inference_thread import WARM_UP, Decider
 from flowhand.control.journal import read
 from flowhand.control.replay import open_journal, replay
@@ -30,6 +31,8 @@ def see(step: float) -> dict[str, np.ndarray]:
 class Planner:
     """Answers the decision made at observation j with the actions 100 j + k, plus a little of the noise."""
 
+    continues = NOTHING
+
     def __init__(self, T: int = 8, s: int = 4, noise: float = 0.0):
         self.spec, self.chunk, self.noise_shape, self.noise = SPEC, ChunkConfig(1, T, s), (T, 1), noise
         self.asked = 0
@@ -37,7 +40,7 @@ class Planner:
         self.gate.set()
         self.error: Exception | None = None
 
-    def plan(self, observation, noise):
+    def plan(self, observation, noise, prefix=None):
         self.asked += 1
         assert self.gate.wait(10)
         if self.error:
@@ -182,7 +185,7 @@ def test_a_run_in_real_time_is_replayed_to_the_last_bit(tmp_path, asynchronous):
     """Whatever the timing was: with noise, an inference of random length, and a hang that restarts the policy."""
 
     class Slow(Planner):
-        def plan(self, observation, noise):
+        def plan(self, observation, noise, prefix=None):
             time.sleep(np.random.default_rng(self.asked).uniform(0, 0.03) + (0.4 if self.asked == WARM_UP + 6 else 0))
             return super().plan(observation, noise)
 
@@ -216,7 +219,7 @@ class InProcess(Planner):
 
     child: subprocess.Popen | None = None
 
-    def plan(self, observation, noise):
+    def plan(self, observation, noise, prefix=None):
         self.child = self.child or subprocess.Popen([sys.executable, "-S", "-c", CHILD], bufsize=0, stdin=-1, stdout=-1)
         assert self.child.stdin is not None
         assert self.child.stdout is not None
@@ -275,7 +278,7 @@ def test_inference_that_is_killed_or_frozen(tmp_path, fault, asynchronous):
 
 def test_a_stale_chunk_is_refused_before_it_has_run_out(tmp_path):
     class Hanging(Planner):
-        def plan(self, observation, noise):
+        def plan(self, observation, noise, prefix=None):
             if self.asked == WARM_UP + 1:
                 time.sleep(0.3)
             return super().plan(observation, noise)

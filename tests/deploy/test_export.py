@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jaxtyping import config as annotations
 
 from flowhand.commands import export
 from flowhand.contracts import artifact
 from flowhand.contracts.artifact import is_export
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
-from flowhand.contracts.planner import ContinuingPlanner, Planner
+from flowhand.contracts.planner import Planner
 from flowhand.control.controller import Controller
 from flowhand.deploy import runner
 from policies import Policy, PolicyConfig, Provenance, save
@@ -88,7 +87,7 @@ def golden(policy: Policy, rows: int = 2) -> dict[str, torch.Tensor]:
 
 def write(path: Path, policy: Policy, **options) -> artifact.Manifest:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(annotations, "jaxtyping_disable", True)  # the tracer follows every call, checks included
+        elsewhere.here(patch)
         return export.export(path, policy, golden(policy), {"of": "a test"}, export.ExportConfig(**options))
 
 
@@ -167,7 +166,7 @@ def test_a_runner_stands_where_a_controller_expects_a_policy(exported):
     path, policy, _ = exported
     planner = runner.load(path, threads=2)
     assert isinstance(planner, Planner)
-    assert not isinstance(planner, ContinuingPlanner)
+    assert not planner.continues
     assert (planner.spec, planner.chunk, planner.noise_shape) == (policy.spec, policy.chunk, policy.noise_shape)
     sides = [Controller(p, inference_batch=3) for p in (policy, planner)]
     for side in sides:
@@ -279,7 +278,7 @@ def test_wrong_options(options, message):
         (lambda d: d["chunk"].update(history=2.5), r"history is 2\.5, expected a finite int"),
         (lambda d: d["chunk"].update(history=True), "history is True, expected a finite int"),
         (lambda d: d["chunk"].update(history=10**12), "observation.state of one decision has shape"),
-        (lambda d: d["spec"]["action"].update(shape=[0]), "spec or chunk: feature shape"),
+        (lambda d: d["spec"]["action"].update(shape=[0]), "spec or chunk: 'action': feature shape"),
         (lambda d: d["spec"].update(control_dt_s=0.1), "rates contradict spec and chunk"),
         (lambda d: d.update(noise_shape=[4, 0]), r"noise of one decision has shape \(1, 4, 0\)"),
         (lambda d: d.update(noise_shape=[4, 3]), r"'noise' is float32 \(2, 4, 4\), expected float32 \(2, 4, 3\)"),
@@ -451,7 +450,7 @@ def test_more_choices_than_the_tolerance_allows_are_refused(exported):
     class Other:
         """Decides as the policy does, but for the choices of one row in each batch."""
 
-        def plan(self, observation, noise):
+        def plan(self, observation, noise, prefix=None):
             action = policy.plan(observation, noise)
             action[0, :, 1] = (action[0, :, 1] + 1) % 3
             return action

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jaxtyping import config as annotations
 
 import envs
 from conf.export import ExportConfig
 from flowhand.commands.export import export
-from flowhand.contracts.features import ChunkConfig, Spec
+from flowhand.contracts.features import ChunkConfig
 from policies import Policy, PolicyConfig
 from policies.encoders.state import StateEncoderConfig
 from policies.export import tracing
 from policies.heads.regression import RegressionConfig
+from tests.deploy import unchecked
 
 pytest.importorskip("onnxscript")
 PAGE = Path(__file__).parents[2] / "docs" / "deploy_reference.md"
@@ -33,14 +33,14 @@ def test_the_python_of_the_section_runs(tmp_path, monkeypatch):
     world = envs.MetaWorldConfig(task="reach-v3", max_steps=30)
     env = envs.make(world)
     observation, _ = env.reset(seed=1_000_000)
-    spec = Spec.from_dict(env.features)
+    spec = env.features
     config = PolicyConfig(ChunkConfig(), encoder=StateEncoderConfig(width=8), head=RegressionConfig())
     policy = Policy(config, spec)
     data = {name: torch.randn(50, feature.size) for name, feature in spec.observation.items()}
     policy.fit_normalizers(data, torch.randn(50, spec.action.size))
     golden = {f"observation.{name}": value[:4].unsqueeze(1).repeat(1, 2, 1) for name, value in data.items()}
     golden["noise"] = torch.randn(4, *policy.noise_shape)
-    monkeypatch.setattr(annotations, "jaxtyping_disable", True)  # the tracer follows every call, checks included
+    unchecked.here(monkeypatch)
     monkeypatch.setattr(tracing, "NARROW", 2)  # the policy is small
     for name in ("fp32", "int8"):
         options = ExportConfig(precision=name, rows=8, tolerance=0.5 if name == "int8" else 0.0)

@@ -39,7 +39,7 @@ class Gated(ToyPolicy):
         assert self.gate is not None
         self.gate.release(calls)
 
-    def plan(self, observation, noise):
+    def plan(self, observation, noise, prefix=None):
         self.calls.append([float(row) for row in observation["joints"][:, -1, 0] if row])
         if self.gate is not None:
             assert self.gate.acquire(timeout=20)

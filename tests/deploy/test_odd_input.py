@@ -266,7 +266,7 @@ def test_whatever_a_world_says_of_itself_is_no_end_of_control(odd, tmp_path):
     """A step of a simulated world whose `info` is odd is a command that was not taken."""
 
     class World:
-        steps, task, features = 0, "odd", SPEC.to_dict()
+        steps, task, features = 0, "odd", SPEC
 
         def reset(self, *, seed):
             return {"count": np.array([0.0], np.float32)}, {}

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from benchmarks.toy_server import ToyPolicy
+from flowhand.contracts.noise import noise
 from flowhand.deploy.client import Client, RemoteController
-from flowhand.deploy.server.session import noise
 
 ROOT = Path(__file__).parents[2]
 VENV = ROOT / "outputs" / "openpi" / "venv"

@@ -17,13 +17,15 @@ import pytest
 from websockets.sync.server import ServerConnection, serve
 
 from benchmarks.toy_server import ToyPolicy
+from flowhand.contracts.features import Feature, Spec
+from flowhand.contracts.history import History, fitting
+from flowhand.contracts.noise import noise
 from flowhand.control.controller import Controller
 from flowhand.control.runtime import Runtime, RuntimeConfig
 from flowhand.control.safety import Safety, SafetyConfig
 from flowhand.deploy.client import Client, RemoteController, pack
 from flowhand.deploy.server.config import ServerConfig
 from flowhand.deploy.server.server import metadata
-from flowhand.deploy.server.session import noise
 
 PERIOD_S = 0.05  # of the toy policy
 LATENESS_S = 0.4  # a busy test machine may keep a thread from running for so long
@@ -343,9 +345,37 @@ def test_an_answer_of_the_last_episode_is_not_used_in_the_next(serving):
     assert len(fits(action, step, seed=2, decision=0)) == 1
 
 
+def test_the_client_s_own_history_is_the_one_of_everybody_else(serving):
+    """The client travels alone, so it has a history of its own."""
+    features = ToyPolicy().spec.observation
+    history = History(features, 2)
+    with remote(serving().uri) as robot:
+        for step in range(4):
+            robot._observe(observed(step))
+            history.see(fitting(observed(step), features))
+            for name, values in history.arrays().items():
+                np.testing.assert_array_equal(np.stack([seen[name] for seen in robot._history]), values)
+        for wrong in ({"joints": np.zeros(3)}, {**observed(0), "more": 1}, {**observed(0), "joints": np.zeros(4)}):
+            with pytest.raises(ValueError, match="observation") as own:
+                robot._observe(wrong)
+            with pytest.raises(ValueError, match="observation") as shared:
+                fitting(wrong, features)
+            assert str(own.value) == str(shared.value)
+
+
+def test_a_server_clips_to_the_bounds_of_the_policy(serving):
+    policy = ToyPolicy()
+    action = Feature((2,), "float32", "rad/s", (-1.0, -np.inf), (1.0, np.inf))
+    policy.spec = Spec(policy.spec.observation, action, policy.spec.control_dt_s)
+    with remote(serving(policy).uri, ahead=0, wait_s=2.0) as robot:
+        first = robot.step(observed(50))
+        assert first is not None
+        assert (first[0], first[1] > 1) == (1.0, True)
+
+
 def test_an_observation_that_does_not_fit_is_an_error_of_the_caller(serving):
     with remote(serving().uri) as robot:
-        with pytest.raises(ValueError, match="lacks 'camera'"):
+        with pytest.raises(ValueError, match=r"has \['joints'\], expected \['camera', 'joints'\]"):
             robot.step({"joints": np.zeros(3)})
         with pytest.raises(ValueError, match=r"'joints' has shape \(4,\)"):
             robot.step(observed(0) | {"joints": np.zeros(4)})

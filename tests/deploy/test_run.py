@@ -22,7 +22,7 @@ from conf.sampling import SamplingConfig
 from flowhand.commands import control, verify
 from flowhand.contracts.band import Band
 from flowhand.contracts.execution import ExecutionConfig
-from flowhand.contracts.features import ChunkConfig, Spec
+from flowhand.contracts.features import ChunkConfig
 from flowhand.control.background import LINES
 from flowhand.control.journal import read
 from flowhand.control.replay import open_journal
@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[2]
 def make_checkpoint(path: Path, world: envs.EnvConfig, seed: int = 0) -> str:
     """Of a small policy with random weights."""
     env = envs.make(world)
-    spec, chunk = Spec.from_dict(env.features), ChunkConfig(2, 16, 2)
+    spec, chunk = env.features, ChunkConfig(2, 16, 2)
     config = policies.PolicyConfig(chunk=chunk, encoder=StateEncoderConfig(width=16), net=MLPConfig(width=16))
     torch.manual_seed(seed)
     policy = policies.Policy(config, spec)
@@ -148,7 +148,7 @@ class Straight:
 def test_the_end_of_a_run_stops_the_robot_and_not_only_its_command(limits):
     """A world steered by velocities stands still at zero, not at the last of them."""
     env = envs.make(envs.DetourConfig())
-    spec = Spec.from_dict(env.features)
+    spec = env.features
     config = control._resting(SafetyConfig(**limits, max_observation_age_s=None), env)
     robot = SimulatedRobot(env)
     robot.reset(1_000_000)

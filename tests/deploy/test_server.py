@@ -18,11 +18,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from benchmarks.toy_server import ToyPolicy
+from flowhand.contracts.noise import noise
 from flowhand.control.background import LINES
 from flowhand.deploy.client import Client, pack, unpack
 from flowhand.deploy.server.config import ServerConfig
 from flowhand.deploy.server.server import PolicyServer
-from flowhand.deploy.server.session import noise
 
 KEY = "correct-horse-battery-staple"
 
@@ -57,7 +57,7 @@ def test_the_wire_is_openpi_s(serving, observation):
     with connect(running.uri, compression=None) as raw:  # no code of ours on this side but the packing
         metadata = unpack(raw.recv(decode=False))
         assert metadata["chunk_shape"] == [8, 2]
-        assert metadata["spec"]["action"]["low"] == [-1.0, -1.0]
+        assert metadata["spec"]["action"]["shape"] == [2]
         assert (metadata["control_dt_s"], metadata["history"], metadata["execution_horizon"]) == (0.05, 2, 2)
         for n in range(3):
             raw.send(pack(observation))
@@ -145,7 +145,7 @@ def test_a_message_that_is_too_large_is_not_read(serving):
 class Broken(ToyPolicy):
     """Gives NaN for robots whose first joint is 1, raises for 2, sleeps for 3."""
 
-    def plan(self, observation, noise):
+    def plan(self, observation, noise, prefix=None):
         first = observation["joints"][:, -1, 0]
         if (first == 2).any():
             raise RuntimeError("secret of the policy")

@@ -9,10 +9,11 @@ import pytest
 
 from benchmarks.toy_server import ToyPolicy
 from flowhand.contracts.features import Feature
+from flowhand.contracts.noise import noise
 from flowhand.contracts.planner import Planner
 from flowhand.control.controller import Controller
 from flowhand.deploy.server.config import ServerConfig
-from flowhand.deploy.server.session import Session, noise
+from flowhand.deploy.server.session import Session
 
 
 def joints(*values: float) -> np.ndarray:
@@ -95,7 +96,7 @@ WRONG = [
     (request(1) | {"joints": np.zeros((2, 3))}, "some are histories"),
     (request(1) | {"joints": joints(1, np.nan, 3)}, "'joints' has NaN"),
     (request(1) | {"joints": np.array([1, 1e39, 3])}, "'joints' has NaN or infinity"),
-    (request(1) | {"camera": np.zeros((8, 8, 3), np.float32)}, "'camera' is float32, the policy expects uint8"),
+    (request(1) | {"camera": np.zeros((8, 8, 3), np.float32)}, "'camera' is float32, expected uint8"),
     (request(1) | {"camera": np.zeros((8, 8, 3), np.uint16)}, "'camera' is uint16"),
     (request(1, reset=-1), "reset must be an integer"),
     (request(1, reset=2**32), "reset must be an integer"),
@@ -137,7 +138,7 @@ def test_noise_is_that_of_the_local_controller():
     drawn: list[np.ndarray] = []
 
     class Recorder(ToyPolicy):
-        def plan(self, observation, noise):
+        def plan(self, observation, noise, prefix=None):
             drawn.append(noise[0].copy())
             return super().plan(observation, noise)
 

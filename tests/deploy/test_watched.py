@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jaxtyping import config as annotations
 
 from envs import DetourConfig
 from envs import make as make_world
@@ -63,7 +62,7 @@ def make(head: str = "flow", **options) -> Policy:
 
 def write(path: Path, policy: Policy, monitor: CalibratedMonitor, **options) -> artifact.Manifest:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(annotations, "jaxtyping_disable", True)  # the tracer follows every call, checks included
+        elsewhere.here(patch)
         config = export.ExportConfig(rows=30, **{"tolerance": 1e-4, **options})
         return export.export(path, policy, golden(policy), {}, config, monitor)
 

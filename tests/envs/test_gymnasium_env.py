@@ -74,7 +74,7 @@ def test_gymnasiums_own_environments_give_the_same_numbers(id):
     rng = np.random.default_rng(0)
     while not truncated and steps < 60:
         np.testing.assert_array_equal(observation["state"], np.asarray(expected, np.float32))
-        action = rng.uniform(-0.3, 0.3, env.features["action"]["shape"]).astype(np.float32)
+        action = rng.uniform(-0.3, 0.3, env.features.action.shape).astype(np.float32)
         expected, expected_reward, expected_end, expected_truncated, _ = reference.step(action)
         observation, reward, terminated, truncated, info = env.step(action)
         assert (reward, terminated, truncated) == (float(expected_reward), expected_end, expected_truncated)
@@ -82,9 +82,7 @@ def test_gymnasiums_own_environments_give_the_same_numbers(id):
         assert info["success"] is (total >= 0.0)
         if terminated:
             break
-    assert env.features["control_dt_s"] == pytest.approx(
-        {"Pendulum-v1": 0.05, "InvertedPendulum-v5": 0.04}.get(id, 0.02)
-    )
+    assert env.features.control_dt_s == pytest.approx({"Pendulum-v1": 0.05, "InvertedPendulum-v5": 0.04}.get(id, 0.02))
     env.close()
     reference.close()
 
@@ -101,7 +99,7 @@ def test_a_dict_is_taken_apart_and_images_stay_as_they_are(register):
     env = make(register(PARTS, GRID, keys=("success",)))
     observation, _ = env.reset(seed=0)
     first = env._raw.unwrapped.first  # pyright: ignore[reportAttributeAccessIssue]
-    features = env.features["observation"]
+    features = env.features.observation
     assert {name: value.dtype.name for name, value in observation.items()} == {
         "camera": "uint8",
         "joints": "float32",
@@ -109,10 +107,8 @@ def test_a_dict_is_taken_apart_and_images_stay_as_they_are(register):
     }
     np.testing.assert_array_equal(observation["camera"], first["camera"])
     np.testing.assert_array_equal(observation["grid"], first["grid"].ravel())
-    assert {name: list(value.shape) for name, value in observation.items()} == {
-        name: feature["shape"] for name, feature in features.items()
-    }
-    assert (features["joints"]["low"], features["grid"]["low"]) == (None, [0, -1, -2, 0])
+    assert {name: value.shape for name, value in observation.items()} == {n: f.shape for n, f in features.items()}
+    assert (features["joints"].low, features["grid"].low) == (None, (0, -1, -2, 0))
 
 
 def test_actions_arrive_in_the_shape_and_dtype_of_the_space(register):
@@ -122,8 +118,8 @@ def test_actions_arrive_in_the_shape_and_dtype_of_the_space(register):
     (action,) = env._raw.unwrapped.actions  # pyright: ignore[reportAttributeAccessIssue]
     np.testing.assert_array_equal(action, np.array([[1, 2], [3, 4]], np.float32))
     assert action.dtype == np.float32
-    assert env.features["action"]["shape"] == [4]
-    assert env.features["action"]["high"] == [1, 1, 2, 2]
+    assert env.features.action.shape == (4,)
+    assert env.features.action.high == (1, 1, 2, 2)
 
 
 def test_success_is_read_from_info(register):
@@ -209,18 +205,18 @@ def test_the_control_period_must_be_known(register):
     id = register()
     with pytest.raises(ValueError, match="does not say how long a step takes: set control_dt_s"):
         make(id, control_dt_s=0.0)
-    assert make(id, control_dt_s=0.25).features["control_dt_s"] == 0.25
+    assert make(id, control_dt_s=0.25).features.control_dt_s == 0.25
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.array, float])
 def test_the_worlds_own_control_period_is_taken_whatever_its_type(register, monkeypatch, kind):
     monkeypatch.setattr(Toy, "dt", kind(0.05), raising=False)
-    period = make(register(), control_dt_s=0.0).features["control_dt_s"]
+    period = make(register(), control_dt_s=0.0).features.control_dt_s
     assert type(period) is float
     assert period == float(kind(0.05))
     monkeypatch.setattr(Toy, "dt", None)
     monkeypatch.setattr(Toy, "metadata", {"render_modes": ["rgb_array"], "render_fps": kind(40)})
-    period = make(register(), control_dt_s=0.0).features["control_dt_s"]
+    period = make(register(), control_dt_s=0.0).features.control_dt_s
     assert (type(period), period) == (float, 0.025)
 
 

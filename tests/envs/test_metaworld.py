@@ -11,7 +11,9 @@ import pytest
 import envs
 from envs import MetaWorldConfig, RenderingUnavailable
 from envs.metaworld import TASKS, MetaWorldEnv
+from envs.mujoco import load_mujoco
 
+load_mujoco()  # which chooses the backend, before metaworld imports it
 pytest.importorskip("metaworld")
 
 
@@ -146,7 +148,7 @@ def test_a_hidden_goal_leaves_no_trace(pick_place):
         shown, info = pick_place.reset(seed=seed)
         without, hidden_info = hidden.reset(seed=seed)
         for _ in range(3):
-            assert set(without) == set(hidden.features["observation"]) == {"state"}
+            assert set(without) == set(hidden.features.observation) == {"state"}
             np.testing.assert_array_equal(without["state"], shown["state"])
             assert not np.isin(shown["goal"], without["state"]).any()
             # The expert sees the goal all the same.
@@ -160,7 +162,7 @@ def test_the_expert_succeeds(pick_place):
 
 
 def test_the_features_describe_what_comes_out(pick_place):
-    features = json.loads(json.dumps(pick_place.features))
+    features = json.loads(json.dumps(pick_place.features.to_dict()))
     observation, _ = pick_place.reset(seed=0)
     assert set(observation) == set(features["observation"])
     for name, feature in features["observation"].items():
@@ -302,7 +304,7 @@ def test_an_environment_that_was_not_closed_exits_in_silence(pick_place):
     ],
 )
 def test_the_backend_suits_the_machine(monkeypatch, libraries, variables, expected):
-    from envs import base
+    from envs import mujoco
 
     for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
@@ -311,6 +313,6 @@ def test_the_backend_suits_the_machine(monkeypatch, libraries, variables, expect
     monkeypatch.delitem(sys.modules, "mujoco", raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(os, "environ", dict(os.environ))  # what the function sets must not outlive the test
-    monkeypatch.setattr(base.ctypes.util, "find_library", lambda name: name if name in libraries else None)
-    base.choose_gl_backend()
+    monkeypatch.setattr(mujoco.ctypes.util, "find_library", lambda name: name if name in libraries else None)
+    mujoco.choose_gl_backend()
     assert os.environ.get("MUJOCO_GL") == expected

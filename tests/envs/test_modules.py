@@ -68,7 +68,7 @@ def test_workers_import_them_too(package):
     ):
         make()
     import_modules([package])
-    assert make().features["observation"]["state"]["shape"] == [2]
+    assert make().features.observation["state"].shape == (2,)
     make_env = partial(envs.make, envs.GymnasiumConfig(**FIELDS))
     assert rollout(make_env, Still(), [1], workers="process", processes=1)[0].success
 

@@ -1,7 +1,6 @@
 """Perturbations: nothing at strength zero, the same from the same seed, and physically what they claim."""
 
 import itertools
-import math
 import re
 from dataclasses import fields, replace
 from functools import partial
@@ -13,9 +12,9 @@ import pytest
 
 import envs
 from envs import Env, PerturbConfig
-from envs.base import Physics, load_mujoco
+from envs.mujoco import Physics, load_mujoco
 from envs.perturb import STRENGTHS, PerturbedEnv
-from flowhand.contracts.world import Features
+from flowhand.contracts.features import Feature, Spec
 from flowhand.evaluation.records import read_records, write_records
 from flowhand.evaluation.rollout import rollout
 
@@ -60,13 +59,8 @@ class Box(Env):
         self.data = mujoco.MjData(self.model)
         self.physics = Physics(self.model, self.data, self.model.body("box").id)
         self.task, self.task_text, self.version = "box", "", ""
-        one: Any = {"shape": [3], "dtype": "float32", "unit": "m", "low": None, "high": None}
-        image: Any = {"shape": [1, 1, 1], "dtype": "uint8", "unit": "", "low": None, "high": None}
-        self.features: Features = {
-            "observation": {"state": one, "image": image},
-            "action": one | {"shape": [2]},
-            "control_dt_s": 0.02,
-        }
+        one, image = Feature((3,), "float32", "m"), Feature((1, 1, 1), "uint8", "")
+        self.features = Spec({"state": one, "image": image}, replace(one, shape=(2,)), 0.02)
         self.executed: list[np.ndarray] = []
 
     def reset(self, *, seed=None, options=None):
@@ -101,7 +95,7 @@ def trace(env: Env, seed: int, steps: int = 30) -> list[np.ndarray]:
     observation, _ = env.reset(seed=seed)
     shown = [*observation.values()]
     for _ in range(steps):
-        action = generator.uniform(-0.5, 0.5, env.features["action"]["shape"]).astype(np.float32)
+        action = generator.uniform(-0.5, 0.5, env.features.action.shape).astype(np.float32)
         observation, reward, terminated, truncated, info = env.step(action)
         shown += [*observation.values(), np.array([reward, terminated, truncated, info["success"]])]
         if terminated or truncated:
@@ -247,12 +241,12 @@ def test_actions_are_noisy():
 
 def test_choices_are_not_noisy():
     inner = Box()
-    inner.features["action"]["choices"] = [0, 9]
+    inner.features = replace(inner.features, action=replace(inner.features.action, choices=(0, 9)))
     observe(PerturbedEnv(inner, PerturbConfig(action_noise=0.2)), 20)
     noise = np.array(inner.executed) - np.arange(20)[:, None]
     assert np.std(noise[:, 0]) > 0.05
     assert not noise[:, 1].any()
-    inner.features["action"]["choices"] = [9, 9]
+    inner.features = replace(inner.features, action=replace(inner.features.action, choices=(9, 9)))
     with pytest.raises(ValueError, match=r"box has only choices to act with, and perturb\.action_noise is for numbers"):
         PerturbedEnv(inner, PerturbConfig(action_noise=0.2))
 
@@ -364,7 +358,7 @@ def test_the_start_of_meta_world_is_drawn_from_a_wider_box_and_nothing_is_clippe
     raw: Any = inner
     box, outside = bare._raw._random_reset_space, 0
     centre, clipped = (box.low + box.high) / 2, 0
-    goals = bare.features["observation"]["goal"]
+    goals = bare.features.observation["goal"]
     for seed in range(20):
         bare.reset(seed=seed)
         wide.reset(seed=seed)
@@ -373,10 +367,10 @@ def test_the_start_of_meta_world_is_drawn_from_a_wider_box_and_nothing_is_clippe
         observation, *_ = wide.step(np.zeros(4))
         np.testing.assert_array_equal(observation["goal"], raw._raw._target_pos.astype(np.float32))
         outside += bool((np.abs(drawn - centre) > (box.high - box.low) / 2 + 1e-9).any())
-        clipped += bool(((observation["goal"] < goals["low"]) | (observation["goal"] > goals["high"])).any())
+        clipped += bool(((observation["goal"] < goals.low) | (observation["goal"] > goals.high)).any())
     assert outside >= 10
     assert clipped >= 5  # would have been
-    assert wide.features["observation"]["goal"]["low"] is None
+    assert wide.features.observation["goal"].low is None
 
 
 @pytest.mark.parametrize(
@@ -418,7 +412,8 @@ class Bodiless(Box):
     def __init__(self):
         super().__init__()
         self.physics = None
-        del self.features["observation"]["state"]
+        observation = {"image": self.features.observation["image"]}
+        self.features = replace(self.features, observation=observation)
 
 
 @pytest.mark.parametrize(
@@ -466,14 +461,14 @@ def test_the_document_says_in_which_worlds(name):
     lacking = set()
     for sort, make in WORLDS.items():
         env = make()
-        spreads = {vector: [1.0] * math.prod(f["shape"]) for vector, f in env.features["observation"].items()}
+        spreads = {vector: [1.0] * f.size for vector, f in env.features.observation.items()}
         try:
             disturbed = PerturbedEnv(env, PerturbConfig(**{name: ALL[name]}), spreads)
         except ValueError:
             lacking.add(sort)
         else:
             disturbed.reset(seed=0)
-            disturbed.step(np.zeros(env.features["action"]["shape"], np.float32))
+            disturbed.step(np.zeros(env.features.action.shape, np.float32))
     assert lacking == LACKING[said]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from envs import Env
 from flowhand.commands.collect import attempt
+from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.world import WorldError, real, truth
 from flowhand.demos.config import DataConfig
 from flowhand.evaluation.rollout import rollout
@@ -23,8 +24,8 @@ class Odd(Env):
 
     def __init__(self, wrong: str = "", value: object = None, solved: object = None):
         self.wrong, self.value, self.solved = wrong, value, solved
-        feature = {"shape": [2], "dtype": "float32", "unit": "m", "low": None, "high": None}
-        self.features = {"observation": {"state": feature}, "action": feature, "control_dt_s": 0.1}  # pyright: ignore
+        feature = Feature((2,), "float32", "m")
+        self.features = Spec({"state": feature}, feature, 0.1)
         self.expert = lambda _: np.zeros(2, np.float32)
 
     def reset(self, *, seed=None, options=None):
@@ -63,8 +64,8 @@ WRONG = [
     ("reward", "1", r"the reward is '1', expected a finite number"),
     ("terminated", math.nan, r"terminated is nan, expected true or false"),
     ("truncated", 2, r"truncated is 2, expected true or false"),
-    ("observation", np.array([0, np.nan], np.float32), r"observation 'state' is nan in dimension 1"),
-    ("observation", np.zeros(3, np.float32), r"observation 'state' has shape \(3,\), the features say \[2\]"),
+    ("observation", np.array([0, np.nan], np.float32), r"observation 'state' has NaN or infinity in dimension 1"),
+    ("observation", np.zeros(3, np.float32), r"observation 'state' has shape \(3,\), expected \(2,\)"),
 ]
 
 

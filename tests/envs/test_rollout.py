@@ -14,6 +14,7 @@ import pytest
 
 import envs
 from envs import Env, MetaWorldConfig
+from flowhand.contracts.features import Feature, Spec
 from flowhand.evaluation.records import EpisodeRecord
 from flowhand.evaluation.rollout import rollout
 from flowhand.evaluation.workers import WorkerError
@@ -32,8 +33,8 @@ class Walk(Env):
             with Path(pid_file).open("a") as file:
                 file.write(f"{os.getpid()}\n")
         self.trap, self.task, self.task_text, self.version = trap, "walk", "walk to the goal", "test 1"
-        feature = {"shape": [1], "dtype": "float32", "unit": "m", "low": None, "high": None}
-        self.features = {"observation": {"state": feature}, "action": feature, "control_dt_s": 0.1}  # pyright: ignore
+        feature = Feature((1,), "float32", "m")
+        self.features = Spec({"state": feature}, feature, 0.1)
         self.expert = lambda observation: np.array([0.1 * observation[0]], np.float32)
 
     def reset(self, *, seed=None, options=None):

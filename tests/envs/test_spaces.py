@@ -21,7 +21,7 @@ SPACES = [MIXED, Discrete(2), Discrete(4, start=-1), MultiDiscrete([3, 2]), Mult
 def test_any_vector_inside_the_range_is_an_element_of_the_space(space):
     vectors = ActionVector(space)
     rng = np.random.default_rng(0)
-    assert vectors.feature["shape"] == [len(vectors.choices)]
+    assert vectors.feature.shape == (len(vectors.choices),)
     for _ in range(50):
         continuous = rng.uniform(vectors.low, vectors.high)
         index = [rng.integers(n) if n else value for n, value in zip(vectors.choices, continuous, strict=True)]
@@ -46,8 +46,8 @@ def test_the_choices_are_as_many_as_gymnasium_counts_in_one_hot():
 
 
 def test_a_space_without_choices_says_nothing_about_them():
-    assert "choices" not in ActionVector(Box(-1, 1, (3,))).feature
-    assert ActionVector(Box(-np.inf, 1, (3,))).feature["low"] is None
+    assert ActionVector(Box(-1, 1, (3,))).feature.choices is None
+    assert ActionVector(Box(-np.inf, 1, (3,))).feature.low is None
 
 
 @pytest.mark.parametrize("value", [3, -1, 0.5, np.nan])

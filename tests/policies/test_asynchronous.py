@@ -11,6 +11,7 @@ import torch
 
 from flowhand.contracts.execution import MODES, ExecutionConfig
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from flowhand.contracts.planner import NOTHING
 from flowhand.control.async_controller import AsyncController
 from flowhand.control.controller import Controller
 from policies import Policy, PolicyConfig
@@ -82,11 +83,13 @@ def test_asynchronous_control_equals_simulated_delay_bit_for_bit(mode, delay):
 class Telling:
     """Answers the decision made at observation j with the actions 100 j + k."""
 
+    continues = NOTHING
+
     def __init__(self, T=8, s=4):
         self.spec, self.chunk, self.noise_shape = SPEC, ChunkConfig(1, T, s), (T, 1)
         self.asked: list[np.ndarray] = []
 
-    def plan(self, observation, noise):
+    def plan(self, observation, noise, prefix=None):
         self.asked.append(noise)
         return 100 * observation["step"][:, -1:] + np.arange(self.chunk.prediction_horizon, dtype=np.float32)[:, None]
 
@@ -143,7 +146,7 @@ class Blocking(Telling):
         super().__init__(**options)
         self.go, self.began, self.threads = threading.Semaphore(0), threading.Semaphore(0), set()
 
-    def plan(self, observation, noise):
+    def plan(self, observation, noise, prefix=None):
         self.threads.add(threading.current_thread().name)
         self.began.release()
         assert self.go.acquire(timeout=30)
@@ -168,7 +171,7 @@ def test_a_step_returns_while_the_policy_is_thinking():
 
 def test_what_the_policy_raises_reaches_the_caller_and_the_next_decision_is_made():
     class Failing(Telling):
-        def plan(self, observation, noise):
+        def plan(self, observation, noise, prefix=None):
             if len(self.asked) == 1:
                 self.asked.append(noise)
                 raise ArithmeticError("overflow")
@@ -208,7 +211,7 @@ def test_errors_are_those_of_the_controller():
     with pytest.raises(ValueError, match=r"there is no episode; call reset\(seed=\.\.\.\) first"):
         controller.step(see(0))
     controller.reset()
-    with pytest.raises(ValueError, match="the observation lacks 'step'"):
+    with pytest.raises(ValueError, match=r"the observation has \[\], expected \['step'\]"):
         controller.step({})
     with pytest.raises(ValueError, match=r"seed=-1 must lie in \[0, 2\^32\)"):
         controller.reset(seed=-1)

@@ -1,5 +1,6 @@
 import re
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ SPEC = Spec(
 class Episode:
     observation: dict[str, np.ndarray]
     action: np.ndarray
+    task: str = "reach"
 
 
 def episode(start: int, steps: int) -> Episode:
@@ -125,17 +127,18 @@ def changed(**change: np.ndarray) -> Episode:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (changed(state=np.zeros((4, 1))), "episode 1: 'state' is float64 of shape (4, 1), expected float32 (4, 1)"),
-        (changed(state=np.zeros((4, 2), np.float32)), "'state' is float32 of shape (4, 2), expected float32 (4, 1)"),
-        (changed(state=np.zeros((3, 1), np.float32)), "'state' is float32 of shape (3, 1), expected float32 (4, 1)"),
-        (changed(state=np.zeros(4, np.float32)), "'state' is float32 of shape (4,), expected float32 (4, 1)"),
-        (changed(state=np.zeros((4, 1), object)), "'state' is object of shape (4, 1), expected float32 (4, 1)"),
-        (changed(state=np.zeros((4, 1), ">f4")), "'state' is >f4 of shape (4, 1), expected float32 (4, 1)"),
-        (changed(image=np.zeros((4, 2, 2, 3), np.float32)), "'image' is float32 of shape (4, 2, 2, 3), expected uint8"),
-        (changed(action=np.zeros((4, 1), np.int64)), "'action' is int64 of shape (4, 1), expected float32 (4, 1)"),
-        (changed(action=np.zeros((4, 3), np.float32)), "'action' is float32 of shape (4, 3), expected float32 (4, 1)"),
-        (changed(depth=np.zeros((4, 1), np.float32)), "episode 1 observes ['depth', 'image', 'state'], expected ["),
-        (Episode({}, episode(0, 4).action), "episode 1 observes [], expected ['image', 'state']"),
+        (
+            changed(state=np.zeros((4, 2), np.float32)),
+            "episode 1: observation 'state' has shape (4, 2), expected (4, 1)",
+        ),
+        (changed(state=np.zeros((3, 1), np.float32)), "'state' has shape (3, 1), expected (4, 1)"),
+        (changed(state=np.zeros(4, np.float32)), "'state' has shape (4,), expected (4, 1)"),
+        (changed(state=np.zeros((4, 1), object)), "'state' is object, expected float32"),
+        (changed(state=np.full((4, 1), 1e39)), "'state' has NaN or infinity"),
+        (changed(image=np.zeros((4, 2, 2, 3), np.float32)), "'image' is float32, expected uint8"),
+        (changed(action=np.zeros((4, 3), np.float32)), "episode 1: the action has shape (4, 3), expected (4, 1)"),
+        (changed(depth=np.zeros((4, 1), np.float32)), "the observation has ['depth', 'image', 'state'], expected ["),
+        (Episode({}, episode(0, 4).action), "the observation has [], expected ['image', 'state']"),
     ],
 )
 def test_an_episode_that_does_not_fit_is_an_error_naming_it(wrong, message):
@@ -143,6 +146,55 @@ def test_an_episode_that_does_not_fit_is_an_error_naming_it(wrong, message):
         Windows([episode(0, 4), wrong], SPEC, history=1, prediction_horizon=1)
 
 
+def test_data_are_cast_to_float32_once():
+    """Real data sets have double states, other byte orders and whole numbers."""
+    plain = Windows([episode(0, 4)], SPEC, history=1, prediction_horizon=1)
+    one = episode(0, 4)
+    stored = changed(state=one.observation["state"].astype(">f8"), action=one.action.astype(np.int64))
+    windows = Windows([stored], SPEC, history=1, prediction_horizon=1)
+    assert windows.action.dtype == windows.observation["state"].dtype == torch.float32
+    assert torch.equal(windows.observation["state"], plain.observation["state"])
+    assert torch.equal(windows.action, plain.action)
+
+
+def test_episodes_of_known_length_are_held_one_at_a_time():
+    alive: list[weakref.ref] = []
+
+    class Lazy:
+        lengths = (4, 3, 5)
+
+        def __iter__(self):
+            for length in self.lengths:
+                assert not [each for each in alive[:-1] if each() is not None]
+                given = episode(0, length)
+                alive.append(weakref.ref(given))
+                yield given
+
+    windows = Windows(Lazy(), SPEC, history=1, prediction_horizon=1)
+    assert len(windows) == 12
+    with pytest.raises(ValueError, match=r"episode 1: .* has shape"):
+        Windows(Shorter(), SPEC, history=1, prediction_horizon=1)
+
+
+class Shorter:
+    """Says that its episodes are longer than they are."""
+
+    lengths = (4, 4)
+
+    def __iter__(self):
+        return iter([episode(0, 4), episode(0, 3)])
+
+
 def test_no_episode_is_an_error():
     with pytest.raises(ValueError, match="there are no episodes to train on; expected at least one"):
         Windows([], SPEC, history=1, prediction_horizon=1)
+
+
+def test_a_window_tells_the_task_of_its_episode():
+    tasks = ["push", "reach", "push"]
+    episodes = [replace(episode(10 * i, 2), task=task) for i, task in enumerate(tasks)]
+    windows = Windows(episodes, SPEC, history=1, prediction_horizon=1)
+    assert windows.tasks == ["push", "reach"]
+    batch = windows.gather(torch.arange(6))
+    assert batch.task is not None
+    assert batch.task.tolist() == [0, 0, 1, 1, 0, 0]

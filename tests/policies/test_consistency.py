@@ -10,10 +10,11 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from policies.conditioning import Conditioning
 from policies.heads.consistency import ConsistencyConfig, ConsistencyHead
 from policies.heads.mean_flow import TIME_SCALE
 from policies.nets import NETS
-from policies.nets.base import Net
+from policies.nets.base import Modulation, Net
 
 SHAPE = (3, 2)  # of a chunk
 SIZE = SHAPE[0] * SHAPE[1]
@@ -30,12 +31,12 @@ class ByHand(Net):
         super().__init__()
         self.rule, self.bias, self.times = rule, nn.Parameter(torch.zeros(())), []
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        return torch.cat([t[..., None] / TIME_SCALE, cond.expand(*t.shape, -1)], dim=-1)
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        return Modulation(torch.cat([t[..., None] / TIME_SCALE, cond.vector_BE.expand(*t.shape, -1)], dim=-1))
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        self.times.append(modulation[:, 0].detach())
-        return self.rule(x_BTA, modulation[:, :1, None], modulation[:, 1:].view_as(x_BTA)) + self.bias
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
+        self.times.append(modulation.timed[:, 0].detach())
+        return self.rule(x_BTA, modulation.timed[:, :1, None], modulation.timed[:, 1:].view_as(x_BTA)) + self.bias
 
 
 def skip(t: np.ndarray | float, spread: float) -> np.ndarray | float:
@@ -49,12 +50,12 @@ def test_the_boundary_holds_bit_for_bit(tiny, randomize, net):
     head, module = ConsistencyHead(ConsistencyConfig(), 5), NETS[net][1](tiny(NETS, net), (4, 3), 5)
     randomize(module)
     x, cond = torch.randn(6, 4, 3), torch.randn(6, 5)
-    assert torch.equal(head.end(module, x, torch.ones(6), cond), x)
+    assert torch.equal(head.end(module, x, torch.ones(6), Conditioning(cond)), x)
     zero = torch.zeros(6)
-    plain = module(x, module.prepare(zero, cond))
+    plain = module(x, module.prepare(zero, Conditioning(cond)))
     assert (plain - x).abs().max() > 0.1
-    assert torch.equal(head.end(module, x, zero, cond), plain)
-    assert torch.equal(head.sample(module, x, cond), plain)
+    assert torch.equal(head.end(module, x, zero, Conditioning(cond)), plain)
+    assert torch.equal(head.sample(module, x, Conditioning(cond)), plain)
 
 
 @pytest.mark.parametrize("spread", [0.1, 0.5])
@@ -63,7 +64,7 @@ def test_the_share_of_the_noisy_chunk(spread):
     head, net = ConsistencyHead(ConsistencyConfig(spread=spread), SIZE), ByHand(lambda x, t, cond: 7.0 + 0 * x)
     x, t = torch.randn(5, *SHAPE), torch.tensor([0.1, 0.5, 0.8, 0.95, 0.999])
     share = np.asarray(skip(t.numpy().astype(np.float64), spread))[:, None, None]
-    end = head.end(net, x, t, torch.zeros(5, SIZE)).detach().numpy()
+    end = head.end(net, x, t, Conditioning(torch.zeros(5, SIZE))).detach().numpy()
     np.testing.assert_allclose(end, share * x.numpy() + (1 - share) * 7, rtol=1e-4, atol=1e-5)
     assert (np.diff(share[:, 0, 0]) > 0).all()
 
@@ -81,13 +82,15 @@ def test_the_exact_solution_of_a_single_chunk_has_no_loss():
     losses, gradients = [], []
     for value in (-0.3, 0.0, 0.3):
         net.bias.data.fill_(value)
-        loss = head.loss(net, chunks.view(rows, *SHAPE), chunks, mask, seeded(0))
+        loss = head.loss(net, chunks.view(rows, *SHAPE), Conditioning(chunks), mask, seeded(0))
         losses.append(loss.item())
         gradients.append(torch.autograd.grad(loss, net.bias)[0].item())
     assert losses[1] < 1e-5
     assert min(losses[0], losses[2]) > 1e-3
     assert gradients[0] < -1e-3 < 1e-3 < gradients[2]
-    torch.testing.assert_close(head.sample(net, torch.randn(rows, *SHAPE), chunks).flatten(1), chunks + 0.3)
+    torch.testing.assert_close(
+        head.sample(net, torch.randn(rows, *SHAPE), Conditioning(chunks)).flatten(1), chunks + 0.3
+    )
 
 
 def test_the_exact_solution_of_a_gaussian_gives_that_gaussian():
@@ -101,10 +104,10 @@ def test_the_exact_solution_of_a_gaussian_gives_that_gaussian():
 
     net, noise, mean = ByHand(rule), torch.randn(rows, *SHAPE), torch.randn(rows, SIZE)
     expected = mean.view_as(noise) + spread * noise
-    torch.testing.assert_close(head.sample(net, noise, mean), expected)
+    torch.testing.assert_close(head.sample(net, noise, Conditioning(mean)), expected)
     t = 0.9 * torch.rand(rows, 1, 1)
     later = t * mean.view_as(noise) + (t**2 * spread**2 + (1 - t) ** 2).sqrt() * noise
-    torch.testing.assert_close(head.end(net, later, t[:, 0, 0], mean), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(head.end(net, later, t[:, 0, 0], Conditioning(mean)), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("huber", [0.01, 1.0])
@@ -115,7 +118,7 @@ def test_the_loss_and_its_gradient_are_those_computed_by_hand(huber, intervals, 
     options = {"intervals": intervals, "huber": huber, "log_mean": math.log((1 - inside) / inside), "log_std": 1e-6}
     head, net = ConsistencyHead(ConsistencyConfig(**options), SIZE), ByHand(lambda x, t, cond: 0.5 + 0 * x)
     x1, mask = torch.randn(9, *SHAPE), torch.arange(3) < 1 + torch.arange(9)[:, None] % 3
-    loss = head.loss(net, x1, torch.zeros(9, SIZE), mask, seeded(3))
+    loss = head.loss(net, x1, Conditioning(torch.zeros(9, SIZE)), mask, seeded(3))
     (gradient,) = torch.autograd.grad(loss, net.bias)
     generator = seeded(3)
     torch.randn(9, generator=generator)
@@ -138,7 +141,13 @@ def test_the_loss_and_its_gradient_are_those_computed_by_hand(huber, intervals, 
 def test_training_times_are_log_normal_noise_levels():
     head, net = ConsistencyHead(ConsistencyConfig(intervals=8), SIZE), ByHand(lambda x, t, cond: 0 * x)
     rows = 20_000
-    head.loss(net, torch.zeros(rows, *SHAPE), torch.zeros(rows, SIZE), torch.ones(rows, 3, dtype=torch.bool), seeded(0))
+    head.loss(
+        net,
+        torch.zeros(rows, *SHAPE),
+        Conditioning(torch.zeros(rows, SIZE)),
+        torch.ones(rows, 3, dtype=torch.bool),
+        seeded(0),
+    )
     here, ahead = net.times
     torch.testing.assert_close(ahead, here + 1 / 8)
     counts = torch.bincount((8 * here).round().long(), minlength=8)
@@ -149,7 +158,7 @@ def test_training_times_are_log_normal_noise_levels():
 
 def test_one_evaluation():
     head, net = ConsistencyHead(ConsistencyConfig(), SIZE), ByHand(lambda x, t, cond: x)
-    head.sample(net, torch.randn(4, *SHAPE), torch.zeros(4, SIZE))
+    head.sample(net, torch.randn(4, *SHAPE), Conditioning(torch.zeros(4, SIZE)))
     assert head.evaluations == len(net.times) == 1
 
 

@@ -1,4 +1,5 @@
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +9,9 @@ import pytest
 import torch
 from scipy import stats
 
+from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from flowhand.contracts.noise import noise
 from flowhand.contracts.strict import whole
 from flowhand.control.async_controller import AsyncController
 from flowhand.control.controller import Controller
@@ -68,9 +71,23 @@ def test_the_execution_horizon_can_be_overridden(execution_horizon, expected):
     assert [action[0] for action in follow(controller, [1, 2, 3, 4, 5, 6])] == expected
 
 
+def test_actions_stay_within_the_bounds_and_what_was_clipped_is_counted():
+    policy = Scripted()
+    bounded = Feature((2,), "float32", "N", (-math.inf, 1.0), (150.0, 1.5))
+    policy.spec = Spec(SPEC.observation, bounded, SPEC.control_dt_s)
+    controller, free = Controller(policy), Controller(policy, execution=ExecutionConfig(clip=False))
+    for each in (controller, free):
+        each.reset(seed=0)
+    assert np.array_equal([controller.step(see(s)) for s in (1, 2, 3, 4)], [[100, 1], [101, 1], [150, 1.5], [150, 1.5]])
+    assert controller.limits.counts.tolist() == [2, 2]
+    assert "actions clipped [2, 2] of 4" in repr(controller)
+    assert follow(free, [1, 2, 3, 4])[-1] == [301, 2]
+    assert "actions not clipped" in repr(free)
+
+
 def test_executing_all_of_it_plays_each_chunk_to_its_end(make_policy):
     policy = make_policy()
-    controller = Controller(policy, execution_horizon=4)
+    controller = Controller(policy, execution_horizon=4, execution=ExecutionConfig(clip=False))
     controller.reset(seed=5)
     observation = {"state": np.ones(3, np.float32), "goal": np.ones(2, np.float32)}
     played = np.stack([controller.step(observation) for _ in range(4)])
@@ -142,7 +159,7 @@ def test_a_seed_of_numpy_is_the_number_that_it_is(kind):
     controller = AsyncController(Scripted(), given[0])
     controller.reset(seed=given[1])
     assert controller._episode
-    assert np.array_equal(controller._episode.generator().standard_normal((4, 2), np.float32), noises(7, 200, 1)[0])
+    assert np.array_equal(noise(controller.noise_seed, controller._episode.seed, 0, (4, 2)), noises(7, 200, 1)[0])
 
 
 @NUMPY
@@ -267,11 +284,11 @@ def test_actions_are_vectors_of_float32():
     assert action.dtype == np.float32
 
 
-def test_more_than_was_asked_for_and_finer_numbers_are_welcome():
+def test_finer_numbers_are_welcome():
     policy = Scripted()
     controller = Controller(policy)
     controller.reset()
-    observation = {**see(1), "state": np.array([1.0], np.float64), "depth": np.zeros(3)}
+    observation = {**see(1), "state": np.array([1.0], np.float64)}
     assert controller.step(observation)[0] == 100
     assert policy.asked[0][0].keys() == {"state", "image"}
     assert policy.asked[0][0]["state"].dtype == torch.float32
@@ -280,16 +297,18 @@ def test_more_than_was_asked_for_and_finer_numbers_are_welcome():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"state": None}, "the observation lacks 'state'; it has ['image']"),
-        ({"state": np.zeros(2)}, "observation 'state' has shape (2,), the policy expects (1,)"),
-        ({"state": np.zeros((1, 1))}, "observation 'state' has shape (1, 1), the policy expects (1,)"),
+        ({"state": None}, "the observation has ['image'], expected ['image', 'state']"),
+        ({"state": np.zeros(2)}, "observation 'state' has shape (2,), expected (1,)"),
+        ({"state": np.zeros((1, 1))}, "observation 'state' has shape (1, 1), expected (1,)"),
         ({"state": np.array([np.nan])}, "observation 'state' has NaN or infinity"),
         ({"state": np.array([-np.inf])}, "observation 'state' has NaN or infinity"),
         ({"state": np.array([1e39])}, "observation 'state' has NaN or infinity"),  # in float32
-        ({"state": np.array(["1"])}, "observation 'state' is <U1, the policy expects float32"),
-        ({"state": np.array([None])}, "observation 'state' is object, the policy expects float32"),
-        ({"image": np.zeros((2, 2, 1), np.float32)}, "observation 'image' is float32, the policy expects uint8"),
-        ({"image": np.zeros((1, 2, 2), np.uint8)}, "observation 'image' has shape (1, 2, 2), the policy expects (2, 2"),
+        ({"state": np.array(["1"])}, "observation 'state' is <U1, expected float32"),
+        ({"state": np.array([None])}, "observation 'state' is object, expected float32"),
+        ({"image": np.zeros((2, 2, 1), np.float32)}, "observation 'image' is float32, expected uint8"),
+        ({"image": np.full((2, 2, 1), 300, np.uint16)}, "observation 'image' is uint16, expected uint8"),
+        ({"depth": np.zeros(3)}, "the observation has ['depth', 'image', 'state'], expected ['image', 'state']"),
+        ({"image": np.zeros((1, 2, 2), np.uint8)}, "observation 'image' has shape (1, 2, 2), expected (2, 2"),
     ],
 )
 def test_a_wrong_observation_is_refused_and_leaves_no_trace(change, message):

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from policies.conditioning import Conditioning
 from policies.generation.coupling import assignment, chunk_distance, couple
 from policies.heads.flow import FlowConfig, FlowHead
-from policies.nets.base import Net
+from policies.nets.base import Modulation, Net
 
 
 def costs(x0: Tensor, x1: Tensor, cond: Tensor, mask: Tensor, weight: float) -> np.ndarray:
@@ -136,11 +137,11 @@ def test_the_flow_gets_straighter():
 class Recorder(Net):
     """Predicts zero and keeps what it was shown."""
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        self.t, self.cond = t, cond
-        return t[..., None]
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        self.t, self.cond = t, cond.vector_BE
+        return Modulation(t[..., None])
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
         self.x = x_BTA
         return torch.zeros_like(x_BTA)
 
@@ -151,7 +152,7 @@ def test_the_flow_head_trains_on_the_coupled_noise(weight):
     noise = {}
     for coupling in ("independent", "optimal_transport"):
         head, net = FlowHead(FlowConfig(coupling=coupling, coupling_condition=weight, draws=2), 3), Recorder()
-        head.loss(net, x1, cond, mask, torch.Generator().manual_seed(0))
+        head.loss(net, x1, Conditioning(cond), mask, torch.Generator().manual_seed(0))
         t = net.t[..., None, None]
         noise[coupling] = (net.x.unflatten(0, (2, 12)) - t * x1) / (1 - t)
     expected = couple(noise["independent"], x1, cond, mask, weight)

@@ -20,10 +20,11 @@ from torch import Tensor
 import policies
 from flowhand.contracts.strict import build
 from flowhand.control.controller import Controller
+from policies.conditioning import Conditioning
 from policies.generation.grids import power, tabulated
 from policies.generation.paths import PREDICTIONS
 from policies.heads.diffusion import SAMPLERS, SPACINGS, DiffusionConfig, DiffusionHead, visited
-from policies.nets.base import Net
+from policies.nets.base import Modulation, Net
 
 COND = 3
 THEIR_NAMES = {"noise": "epsilon", "data": "sample", "velocity": "v_prediction"}
@@ -53,19 +54,19 @@ class Wavy(Net):
         self.register_buffer("cond", torch.randn(COND, size))
         self.asked: list[Tensor] = []
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        return torch.sin(5 * t)[..., None] + cond @ self.cond
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        return Modulation(torch.sin(5 * t)[..., None] + cond.vector_BE @ self.cond)
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
         self.asked.append(x_BTA)
-        return torch.sin(x_BTA.flatten(1) @ self.mix + modulation).view_as(x_BTA)
+        return torch.sin(x_BTA.flatten(1) @ self.mix + modulation.timed).view_as(x_BTA)
 
 
 def their_walk(scheduler, net: Wavy, noise: Tensor, cond: Tensor, T: int) -> Tensor:
     """Sampling as diffusers does it, with our net: their v-prediction is the velocity towards the noise."""
     x, sign = noise, -1 if scheduler.config.prediction_type == "v_prediction" else 1
     for k in scheduler.timesteps:
-        output = net(x, net.prepare((1 - (k + 1) / T).expand(len(x)), cond))
+        output = net(x, net.prepare((1 - (k + 1) / T).expand(len(x)), Conditioning(cond)))
         x = scheduler.step(sign * output, k, x).prev_sample
     return x
 
@@ -77,7 +78,7 @@ def compare(head: DiffusionHead, scheduler, noise: Tensor, T: int) -> None:
     theirs = their_walk(scheduler, net, start, cond, T)
     expected = [*net.asked, theirs]
     net.asked.clear()
-    ours = head.sample(net, noise, cond)
+    ours = head.sample(net, noise, Conditioning(cond))
     assert len(net.asked) == len(expected) - 1 == head.evaluations
     for mine, other in zip([*net.asked, ours], expected, strict=True):
         # Noise prediction makes numbers in the thousands where alpha = 5e-4.
@@ -170,12 +171,12 @@ def test_a_stored_policy_divides_by_the_alpha_it_divided_by():
     least = math.sqrt(0.001) * math.cos(math.pi / 2 / 1.008 * 1.007) / math.cos(math.pi / 2 / 1.008 * 0.008)
 
     class Almost(Wavy):
-        def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
+        def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
             return x_BTA * (1 - 3e-5)
 
     noise = torch.linspace(0.3, 0.9, 16).view(1, 4, 4)
     for config, alpha in ((new, least), (before, 1e-4)):
-        found = DiffusionHead(config, COND).sample(Almost((4, 4)), noise, torch.zeros(1, COND))
+        found = DiffusionHead(config, COND).sample(Almost((4, 4)), noise, Conditioning(torch.zeros(1, COND)))
         torch.testing.assert_close(found, noise * 3e-5 / alpha, rtol=5e-3, atol=0)
 
 
@@ -219,12 +220,12 @@ class GaussianNet(Net):
         T = head.config.train_steps
         self.alpha_bar = DDPMScheduler(num_train_timesteps=T, beta_schedule="squaredcos_cap_v2").alphas_cumprod
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        return torch.cat([t[..., None], cond.expand(*t.shape, -1)], dim=-1)
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        return Modulation(torch.cat([t[..., None], cond.vector_BE.expand(*t.shape, -1)], dim=-1))
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        mean, T = modulation[:, 1:], self.head.config.train_steps
-        alpha_bar = self.alpha_bar[(T * (1 - modulation[:, 0]) - 1).round().long()].double()[:, None]
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
+        mean, T = modulation.timed[:, 1:], self.head.config.train_steps
+        alpha_bar = self.alpha_bar[(T * (1 - modulation.timed[:, 0]) - 1).round().long()].double()[:, None]
         alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         values, vectors = torch.linalg.eigh(self.covariance.double())
         centred = (x_BTA.flatten(1) - alpha * mean) @ vectors / (alpha_bar * values + 1 - alpha_bar)
@@ -244,7 +245,7 @@ def test_the_optimum_for_a_gaussian_gives_that_gaussian(sampler, prediction):
     ours = head(sampler=sampler, prediction=prediction, train_steps=steps, steps=steps)
     shape = ours.noise_shape((horizon, action))
     noise = torch.cat([torch.zeros(1, *shape), torch.eye(math.prod(shape)).unflatten(1, shape)])
-    chunks = ours.sample(GaussianNet(ours, covariance), noise, mean.expand(len(noise), -1)).flatten(1)
+    chunks = ours.sample(GaussianNet(ours, covariance), noise, Conditioning(mean.expand(len(noise), -1))).flatten(1)
     torch.testing.assert_close(chunks[0], mean, atol=0.01, rtol=0)
     moved = chunks[1:] - chunks[0]
     torch.testing.assert_close(moved.T @ moved, covariance, atol=0.02 * covariance.max().item(), rtol=0)
@@ -268,7 +269,7 @@ def test_the_error_falls_with_the_order_of_the_sampler(sampler, order):
         net.alpha_bar = ours.table[0] ** 2
         size = (alpha**2 * values[:, None] + sigma**2).sqrt()
         moved = (noise.flatten(1) - alpha[0] * mean) @ vectors * (size[:, -1] / size[:, 0])
-        chunks = ours.sample(net, noise, mean.expand(50, -1)).flatten(1)
+        chunks = ours.sample(net, noise, Conditioning(mean.expand(50, -1))).flatten(1)
         errors.append((chunks - alpha[-1] * mean - moved @ vectors.T).abs().max().item())
     assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(order, abs=0.15)
 
@@ -287,7 +288,9 @@ def test_the_loss_of_the_optimum_is_its_closed_form(prediction):
     mask = torch.ones(rows, 2, dtype=torch.bool)
     for bias in (0.0, 0.7):  # a constant error adds its square
         net.bias = bias
-        assert ours.loss(net, x1, mean, mask, seeded(0)).item() == pytest.approx(expected + bias**2, rel=0.02)
+        assert ours.loss(net, x1, Conditioning(mean), mask, seeded(0)).item() == pytest.approx(
+            expected + bias**2, rel=0.02
+        )
 
 
 @pytest.fixture
@@ -401,12 +404,14 @@ def test_preconditioned_is_the_velocity_along_the_angle_for_data_of_spread_one()
     noise, x1 = torch.randn(2, 5, 4, 4)
     for sampler in ("ddim", "multistep"):
         pair = [head(prediction=p, sampler=sampler, steps=6) for p in ("velocity", "preconditioned")]
-        one, other = (each.sample(net, noise, cond) for each in pair)
+        one, other = (each.sample(net, noise, Conditioning(cond)) for each in pair)
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
-        one, other = (each.loss(net, x1, cond, mask, seeded(0)) for each in pair)
+        one, other = (each.loss(net, x1, Conditioning(cond), mask, seeded(0)) for each in pair)
         torch.testing.assert_close(one, other)
         apart = head(prediction="preconditioned", sampler=sampler, steps=6, sigma_data=0.5)
-        assert not torch.allclose(apart.sample(net, noise, cond), pair[0].sample(net, noise, cond), atol=0.01)
+        assert not torch.allclose(
+            apart.sample(net, noise, Conditioning(cond)), pair[0].sample(net, noise, Conditioning(cond)), atol=0.01
+        )
 
 
 def test_log_normal_levels_are_those_nearest_to_a_normal_ratio():

@@ -10,9 +10,10 @@ import torch
 from scipy.special import softmax
 from torch import Tensor, nn
 
+from policies.conditioning import Conditioning
 from policies.heads.drift import DriftConfig, DriftHead, drift
 from policies.nets import NETS
-from policies.nets.base import Net
+from policies.nets.base import Modulation, Net
 
 PAPERS = [0.02, 0.05, 0.2]  # temperatures
 EITHER = pytest.mark.parametrize("temperatures", [[], PAPERS], ids=["distance", "softmax"])
@@ -142,12 +143,12 @@ class Affine(Net):
         self.layer = nn.Linear(size, size)
         self.times: list[Tensor] = []
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
         self.times.append(t)
-        return cond
+        return Modulation(cond.vector_BE)
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        return (self.layer(x_BTA.flatten(1)) + modulation).view_as(x_BTA)
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
+        return (self.layer(x_BTA.flatten(1)) + modulation.timed).view_as(x_BTA)
 
 
 def test_a_gaussian_is_learned_with_its_mean_and_covariance():
@@ -160,7 +161,7 @@ def test_a_gaussian_is_learned_with_its_mean_and_covariance():
         cond = torch.randn(256, 4, generator=generator)
         x1 = cond + mean + torch.randn(256, 4, generator=generator) @ root.T
         optimizer.zero_grad()
-        head.loss(net, x1.view(256, 2, 2), cond, mask, generator).backward()
+        head.loss(net, x1.view(256, 2, 2), Conditioning(cond), mask, generator).backward()
         optimizer.step()
         schedule.step()
     weight = net.layer.weight.detach()
@@ -173,7 +174,7 @@ def test_a_gaussian_is_learned_with_its_mean_and_covariance():
 def test_the_loss_is_the_mean_square_of_the_drift_and_its_descent_follows_it(temperatures):
     head, net = DriftHead(DriftConfig(samples=3, temperatures=temperatures), 8), Affine(8)
     cond, x1, mask = torch.randn(5, 8), torch.randn(5, 4, 2), some_mask(5, 4)
-    loss = head.loss(net, x1, cond, mask, seeded(0))
+    loss = head.loss(net, x1, Conditioning(cond), mask, seeded(0))
     noise = torch.randn(3, 5, 4, 2, generator=seeded(0))
     own = torch.stack([net(z, cond) for z in noise])
     move = drift(own.detach(), x1, mask, temperatures)
@@ -182,7 +183,7 @@ def test_the_loss_is_the_mean_square_of_the_drift_and_its_descent_follows_it(tem
     bias = torch.autograd.grad(loss, net.layer.bias)[0]
     torch.testing.assert_close(bias, -2 * move.flatten(2).sum(dim=(0, 1)) / count)
     assert [t.tolist() for t in net.times] == [[0.0] * 5]
-    chunks = head.sample(net, noise[0], cond)
+    chunks = head.sample(net, noise[0], Conditioning(cond))
     torch.testing.assert_close(chunks, own[0])
     assert net.times[1].tolist() == [0.0] * 5
 
@@ -192,10 +193,13 @@ def test_less_noise_is_the_same_net_with_less_noise(tiny, randomize):
     randomize(net)
     cond, noise = torch.randn(5, 8), torch.randn(5, 4, 2)
     half, none, whole = (DriftHead(DriftConfig(noise=factor), 8) for factor in (0.5, 0.0, 1.0))
-    assert torch.equal(half.sample(net, noise, cond), whole.sample(net, noise / 2, cond))
-    assert torch.equal(none.sample(net, noise, cond), none.sample(net, -noise, cond))
+    assert torch.equal(half.sample(net, noise, Conditioning(cond)), whole.sample(net, noise / 2, Conditioning(cond)))
+    assert torch.equal(none.sample(net, noise, Conditioning(cond)), none.sample(net, -noise, Conditioning(cond)))
     x1, mask = torch.randn(5, 4, 2), some_mask(5, 4)
-    assert torch.equal(half.loss(net, x1, cond, mask, seeded(0)), whole.loss(net, x1, cond, mask, seeded(0)))
+    assert torch.equal(
+        half.loss(net, x1, Conditioning(cond), mask, seeded(0)),
+        whole.loss(net, x1, Conditioning(cond), mask, seeded(0)),
+    )
 
 
 @EITHER
@@ -204,9 +208,9 @@ def test_half_precision_reaches_the_net_only(tiny, randomize, temperatures):
     head, net = DriftHead(DriftConfig(temperatures=temperatures), 8), NETS["mlp"][1](tiny(NETS, "mlp"), (4, 2), 8)
     randomize(net)
     cond, x1, mask = torch.randn(64, 8), torch.randn(64, 4, 2), some_mask(64, 4)
-    full = head.loss(net, x1, cond, mask, seeded(0))
+    full = head.loss(net, x1, Conditioning(cond), mask, seeded(0))
     with torch.autocast("cpu", torch.bfloat16):
-        half = head.loss(net, x1, cond, mask, seeded(0))
+        half = head.loss(net, x1, Conditioning(cond), mask, seeded(0))
         own = torch.randn(3, 64, 4, 2)
         inside = drift(own, x1, mask, temperatures)
     assert half.dtype == torch.float32

@@ -12,8 +12,9 @@ from scipy import integrate as quadrature
 from scipy import stats
 from torch import Tensor
 
+from policies.conditioning import Conditioning
 from policies.heads.edm import EDMConfig, EDMHead
-from policies.nets.base import Net
+from policies.nets.base import Modulation, Net
 
 COND = 3
 
@@ -26,12 +27,12 @@ class Wavy(Net):
         self.mix = torch.randn(size, size, dtype=torch.float64) / size**0.5
         self.asked: list[tuple[Tensor, Tensor]] = []
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        return torch.cat([t[..., None], cond.expand(*t.shape, -1)], dim=-1)
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        return Modulation(torch.cat([t[..., None], cond.vector_BE.expand(*t.shape, -1)], dim=-1))
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        self.asked.append((x_BTA, modulation[:, 0]))
-        return torch.sin(x_BTA.flatten(1) @ self.mix + modulation.sum(dim=1, keepdim=True)).view_as(x_BTA)
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
+        self.asked.append((x_BTA, modulation.timed[:, 0]))
+        return torch.sin(x_BTA.flatten(1) @ self.mix + modulation.timed.sum(dim=1, keepdim=True)).view_as(x_BTA)
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 2), (4, 4, 4)])
@@ -52,7 +53,7 @@ def test_sampling_is_algorithm_1_with_the_levels_and_the_denoiser_of_diffusers(s
 
     def slope(x: Tensor, i: int) -> Tensor:
         sigma = theirs.sigmas[i]
-        prepared = net.prepare(theirs.precondition_noise(sigma).expand(len(x)), cond)
+        prepared = net.prepare(theirs.precondition_noise(sigma).expand(len(x)), Conditioning(cond))
         denoised = theirs.precondition_outputs(x, net(theirs.precondition_inputs(x, sigma), prepared), sigma)
         return (x - denoised) / sigma
 
@@ -64,7 +65,7 @@ def test_sampling_is_algorithm_1_with_the_levels_and_the_denoiser_of_diffusers(s
             following = x + h * (d + slope(following, i + 1)) / 2
         x = following
     expected, net.asked = net.asked, []
-    ours = head.sample(net, noise, cond)
+    ours = head.sample(net, noise, Conditioning(cond))
     assert len(net.asked) == len(expected) == head.evaluations == 2 * steps - 1
     for mine, other in zip(net.asked, expected, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)
@@ -79,11 +80,11 @@ class GaussianNet(Net):
         self.sigma_data, self.bias = sigma_data, bias
         self.values, self.vectors = torch.linalg.eigh(covariance.double())
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        return torch.cat([t[..., None], cond.expand(*t.shape, -1)], dim=-1).double()
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        return Modulation(torch.cat([t[..., None], cond.vector_BE.expand(*t.shape, -1)], dim=-1).double())
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        mean, sigma, data = modulation[:, 1:], (4 * modulation[:, :1]).exp(), self.sigma_data
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
+        mean, sigma, data = modulation.timed[:, 1:], (4 * modulation.timed[:, :1]).exp(), self.sigma_data
         x = x_BTA.flatten(1).double() * (sigma**2 + data**2).sqrt()
         denoised = mean + (x - mean) @ self.vectors * self.values / (self.values + sigma**2) @ self.vectors.T
         c_skip = data**2 / (sigma**2 + data**2)
@@ -108,7 +109,7 @@ def test_the_optimum_for_a_gaussian_gives_that_gaussian(sigma_data):
     counts, errors, chunks = [32, 64, 128, 256], [], torch.empty(0)
     for steps in counts:
         head = EDMHead(EDMConfig(steps=steps, sigma_data=sigma_data), COND).double()
-        chunks = head.sample(net, noise, mean.expand(7, -1)).flatten(1)
+        chunks = head.sample(net, noise, Conditioning(mean.expand(7, -1))).flatten(1)
         errors.append((chunks - exact).abs().max().item())
     assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(2, abs=0.15)
     torch.testing.assert_close(chunks[0], mean, atol=0.1, rtol=0)
@@ -133,14 +134,14 @@ def test_the_loss_of_the_optimum_is_its_closed_form(sigma_data, log_mean, log_st
     expected = quadrature.quad(weighted, log_mean - 8 * log_std, log_mean + 8 * log_std)[0]
     for bias in (0.0, 0.7):  # a constant error adds its square
         net = GaussianNet(sigma_data, s**2 * torch.eye(4), bias)
-        loss = head.loss(net, x1, mean, mask, torch.Generator().manual_seed(0)).item()
+        loss = head.loss(net, x1, Conditioning(mean), mask, torch.Generator().manual_seed(0)).item()
         assert loss == pytest.approx(expected + bias**2, rel=0.02)
 
 
 class Silent(Wavy):
     """Answers zero."""
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
         return 0 * super().forward(x_BTA, modulation)
 
 
@@ -152,7 +153,9 @@ def test_input_and_target_have_unit_variance_at_every_level():
         net.mix = net.mix.float()
         x1 = sigma_data * torch.randn(20_000, 2, 2)
         mask = torch.ones(20_000, 2, dtype=torch.bool)
-        assert head.loss(net, x1, torch.zeros(20_000, COND), mask, None).item() == pytest.approx(1, abs=0.02)
+        assert head.loss(net, x1, Conditioning(torch.zeros(20_000, COND)), mask, None).item() == pytest.approx(
+            1, abs=0.02
+        )
         assert net.asked[0][0].var().item() == pytest.approx(1, abs=0.02)
 
 

@@ -102,3 +102,17 @@ def test_statistics_are_kept_and_not_averaged(make_policy, make_batch):
 def test_a_decay_outside_its_range_is_an_error(decay):
     with pytest.raises(ValueError, match=r"EMA decay is .*, expected a number in \[0, 1\)"):
         EMA(nn.Linear(1, 1), decay)
+
+
+def test_buffers_are_averaged_and_integers_are_copied():
+    module = nn.BatchNorm1d(2)
+    module.register_buffer("constant", torch.tensor([7.0]), persistent=False)
+    ema = EMA(module, decay=0.5)
+    ema.updates = 100  # the decay has warmed up
+    module(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+    mean = module.get_buffer("running_mean")
+    assert mean.abs().min() > 0
+    ema.update()
+    torch.testing.assert_close(ema.module.get_buffer("running_mean"), mean / 2)
+    assert ema.module.get_buffer("num_batches_tracked") == 1
+    assert ema.module.get_buffer("constant") == 7

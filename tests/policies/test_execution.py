@@ -13,9 +13,10 @@ import torch
 import envs
 from flowhand.contracts.execution import MODES, ExecutionConfig
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
+from flowhand.contracts.noise import generator
 from flowhand.contracts.planner import FORMS, PrefixArrays
 from flowhand.control.chunk_player import Timeline
-from flowhand.control.controller import Controller, RobotEpisode
+from flowhand.control.controller import Controller
 from flowhand.evaluation.rollout import rollout
 from policies import Policy, PolicyConfig
 from policies.heads.flow import FlowConfig
@@ -253,8 +254,7 @@ def test_a_latency_follows_from_noise_seed_seed_and_decision_and_leaves_the_nois
 
 
 def test_latency_and_noise_are_drawn_from_different_streams():
-    track = RobotEpisode(Telling(), Timeline(ExecutionConfig(), 1, 1), noise_seed=3, seed=4)
-    assert track.generator(0).bytes(16) != track.generator(1).bytes(16)
+    assert generator(3, 4, 0, stream=0).bytes(16) != generator(3, 4, 0, stream=1).bytes(16)
 
 
 def test_latencies_can_come_from_a_file(tmp_path):
@@ -353,7 +353,7 @@ def tiny(spec: Spec, **head) -> Policy:
 @pytest.mark.parametrize("mode", MODES)
 def test_an_outcome_does_not_depend_on_how_many_run_beside_it(mode, delay):
     make_env = partial(envs.make, envs.DetourConfig(max_steps=9))
-    policy = tiny(Spec.from_dict(make_env().features), steps=2, prefix_max=4)
+    policy = tiny(make_env().features, steps=2, prefix_max=4)
     execution = ExecutionConfig(mode, **delay)
 
     def run(n_envs):
@@ -368,7 +368,7 @@ def test_an_outcome_does_not_depend_on_how_many_run_beside_it(mode, delay):
 
 def test_modes_and_delays_give_different_episodes():
     make_env = partial(envs.make, envs.DetourConfig(max_steps=9))
-    policy = tiny(Spec.from_dict(make_env().features), steps=2, prefix_max=4)
+    policy = tiny(make_env().features, steps=2, prefix_max=4)
     returns = {}
     for way in itertools.product(MODES, (0, 2)):
         (record,) = rollout(make_env, Controller(policy, execution=ExecutionConfig(way[0], delay=way[1])), [5])

@@ -9,9 +9,10 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from policies.conditioning import Conditioning
 from policies.heads.flow import PREDICTIONS, FlowConfig, FlowHead
 from policies.nets import NETS
-from policies.nets.base import Net
+from policies.nets.base import Modulation, Net
 
 COND = 32  # as in test_heads.py
 WITH = (2.0, 0.5)  # mean and deviation of the data given the condition
@@ -25,14 +26,14 @@ class TwoGaussians(Net):
         super().__init__()
         self.prediction, self.rows = prediction, []
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        null = cond[:, 0] == 7.0
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        null = cond.vector_BE[:, 0] == 7.0
         numbers = torch.where(null[:, None], torch.tensor(WITHOUT), torch.tensor(WITH))
-        return torch.cat([t[..., None], numbers.expand(*t.shape, 2)], dim=-1)
+        return Modulation(torch.cat([t[..., None], numbers.expand(*t.shape, 2)], dim=-1))
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
         self.rows.append(len(x_BTA))
-        t, mean, deviation = (part[..., None] for part in modulation.split(1, dim=-1))
+        t, mean, deviation = (part[..., None] for part in modulation.timed.split(1, dim=-1))
         size = (t**2 + (1 - t) ** 2).sqrt()
         x = x_BTA * size if self.prediction == "preconditioned" else x_BTA
         whitened = (x - t * mean) / (t**2 * deviation**2 + (1 - t) ** 2)
@@ -64,6 +65,7 @@ def flow(
     options = {"solver": solver, "grid": grid, "guidance": weight, "condition_dropout": 0.1}
     config = FlowConfig(prediction=prediction, steps=steps, **options)
     head = FlowHead(config, COND)
+    assert head.null is not None
     head.null.data.fill_(7.0)
     return head, TwoGaussians(prediction)
 
@@ -74,7 +76,7 @@ def flow(
 def test_guidance_of_gaussians_is_its_closed_form(prediction, weight, solver, grid):
     head, net = flow(prediction, weight, 60, solver, grid)
     noise = torch.randn(100, 2, 3)
-    found = head.sample(net, noise, torch.zeros(100, COND))
+    found = head.sample(net, noise, Conditioning(torch.zeros(100, COND)))
     mean, deviation = guided(weight)
     torch.testing.assert_close(found, mean + deviation * noise, atol=0.02, rtol=0.01)
     if weight in (0.0, 1.0):  # the distributions themselves
@@ -84,7 +86,7 @@ def test_guidance_of_gaussians_is_its_closed_form(prediction, weight, solver, gr
 @pytest.mark.parametrize(("weight", "rows", "evaluations"), [(1.0, 5, 6), (0.0, 10, 12), (2.0, 10, 12)])
 def test_guidance_costs_a_doubled_batch_and_weight_one_nothing(weight, rows, evaluations):
     head, net = flow("data", weight, steps=3)
-    head.sample(net, torch.randn(5, 2, 3), torch.zeros(5, COND))
+    head.sample(net, torch.randn(5, 2, 3), Conditioning(torch.zeros(5, COND)))
     assert net.rows == [rows] * 6
     assert head.evaluations == evaluations == sum(net.rows) // 5
 
@@ -106,38 +108,38 @@ def test_weight_one_is_the_plain_sampler_bit_for_bit_and_others_mix_it_with_that
     head, net, cond, noise = make(net, condition_dropout=0.2, steps=1)  # one step from noise is linear in the velocity
     plain = FlowHead(FlowConfig(steps=1), COND)
     with torch.no_grad():
-        conditional = plain.sample(net, noise, cond)
-        unconditional = plain.sample(net, noise, head.null.expand_as(cond))
-        assert torch.equal(head.sample(net, noise, cond), conditional)
+        conditional = plain.sample(net, noise, Conditioning(cond))
+        unconditional = plain.sample(net, noise, Conditioning(head.null.expand_as(cond)))
+        assert torch.equal(head.sample(net, noise, Conditioning(cond)), conditional)
         for weight in (0.0, 2.5):
             head.config.guidance = weight
             mixed = unconditional + weight * (conditional - unconditional)
-            torch.testing.assert_close(head.sample(net, noise, cond), mixed, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(head.sample(net, noise, Conditioning(cond)), mixed, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("net", NETS)
 def test_a_guided_row_gives_the_same_chunk_wherever_it_stands(make, net):
     head, net, cond, noise = make(net, condition_dropout=0.2, guidance=2.0)
     with torch.no_grad():
-        chunks, order = head.sample(net, noise, cond), torch.randperm(6)
-        assert torch.equal(head.sample(net, noise[order], cond[order]), chunks[order])
+        chunks, order = head.sample(net, noise, Conditioning(cond)), torch.randperm(6)
+        assert torch.equal(head.sample(net, noise[order], Conditioning(cond[order])), chunks[order])
 
 
 class Recorder(Net):
     """Keeps the conditions it is shown and predicts zero."""
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        self.cond = cond
-        return t[..., None]
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        self.cond = cond.vector_BE
+        return Modulation(t[..., None])
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
         return torch.zeros_like(x_BTA)
 
 
 def test_training_replaces_the_condition_of_so_many_rows_by_the_null(make):
     head, _, _, _ = make(condition_dropout=0.2)
     net, cond, x1 = Recorder(), torch.randn(5000, COND), torch.randn(5000, 1, 1)
-    head.loss(net, x1, cond, torch.ones(5000, 1, dtype=torch.bool), torch.Generator().manual_seed(0))
+    head.loss(net, x1, Conditioning(cond), torch.ones(5000, 1, dtype=torch.bool), torch.Generator().manual_seed(0))
     dropped = (net.cond == head.null).all(dim=1)
     assert torch.equal(net.cond, torch.where(dropped[:, None], head.null, cond))
     assert dropped.float().mean().item() == pytest.approx(0.2, abs=4 * math.sqrt(0.16 / 5000))

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from policies.conditioning import Conditioning
 from policies.generation.prefix import FORMS, Prefix, first
 from policies.heads.flow import PREDICTIONS, FlowConfig, FlowHead
 from policies.nets import NETS
-from policies.nets.base import Net
+from policies.nets.base import Modulation, Net
 
 COND = 32  # as in test_heads.py
 GUIDED = ("exact", "identity")
@@ -56,7 +57,9 @@ def reference(head: FlowHead, net: Net, noise: Tensor, cond: Tensor, known: Tens
         n = (t**2 + (1 - t) ** 2) ** 0.5  # Karras 2022 for data of spread 1, on the linear path
         output = net(
             rows / n if prediction == "preconditioned" else rows,
-            net.prepare(torch.full((len(rows),), t, dtype=x.dtype), cond.repeat(len(rows) // len(cond), 1)),
+            net.prepare(
+                torch.full((len(rows),), t, dtype=x.dtype), Conditioning(cond.repeat(len(rows) // len(cond), 1))
+            ),
         )
         data = {"data": output, "velocity": rows + (1 - t) * output}
         data["preconditioned"] = t / n**2 * rows + (1 - t) / n * output
@@ -90,7 +93,7 @@ def test_exact_is_the_algorithm_with_a_finite_difference_jacobian(make, net, pre
     hard[1:, :2] = 1  # delay and overlap 2: a weight of 1 or 0
     prefix = prefix_of(known, "exact", [0, 2, 2, 2, 2, 2], [0, 2, 2, 2, 2, 2])
     with torch.no_grad():
-        found = head.continue_chunk(net, noise, cond, prefix)
+        found = head.continue_chunk(net, noise, Conditioning(cond), prefix)
         torch.testing.assert_close(found, reference(head, net, noise, cond, known, hard), atol=1e-7, rtol=1e-7)
 
 
@@ -99,8 +102,10 @@ def test_the_jacobian_of_a_net_makes_a_difference(make, net):
     """Exact and identity differ by more than a tenth of what either changes."""
     head, net, cond, noise, known = make(net)
     with torch.no_grad():
-        exact, identity = (head.continue_chunk(net, noise, cond, prefix_of(known, form)) for form in GUIDED)
-        plain = head.sample(net, noise, cond)
+        exact, identity = (
+            head.continue_chunk(net, noise, Conditioning(cond), prefix_of(known, form)) for form in GUIDED
+        )
+        plain = head.sample(net, noise, Conditioning(cond))
     for changed in (exact, identity):
         assert (exact - identity).norm() > 0.1 * (changed - plain).norm() > 0
 
@@ -108,18 +113,20 @@ def test_the_jacobian_of_a_net_makes_a_difference(make, net):
 class Shift(Net):
     """Predicts the data as x plus something of the conditioning: its Jacobian is the identity."""
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        return cond[:, :1].expand(*t.shape, 1)
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        return Modulation(cond.vector_BE[:, :1].expand(*t.shape, 1))
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        return x_BTA + modulation[..., None]
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
+        return x_BTA + modulation.timed[..., None]
 
 
 def test_where_the_jacobian_is_the_identity_the_forms_agree(make):
     head, _, cond, noise, known = make()
-    exact, identity = (head.continue_chunk(Shift(), noise, cond, prefix_of(known, form)) for form in GUIDED)
+    exact, identity = (
+        head.continue_chunk(Shift(), noise, Conditioning(cond), prefix_of(known, form)) for form in GUIDED
+    )
     torch.testing.assert_close(exact, identity, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(exact, head.sample(Shift(), noise, cond))
+    assert not torch.allclose(exact, head.sample(Shift(), noise, Conditioning(cond)))
 
 
 class GaussianNet(Net):
@@ -129,11 +136,11 @@ class GaussianNet(Net):
         super().__init__()
         self.head, self.covariance = head, covariance
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        return t if per_action else t[..., None]
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        return Modulation(t if per_action else t[..., None])
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        t = modulation[..., None].expand_as(x_BTA).flatten(1)
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
+        t = modulation.timed[..., None].expand_as(x_BTA).flatten(1)
         c = self.head.path(t)
         total = c.alpha[:, :, None] * self.covariance * c.alpha[:, None] + torch.diag_embed(c.sigma**2)
         size = (c.alpha**2 + c.sigma**2).sqrt()
@@ -155,8 +162,8 @@ def test_for_independent_actions_of_variance_one_exact_hits_the_prefix(make, pat
     net = GaussianNet(head, torch.eye(T * A))
     counts = [0, 1, 2, 0, 3, 4]
     found, plain = (
-        head.continue_chunk(net, noise, cond, prefix_of(known, "exact", counts, counts)),
-        head.sample(net, noise, cond),
+        head.continue_chunk(net, noise, Conditioning(cond), prefix_of(known, "exact", counts, counts)),
+        head.sample(net, noise, Conditioning(cond)),
     )
     held = first(torch.tensor(counts), T)
     torch.testing.assert_close(found[held], known[held], atol=tolerance, rtol=0)
@@ -180,7 +187,9 @@ def test_the_stronger_the_pull_the_closer_to_the_prefix_and_the_earlier_the_step
     errors = []
     for strength in (0.0, 1.0, 5.0):
         head = FlowHead(FlowConfig(steps=8, max_guidance=strength), 1)
-        chunks = head.continue_chunk(GaussianNet(head, covariance), noise, cond, Prefix(previous, delay, overlap, form))
+        chunks = head.continue_chunk(
+            GaussianNet(head, covariance), noise, Conditioning(cond), Prefix(previous, delay, overlap, form)
+        )
         errors.append((chunks - previous).square().mean(dim=(0, 2)).sqrt())
     assert errors[0].min() > 1  # two independent draws
     assert (errors[1][:6] < 0.95 * errors[0][:6]).all()
@@ -199,7 +208,7 @@ def test_too_strong_a_pull_makes_identity_diverge_and_exact_not():
             head.continue_chunk(
                 GaussianNet(head, covariance),
                 torch.randn(50, 8, 1),
-                torch.zeros(50, 1),
+                Conditioning(torch.zeros(50, 1)),
                 Prefix(previous, four, four, form),
             )
             - previous
@@ -218,18 +227,23 @@ def test_rows_are_independent_and_one_that_continues_nothing_is_the_plain_sample
     head, net, cond, noise, known = make(net)
     delay, overlap = torch.tensor(SOME), torch.tensor(ALL)
     with torch.no_grad():
-        plain, found = head.sample(net, noise, cond), head.continue_chunk(net, noise, cond, prefix_of(known, form))
+        plain, found = (
+            head.sample(net, noise, Conditioning(cond)),
+            head.continue_chunk(net, noise, Conditioning(cond), prefix_of(known, form)),
+        )
         order = torch.randperm(6)
         moved = Prefix(known[order], delay[order], overlap[order], form)
-        assert torch.equal(head.continue_chunk(net, noise[order], cond[order], moved), found[order])
-        assert torch.equal(head.continue_chunk(net, noise, cond, prefix_of(known, form, NONE, NONE)), plain)
+        assert torch.equal(head.continue_chunk(net, noise[order], Conditioning(cond[order]), moved), found[order])
+        assert torch.equal(
+            head.continue_chunk(net, noise, Conditioning(cond), prefix_of(known, form, NONE, NONE)), plain
+        )
     assert found.isfinite().all()
     assert torch.equal(found[0], plain[0])
     assert all((found[row] != plain[row]).any() for row in range(1, 6))
     beyond = torch.where(first(overlap, T)[..., None], known, torch.nan)
     net.requires_grad_(False)  # as loaded: the derivative is one in x alone
     with torch.no_grad():
-        assert torch.equal(head.continue_chunk(net, noise, cond, prefix_of(beyond, form)), found)
+        assert torch.equal(head.continue_chunk(net, noise, Conditioning(cond), prefix_of(beyond, form)), found)
 
 
 SOLVED = [
@@ -250,7 +264,10 @@ def test_every_solver_and_path_leads_to_the_prefix(prediction, solver, grid, pat
     head = FlowHead(FlowConfig(steps=8, prefix_max=3, **options), 1)
     counts = torch.arange(50) % 4
     found = head.continue_chunk(
-        GaussianNet(head, covariance), torch.randn(50, T, 1), torch.zeros(50, 1), Prefix(known, counts, counts, form)
+        GaussianNet(head, covariance),
+        torch.randn(50, T, 1),
+        Conditioning(torch.zeros(50, 1)),
+        Prefix(known, counts, counts, form),
     )
     assert found.isfinite().all()
     assert (found - known)[first(counts, T)].square().mean().sqrt() < 0.3
@@ -266,7 +283,9 @@ def test_what_follows_a_held_prefix_is_drawn_from_the_conditional_distribution(p
     for d in (0, 1, 4):
         delay = torch.full((30,), d)
         prefix = Prefix(known, delay, delay, "trained")
-        found = head.continue_chunk(GaussianNet(head, covariance), noise, torch.zeros(30, 1), prefix)[..., 0]
+        found = head.continue_chunk(GaussianNet(head, covariance), noise, Conditioning(torch.zeros(30, 1)), prefix)[
+            ..., 0
+        ]
         gain = torch.linalg.solve(covariance[:d, :d], covariance[:d, d:])
         values, vectors = torch.linalg.eigh(covariance[d:, d:] - covariance[d:, :d] @ gain)
         root = vectors * values.clamp(min=0).sqrt() @ vectors.T
@@ -281,11 +300,14 @@ def test_trained_holds_the_prefix_and_lets_the_rest_follow_from_it(make, net):
     held = first(torch.tensor(counts), T)
     prefix = prefix_of(torch.where(held[..., None], known, 1e3), "trained", counts, ALL)
     with torch.no_grad():
-        found, plain = head.continue_chunk(net, noise, cond, prefix), head.sample(net, noise, cond)
-        other = head.continue_chunk(net, noise, cond, prefix_of(known + 1, "trained", counts, ALL))
+        found, plain = (
+            head.continue_chunk(net, noise, Conditioning(cond), prefix),
+            head.sample(net, noise, Conditioning(cond)),
+        )
+        other = head.continue_chunk(net, noise, Conditioning(cond), prefix_of(known + 1, "trained", counts, ALL))
         order = torch.randperm(6)
         moved = Prefix(prefix.actions_BTA[order], prefix.delay_B[order], prefix.overlap_B[order], "trained")
-        assert torch.equal(head.continue_chunk(net, noise[order], cond[order], moved), found[order])
+        assert torch.equal(head.continue_chunk(net, noise[order], Conditioning(cond[order]), moved), found[order])
     assert torch.equal(found[held], known[held])
     torch.testing.assert_close(found[[0, 3]], plain[[0, 3]], atol=1e-5, rtol=1e-5)
     for row in (1, 2, 4, 5):
@@ -300,11 +322,11 @@ class Recorder(Net):
         super().__init__()
         self.answer, self.seen = nn.Parameter(torch.randn(T, A)), []
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
         self.t, self.per_action = t, per_action
-        return t if per_action else t[..., None]
+        return Modulation(t if per_action else t[..., None])
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
         self.seen.append(x_BTA)
         return self.answer.expand_as(x_BTA)
 
@@ -313,7 +335,7 @@ def test_at_every_evaluation_the_net_sees_the_held_actions_at_time_one(make):
     head, _, cond, noise, known = make(prediction="velocity", solver="rk4", steps=2, prefix_max=3)
     counts, net = [0, 1, 2, 0, 3, 2], Recorder()
     held = first(torch.tensor(counts), T)
-    head.continue_chunk(net, noise, cond, prefix_of(known, "trained", counts, ALL))
+    head.continue_chunk(net, noise, Conditioning(cond), prefix_of(known, "trained", counts, ALL))
     assert net.per_action
     assert net.t[:, 0].tolist() == [[t] * T for t in (0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1)]
     assert (net.t[:, held] == 1).all()
@@ -332,7 +354,7 @@ def test_training_shows_a_clean_prefix_and_learns_only_what_follows_it(make, pat
         torch.randn(rows, COND),
         torch.arange(T) < torch.tensor([[T], [T - 1]] * 200),
     )
-    loss = head.loss(net, x1, cond, mask, seeded(0))
+    loss = head.loss(net, x1, Conditioning(cond), mask, seeded(0))
     assert net.per_action
     assert net.t.shape == (2, rows, T)
     counts = (net.t == 1).sum(dim=-1)
@@ -349,7 +371,7 @@ def test_training_shows_a_clean_prefix_and_learns_only_what_follows_it(make, pat
     counted = mask.repeat(2, 1) & ~held
     with torch.no_grad():
         net.answer[0] = 1e3  # wrong in the first step, which counts only where nothing is held
-    changed = head.loss(net, x1, cond, mask, seeded(0))
+    changed = head.loss(net, x1, Conditioning(cond), mask, seeded(0))
     first_share = counted[:, 0].sum() / counted.sum()
     assert changed.item() == pytest.approx(1e6 * first_share.item(), rel=0.01)
     assert loss < 10
@@ -358,12 +380,12 @@ def test_training_shows_a_clean_prefix_and_learns_only_what_follows_it(make, pat
 def test_the_loss_where_everything_learned_is_masked_is_zero_and_training_without_prefixes_is_unchanged(make):
     head, net, cond, noise, x1 = make(prefix_max=0)
     mask = torch.ones(6, T, dtype=torch.bool)
-    assert not hasattr(head, "null")
-    plain = FlowHead(FlowConfig(), COND).loss(net, x1, cond, mask, seeded(0))
-    assert torch.equal(head.loss(net, x1, cond, mask, seeded(0)), plain)
+    assert head.null is None
+    plain = FlowHead(FlowConfig(), COND).loss(net, x1, Conditioning(cond), mask, seeded(0))
+    assert torch.equal(head.loss(net, x1, Conditioning(cond), mask, seeded(0)), plain)
     recorder = Recorder()
-    head.loss(recorder, x1, cond, mask, seeded(0))
-    head.sample(recorder, noise, cond)
+    head.loss(recorder, x1, Conditioning(cond), mask, seeded(0))
+    head.sample(recorder, noise, Conditioning(cond))
     assert not recorder.per_action
 
 
@@ -371,7 +393,7 @@ def test_the_loss_where_everything_learned_is_masked_is_zero_and_training_withou
 def test_gradients_are_finite_and_reach_every_weight(make, net):
     head, net, cond, _, x1 = make(net, prefix_max=3, condition_dropout=0.3)
     cond.requires_grad_()
-    head.loss(net, x1, cond, torch.ones(6, T, dtype=torch.bool), seeded(0)).backward()
+    head.loss(net, x1, Conditioning(cond), torch.ones(6, T, dtype=torch.bool), seeded(0)).backward()
     for name, value in [*head.named_parameters(), *net.named_parameters(), ("cond", cond)]:
         assert value.grad is not None, name
         assert value.grad.isfinite().all(), name
@@ -383,7 +405,7 @@ def test_a_prefix_as_long_as_the_chunk_is_an_error(make):
     with pytest.raises(
         ValueError, match=r"head.prefix_max=4 leaves nothing to predict of a chunk of 4 steps; .* most 3"
     ):
-        head.loss(net, x1, cond, torch.ones(6, T, dtype=torch.bool), None)
+        head.loss(net, x1, Conditioning(cond), torch.ones(6, T, dtype=torch.bool), None)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from policies.conditioning import Conditioning
 from policies.heads import HEADS
-from policies.nets.base import Net
+from policies.nets.base import Modulation, Net
 
 ROWS, STEPS, ACTION, COND = 8, 4, 2, 5
 # Options of each head with the loss that they give. A head without an entry fails, and so it says what to enter.
@@ -68,12 +69,12 @@ def wave(*shape: int) -> Tensor:
 class Wavy(Net):
     """A fixed smooth function of chunk, time and conditioning."""
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        total = cond.sum(dim=-1)
-        return (t + (total.unsqueeze(-1) if per_action else total)).unsqueeze(-1)
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        total = cond.vector_BE.sum(dim=-1)
+        return Modulation((t + (total.unsqueeze(-1) if per_action else total)).unsqueeze(-1))
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        return torch.sin(x_BTA + modulation.view(len(x_BTA), -1, 1))
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
+        return torch.sin(x_BTA + modulation.timed.view(len(x_BTA), -1, 1))
 
 
 def fill(head: nn.Module) -> None:
@@ -92,6 +93,8 @@ def test_golden_loss(kind, options, golden):
     head = head_class(config(**options), COND)
     fill(head)
     mask = torch.arange(STEPS) < 1 + torch.arange(ROWS)[:, None] % STEPS
-    loss = head.loss(Wavy(), wave(ROWS, STEPS, ACTION), wave(ROWS, COND), mask, torch.Generator().manual_seed(0)).item()
+    loss = head.loss(
+        Wavy(), wave(ROWS, STEPS, ACTION), Conditioning(wave(ROWS, COND)), mask, torch.Generator().manual_seed(0)
+    ).item()
     assert golden is not None, f"the head {kind!r} has no golden loss; enter ({{}}, {loss:.7g}) in GOLDEN"
     assert loss == pytest.approx(golden, rel=1e-5)

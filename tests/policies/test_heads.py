@@ -13,13 +13,14 @@ from scipy import stats
 from torch import Tensor, nn
 
 from policies import Batch
+from policies.conditioning import Conditioning
 from policies.generation.paths import TIMES
 from policies.generation.solvers import SOLVERS
 from policies.heads import HEADS
 from policies.heads.base import Head
 from policies.heads.flow import PREDICTIONS, FlowConfig, FlowHead
 from policies.nets import NETS
-from policies.nets.base import Net
+from policies.nets.base import Modulation, Net
 
 COND = 32  # length of the conditioning vector in these tests; see make_head for the number
 DETERMINISTIC = {"mip", "regression"}  # heads that give one chunk whatever the noise
@@ -46,11 +47,11 @@ class GaussianNet(Net):
         super().__init__()
         self.prediction, self.covariance, self.bias = prediction, covariance, bias
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        return torch.cat([t[..., None], cond.expand(*t.shape, -1)], dim=-1)
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        return Modulation(torch.cat([t[..., None], cond.vector_BE.expand(*t.shape, -1)], dim=-1))
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        t, mean = modulation[:, :1], modulation[:, 1:]
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
+        t, mean = modulation.timed[:, :1], modulation.timed[:, 1:]
         eye = torch.eye(len(self.covariance))
         variance = t[..., None] ** 2 * self.covariance + (1 - t[..., None]) ** 2 * eye
         size = (t**2 + (1 - t) ** 2).sqrt()  # of what a preconditioned net sees, and of its target
@@ -79,7 +80,9 @@ def test_the_optimal_flow_of_a_gaussian_gives_that_gaussian(options, horizon, ac
     head = FlowHead(FlowConfig(steps=steps, **options), COND)
     noise = torch.randn(3000, horizon, action)
     mean = torch.randn(horizon * action)
-    chunks = head.sample(GaussianNet(options["prediction"], covariance), noise, mean.expand(len(noise), -1)).flatten(1)
+    chunks = head.sample(
+        GaussianNet(options["prediction"], covariance), noise, Conditioning(mean.expand(len(noise), -1))
+    ).flatten(1)
     torch.testing.assert_close(chunks, mean + noise.flatten(1) @ root, atol=0.03, rtol=0)
     spread = covariance.diagonal().max().item()
     torch.testing.assert_close(chunks.mean(dim=0), mean, atol=4 * math.sqrt(spread / 3000), rtol=0)
@@ -90,7 +93,7 @@ def test_each_row_flows_to_its_own_mean_where_rows_steps_and_actions_are_as_many
     covariance, root = random_covariance(16)
     noise, mean = torch.randn(4, 4, 4), torch.randn(4, 16)
     chunks = FlowHead(FlowConfig(prediction="velocity", steps=30, solver="rk4"), COND).sample(
-        GaussianNet("velocity", covariance), noise, mean
+        GaussianNet("velocity", covariance), noise, Conditioning(mean)
     )
     torch.testing.assert_close(chunks.flatten(1), mean + noise.flatten(1) @ root, atol=1e-3, rtol=0)
 
@@ -126,7 +129,7 @@ def test_the_loss_of_the_optimum_is_its_closed_form(prediction, time):
         assert expected == pytest.approx(s * math.pi / 2, rel=1e-6)
     for bias in (0.0, 0.7):  # a constant error adds its square
         net = GaussianNet(prediction, s**2 * torch.eye(4), bias)
-        loss = head.loss(net, x1, mean, mask, seeded(0)).item()
+        loss = head.loss(net, x1, Conditioning(mean), mask, seeded(0)).item()
         assert loss == pytest.approx(expected + bias**2, rel=0.02)
 
 
@@ -137,7 +140,7 @@ def learn(head: Head, net: Net, batch, steps: int, rate: float) -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         x1, cond = batch(generator)
-        loss = head.loss(net, x1, cond, torch.ones(x1.shape[:2], dtype=torch.bool), generator)
+        loss = head.loss(net, x1, Conditioning(cond), torch.ones(x1.shape[:2], dtype=torch.bool), generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -176,7 +179,7 @@ def trained_on_two_ways(tiny, kind: str, head: Head) -> Net:
 def ways_taken(head: Head, net: Net, value: float) -> tuple[Tensor, float, float, float]:
     """Chunks for a conditioning: all, the share near +1, that of chunks with one sign, that of numbers near a way."""
     with torch.no_grad():
-        chunks = head.sample(net, torch.randn(8000, 2, 1), torch.full((8000, 1), value))
+        chunks = head.sample(net, torch.randn(8000, 2, 1), Conditioning(torch.full((8000, 1), value)))
     up = chunks > 0
     facts = up[:, 0], up[:, 0] == up[:, 1], (chunks.abs() - 1).abs() < 0.3
     share, whole, clear = (float(fact.float().mean()) for fact in facts)
@@ -319,7 +322,7 @@ def test_gradients_are_finite_and_reach_every_weight(make_head, head, net):
     kind = head
     head, net, cond, _, x1 = make_head(head, net)
     cond.requires_grad_()
-    head.loss(net, x1, cond, some_mask(6), None).backward()
+    head.loss(net, x1, Conditioning(cond), some_mask(6), None).backward()
     for name, value in [*head.named_parameters(), *net.named_parameters(), ("cond", cond)]:
         assert value.grad is not None, name
         assert value.grad.isfinite().all(), name
@@ -331,7 +334,7 @@ def test_gradients_are_finite_and_reach_every_weight(make_head, head, net):
 def test_the_loss_follows_from_the_generator(make_head, head, net):
     kind = head
     head, net, cond, _, x1 = make_head(head, net)
-    first, second, third = (head.loss(net, x1, cond, some_mask(6), seeded(s)) for s in (0, 0, 1))
+    first, second, third = (head.loss(net, x1, Conditioning(cond), some_mask(6), seeded(s)) for s in (0, 0, 1))
     assert first.shape == ()
     assert torch.equal(first, second)
     assert torch.equal(first, third) == (kind == "regression")
@@ -344,11 +347,13 @@ def test_the_loss_is_a_mean_over_the_steps_that_count(make_head, head, net):
     head, net, cond, _, x1 = make_head(head, net)
     mask = some_mask(6)
     share = mask.float().mean()
-    all_of_it, kept, dropped = (head.loss(net, x1, cond, m, seeded(0)) for m in (torch.ones_like(mask), mask, ~mask))
+    all_of_it, kept, dropped = (
+        head.loss(net, x1, Conditioning(cond), m, seeded(0)) for m in (torch.ones_like(mask), mask, ~mask)
+    )
     if kind not in WHOLE_CHUNKS:
         torch.testing.assert_close(share * kept + (1 - share) * dropped, all_of_it)
     assert (kept - dropped).abs() > 1e-4
-    assert head.loss(net, x1, cond, torch.zeros_like(mask), seeded(0)) == 0
+    assert head.loss(net, x1, Conditioning(cond), torch.zeros_like(mask), seeded(0)) == 0
 
 
 class StepwiseNet(Net):
@@ -358,11 +363,11 @@ class StepwiseNet(Net):
         super().__init__()
         self.cond, self.layer = nn.Linear(COND, 4), nn.Linear(4, 4)
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        return self.cond(cond) + t[..., None]
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        return Modulation(self.cond(cond.vector_BE) + t[..., None])
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        return self.layer(x_BTA + modulation[:, None])
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
+        return self.layer(x_BTA + modulation.timed[:, None])
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -372,7 +377,7 @@ def test_masked_actions_influence_neither_loss_nor_gradient(make_head, kind):
     gradients = []
     for padding in (0.0, 1e3):
         chunks = torch.where(mask[..., None], x1, torch.tensor(padding))
-        loss = head.loss(net, chunks, cond, mask, seeded(0))
+        loss = head.loss(net, chunks, Conditioning(cond), mask, seeded(0))
         gradients.append([loss.detach(), *torch.autograd.grad(loss, [*head.parameters(), *net.parameters()])])
     for first, second in zip(*gradients, strict=True):
         assert torch.equal(first, second)
@@ -385,7 +390,9 @@ def test_more_draws_make_the_loss_less_noisy(make_head, net):
         torch.manual_seed(0)  # the same net and chunks
         head, module, cond, _, x1 = make_head("flow", net, draws=draws)
         with torch.no_grad():
-            losses[draws] = torch.stack([head.loss(module, x1, cond, some_mask(6), seeded(s)) for s in range(200)])
+            losses[draws] = torch.stack(
+                [head.loss(module, x1, Conditioning(cond), some_mask(6), seeded(s)) for s in range(200)]
+            )
     ratio = losses[1].var() / losses[8].var()
     assert 8 / 1.6 < ratio < 8 * 1.6  # the F distribution with 199 and 199 degrees leaves this 1 in 1000 times
     error = (losses[1].var() / 200 + losses[8].var() / 200).sqrt()
@@ -403,25 +410,27 @@ def test_a_row_gives_the_same_chunk_wherever_it_stands(make_head, head, net, row
     """
     head, net, cond, noise, _ = make_head(head, net, rows=rows)
     with torch.no_grad():
-        chunks = head.sample(net, noise, cond)
+        chunks = head.sample(net, noise, Conditioning(cond))
         assert chunks.shape == noise.shape
-        assert torch.equal(head.sample(net, noise, cond), chunks)
+        assert torch.equal(head.sample(net, noise, Conditioning(cond)), chunks)
         order = torch.randperm(rows)
         same = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-5)
-        same(head.sample(net, noise[order], cond[order]), chunks[order])
-        others = head.sample(net, torch.randn(rows, 4, 4).index_copy(0, torch.tensor([0]), noise[:1]), cond)
+        same(head.sample(net, noise[order], Conditioning(cond[order])), chunks[order])
+        others = head.sample(
+            net, torch.randn(rows, 4, 4).index_copy(0, torch.tensor([0]), noise[:1]), Conditioning(cond)
+        )
         same(others[0], chunks[0])
         for size in (1, 2, rows - 1):
-            same(head.sample(net, noise[:size], cond[:size]), chunks[:size])
+            same(head.sample(net, noise[:size], Conditioning(cond[:size])), chunks[:size])
 
 
 @pytest.mark.parametrize(("head", "net"), PAIRS)
 def test_a_chunk_depends_on_noise_and_conditioning(make_head, head, net):
     kind = head
     head, net, cond, noise, _ = make_head(head, net)
-    chunks = head.sample(net, noise, cond)
-    assert torch.equal(head.sample(net, noise + 1, cond), chunks) == (kind in DETERMINISTIC)
-    assert not torch.allclose(head.sample(net, noise, cond + 1), chunks)
+    chunks = head.sample(net, noise, Conditioning(cond))
+    assert torch.equal(head.sample(net, noise + 1, Conditioning(cond)), chunks) == (kind in DETERMINISTIC)
+    assert not torch.allclose(head.sample(net, noise, Conditioning(cond + 1)), chunks)
 
 
 @pytest.mark.parametrize(("head", "net"), PAIRS)
@@ -429,7 +438,7 @@ def test_evaluations_are_counted(make_head, head, net):
     head, net, cond, noise, _ = make_head(head, net)
     calls = []
     net.register_forward_hook(lambda *_: calls.append(1))
-    head.sample(net, noise, cond)
+    head.sample(net, noise, Conditioning(cond))
     assert len(calls) == head.evaluations
 
 

@@ -10,9 +10,10 @@ import torch
 from scipy import integrate as quadrature
 from torch import Tensor, nn
 
+from policies.conditioning import Conditioning
 from policies.heads.mean_flow import PREDICTIONS, TIME_SCALE, MeanFlowConfig, MeanFlowHead
 from policies.nets import NETS
-from policies.nets.base import Net
+from policies.nets.base import Modulation, Net
 
 SHAPE = (3, 2)  # of a chunk
 SIZE = SHAPE[0] * SHAPE[1]
@@ -40,14 +41,18 @@ class AverageNet(Net):
         self.prediction, self.axes, self.variances = prediction, axes, variances
         self.bias, self.gain = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        return torch.cat([t[..., None], cond.expand(*t.shape, -1)], dim=-1)
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        return Modulation(torch.cat([t[..., None], cond.vector_BE.expand(*t.shape, -1)], dim=-1))
 
     def sd(self, t: Tensor) -> Tensor:
         return (t**2 * self.variances + (1 - t) ** 2).sqrt()
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        t, mean, length = modulation[:, :1] / TIME_SCALE, modulation[:, 1:-1], modulation[:, -1:] / TIME_SCALE
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
+        t, mean, length = (
+            modulation.timed[:, :1] / TIME_SCALE,
+            modulation.timed[:, 1:-1],
+            modulation.timed[:, -1:] / TIME_SCALE,
+        )
         s, y = t + length, (x_BTA.flatten(1) - t * mean) @ self.axes
         # (sd(s) - sd(t)) / (s - t) / sd(t), without the cancellation
         growth = ((s + t) * self.variances - (2 - s - t)) / ((self.sd(s) + self.sd(t)) * self.sd(t))
@@ -79,9 +84,9 @@ def test_the_exact_average_velocity_fulfils_the_identity(prediction, improved):
     t, s = (0.98 * torch.rand(2, 200)).sort(dim=0)[0]
     zero = torch.zeros_like(t)
     with torch.no_grad():
-        average, velocity = (head.average(net, x, t, length, cond) for length in (s - t, zero))
+        average, velocity = (head.average(net, x, t, length, Conditioning(cond)) for length in (s - t, zero))
     given = torch.zeros_like(x) if improved else velocity  # the improved head asks the net
-    moved = (s - t)[:, None, None] * head.derivative(net, x, given, t, s - t, cond)
+    moved = (s - t)[:, None, None] * head.derivative(net, x, given, t, s - t, Conditioning(cond))
     torch.testing.assert_close(average, velocity + moved, atol=1e-3, rtol=1e-3)
     assert (average - velocity + moved).abs().max() > 0.5  # the other sign
 
@@ -93,7 +98,7 @@ def test_one_jump_of_the_optimum_gives_the_gaussian(prediction, steps):
     head, net, cond, _ = gaussian(4000, prediction=prediction, steps=steps)
     cond = cond[:1].expand(4000, -1)
     noise = torch.randn(4000, *SHAPE)
-    chunks = head.sample(net, noise, cond).flatten(1).detach()
+    chunks = head.sample(net, noise, Conditioning(cond)).flatten(1).detach()
     root = net.axes @ net.variances.sqrt().diag() @ net.axes.T
     torch.testing.assert_close(chunks, cond[:, :-1] + noise.flatten(1) @ root, atol=1e-4, rtol=0)
     spread = net.variances.max().item()
@@ -132,7 +137,7 @@ def test_the_loss_of_the_optimum_is_its_closed_form(prediction, options):
     var, rows = 0.25, 20_000
     options = {"prediction": prediction, "weight_power": 0.0, **options}
     head, net, cond, x1 = gaussian(rows, torch.full((SIZE,), var), **options)
-    loss = head.loss(net, x1, cond, torch.ones(rows, SHAPE[0], dtype=torch.bool), seeded(0)).item()
+    loss = head.loss(net, x1, Conditioning(cond), torch.ones(rows, SHAPE[0], dtype=torch.bool), seeded(0)).item()
     assert loss == pytest.approx(least_loss(head.config, var), rel=0.02)
 
 
@@ -147,7 +152,7 @@ def test_the_exact_average_velocity_is_a_fixed_point(prediction, improved, weigh
         gradients = []
         for value in (-0.3, 0.0, 0.3):
             parameter.data.fill_(value)
-            loss = head.loss(net, x1, cond, mask, seeded(0))
+            loss = head.loss(net, x1, Conditioning(cond), mask, seeded(0))
             gradients.append(torch.autograd.grad(loss, parameter)[0].item())
         parameter.data.zero_()
         assert gradients[0] < -0.05 < 0.05 < gradients[2]
@@ -167,9 +172,9 @@ def test_the_derivative_is_that_of_finite_differences(tiny, randomize, net, impr
     t, end = 0.9 * torch.rand(2, 6, dtype=torch.float64).sort(dim=0)[0]
 
     def average(x: Tensor, t: Tensor, end: Tensor = end) -> Tensor:
-        return head.average(net, x, t, end - t, cond)
+        return head.average(net, x, t, end - t, Conditioning(cond))
 
-    derivative = head.derivative(net, x, velocity, t, end - t, cond)
+    derivative = head.derivative(net, x, velocity, t, end - t, Conditioning(cond))
     assert not derivative.requires_grad
     with torch.no_grad():
         direction = average(x, t, t) if improved else velocity
@@ -177,7 +182,7 @@ def test_the_derivative_is_that_of_finite_differences(tiny, randomize, net, impr
         differences = (average(x + h * direction, t + h) - average(x - h * direction, t - h)) / (2 * h)
     torch.testing.assert_close(derivative, differences, atol=1e-6, rtol=1e-5)
     assert differences.abs().max() > 0.1
-    other = head.derivative(net, x, velocity + 1, t, end - t, cond)
+    other = head.derivative(net, x, velocity + 1, t, end - t, Conditioning(cond))
     assert torch.equal(derivative, other) == improved  # then nothing of the drawn noise is left in it
 
 
@@ -189,9 +194,11 @@ def test_the_derivative_in_bf16_is_rounded_only(tiny, randomize, prediction):
     randomize(net)
     x, t, cond = torch.randn(50, 4, 3), 0.8 * torch.rand(50), torch.randn(50, 5)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = head.derivative(net, x, x, t, 1 - t, cond.bfloat16())
+        rounded = head.derivative(net, x, x, t, 1 - t, Conditioning(cond.bfloat16()))
     cond = cond.bfloat16().double()
-    derivative = head.double().derivative(net.double(), x.double(), x.double(), t.double(), 1 - t.double(), cond)
+    derivative = head.double().derivative(
+        net.double(), x.double(), x.double(), t.double(), 1 - t.double(), Conditioning(cond)
+    )
     assert 0 < (rounded - derivative).square().mean().sqrt() / derivative.square().mean().sqrt() < 0.05
 
 
@@ -232,4 +239,4 @@ def test_a_wrong_option_is_an_error(options, message):
 
 def test_a_configuration_from_before_the_data_prediction_means_velocity():
     before = {f.name: f.metadata["before"] for f in fields(MeanFlowConfig) if "before" in f.metadata}
-    assert before == {"prediction": "velocity", "to_data": 0.0, "interval_weight": 1.0}
+    assert before == {"prediction": "velocity", "to_data": 0.0, "interval_weight": 1.0, "length_on_tokens": True}

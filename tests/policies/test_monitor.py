@@ -15,6 +15,7 @@ from flowhand.contracts.features import ChunkConfig
 from flowhand.control.async_controller import AsyncController
 from flowhand.control.controller import Controller
 from policies import Policy, load, save
+from policies.conditioning import Conditioning
 from policies.generation.grids import uniform
 from policies.generation.paths import PATHS, to_velocity
 from policies.generation.solvers import SOLVERS, integrate, stage_times
@@ -75,10 +76,12 @@ def test_acceleration_is_that_of_the_integrated_velocity(make_policy, options, g
         t = torch.full((1,), times[i])
 
         def net(cond):
-            return policy.net(x, policy.net.prepare(t[None], cond)[0])
+            return policy.net(x, policy.net.prepare(t[None], Conditioning(cond))[0])
 
         null = net(policy.head.null[None])
-        output = null + guidance * (net(policy.encode({n: torch.tensor(o) for n, o in observation.items()})) - null)
+        output = null + guidance * (
+            net(policy.encode({n: torch.tensor(o) for n, o in observation.items()}).vector_BE) - null
+        )
         visited.append(to_velocity(head.prediction, output, x, PATHS["linear"](t[0])))
         return visited[-1]
 

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from benchmarks.grids import CASES, Case, Exact, numbers_of, page, times_of
 from benchmarks.result import FOLDER
+from policies.conditioning import Conditioning
 from policies.generation.grids import GRIDS, TABLE, power, tabulated, times_on, uniform
 from policies.generation.paths import PATHS
 from policies.generation.solvers import SOLVERS, ddim, stage_times
 from policies.heads.flow import FlowConfig, FlowHead
-from policies.nets.base import Net
+from policies.nets.base import Modulation, Net
 from tests.policies.test_diffusion import COND, Wavy
 
 # What diffusers calls a prediction on the straight path, and how its output is ours.
@@ -44,11 +45,11 @@ def test_multistep_is_that_of_diffusers_on_the_straight_path(prediction, grid, s
     noise, cond = torch.randn(shape, dtype=torch.float64), torch.randn(shape[0], COND, dtype=torch.float64)
     x = noise
     for k, t in enumerate(times[:-1]):
-        output = net(x, net.prepare(torch.tensor(t, dtype=torch.float64).expand(len(x)), cond))
+        output = net(x, net.prepare(torch.tensor(t, dtype=torch.float64).expand(len(x)), Conditioning(cond)))
         x = scheduler.step(sign * output, scheduler.timesteps[k], x).prev_sample
     expected = [*net.asked, x]
     net.asked.clear()
-    ours = head.sample(net, noise, cond)
+    ours = head.sample(net, noise, Conditioning(cond))
     assert len(net.asked) == head.evaluations == steps
     for mine, other in zip([*net.asked, ours], expected, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)
@@ -61,11 +62,11 @@ class Line(Net):
         super().__init__()
         self.path, self.exact = PATHS[path], Exact([case])
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        return t[..., None]
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        return Modulation(t[..., None])
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        c = self.path(modulation[0].double())
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
+        c = self.path(modulation.timed[0].double())
         return self.exact.data(x_BTA.flatten()[None], c.alpha.item(), c.sigma.item()).view_as(x_BTA)
 
 
@@ -95,7 +96,7 @@ def test_a_gaussian_comes_out_with_the_spread_of_its_closed_recursion(path, grid
     for steps in (1, 2, 3, 8, 16):
         head = FlowHead(FlowConfig(solver="multistep", grid=grid, steps=steps, path=path), 1).double()
         net, cond, one = Line(path, Case((0.5,), (1.0,), spread)), torch.zeros(1, 1), torch.ones(1, 1, 1).double()
-        found, nothing = head.sample(net, one, cond), head.sample(net, 0 * one, cond)
+        found, nothing = head.sample(net, one, Conditioning(cond)), head.sample(net, 0 * one, Conditioning(cond))
         ratio = gaussian_ratio((power if grid == "power" else tabulated)(steps), spread)
         assert (found - nothing).item() / spread == pytest.approx(ratio, rel=2e-5)
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from policies.conditioning import Conditioning
 from policies.nets import NETS
 
 COND = 5
@@ -27,7 +28,7 @@ def inputs(rows: int, horizon: int, action: int):
 def test_a_net_starts_at_zero(make_net, kind, rows, horizon, action):
     net = make_net(kind, horizon, action, random_weights=False)
     x, t, cond = inputs(rows, horizon, action)
-    output = net(x, net.prepare(t, cond))
+    output = net(x, net.prepare(t, Conditioning(cond)))
     assert output.shape == x.shape
     assert (output == 0).all()
 
@@ -37,12 +38,12 @@ def test_each_row_sees_itself_alone(make_net, kind, rows, horizon, action):
     """Permuting the rows permutes the output, at coinciding sizes too: nothing broadcasts along the wrong one."""
     net = make_net(kind, horizon, action)
     x, t, cond = inputs(rows, horizon, action)
-    output = net(x, net.prepare(t, cond))
+    output = net(x, net.prepare(t, Conditioning(cond)))
     assert output.shape == x.shape
     order = torch.arange(rows).roll(1)
-    torch.testing.assert_close(net(x[order], net.prepare(t[order], cond[order])), output[order])
+    torch.testing.assert_close(net(x[order], net.prepare(t[order], Conditioning(cond[order]))), output[order])
     for i in range(rows):
-        alone = net(x[i : i + 1], net.prepare(t[i : i + 1], cond[i : i + 1]))
+        alone = net(x[i : i + 1], net.prepare(t[i : i + 1], Conditioning(cond[i : i + 1])))
         torch.testing.assert_close(alone, output[i : i + 1])
 
 
@@ -51,9 +52,9 @@ def test_each_row_sees_itself_alone(make_net, kind, rows, horizon, action):
 def test_a_row_depends_on_its_chunk_its_time_and_its_conditioning(make_net, kind, rows, horizon, action, changed):
     net = make_net(kind, horizon, action)
     x, t, cond = inputs(rows, horizon, action)
-    before = net(x, net.prepare(t, cond))
+    before = net(x, net.prepare(t, Conditioning(cond)))
     {"x": x, "t": t, "cond": cond}[changed][0] += 0.5
-    after = net(x, net.prepare(t, cond))
+    after = net(x, net.prepare(t, Conditioning(cond)))
     difference = (after - before).abs().flatten(1).amax(dim=1)
     assert difference[0] > 1e-3
     assert (difference[1:] < 1e-6).all()
@@ -65,10 +66,10 @@ def test_preparing_all_steps_at_once_is_preparing_them_one_by_one(make_net, kind
     net = make_net(kind, horizon, action)
     x, _, cond = inputs(rows, horizon, action)
     t = torch.rand(steps, rows)
-    prepared = net.prepare(t, cond)
-    nested = net.prepare(t[None], cond)
+    prepared = net.prepare(t, Conditioning(cond))
+    nested = net.prepare(t[None], Conditioning(cond))
     for k in range(steps):
-        expected = net(x, net.prepare(t[k], cond))
+        expected = net(x, net.prepare(t[k], Conditioning(cond)))
         torch.testing.assert_close(net(x, prepared[k]), expected)
         torch.testing.assert_close(net(x, nested[0, k]), expected)
 
@@ -78,7 +79,7 @@ def test_preparing_all_steps_at_once_is_preparing_them_one_by_one(make_net, kind
 def test_every_step_of_the_chunk_sees_every_other_and_knows_its_place(make_net, kind, horizon, action):
     net = make_net(kind, horizon, action)
     x, t, cond = inputs(1, horizon, action)
-    modulation = net.prepare(t, cond)
+    modulation = net.prepare(t, Conditioning(cond))
     jacobian = torch.autograd.functional.jacobian(lambda x: net(x, modulation), x)
     assert isinstance(jacobian, torch.Tensor)
     assert (jacobian[0, :, :, 0].abs().amax(dim=(1, 3)) > 0).all()
@@ -90,7 +91,7 @@ def test_every_step_of_the_chunk_sees_every_other_and_knows_its_place(make_net, 
 def test_gradients_reach_every_weight(make_net, kind):
     net = make_net(kind, 4, 3)
     x, t, cond = inputs(6, 4, 3)
-    net(x, net.prepare(t, cond)).square().sum().backward()
+    net(x, net.prepare(t, Conditioning(cond))).square().sum().backward()
     for name, p in net.named_parameters():
         assert p.grad is not None, name
         assert p.grad.isfinite().all(), name
@@ -104,7 +105,7 @@ def test_a_net_at_zero_learns(make_net, kind):
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     losses = []
     for _ in range(60):
-        loss = (net(x, net.prepare(t, cond)) - x.flip(0)).square().mean()
+        loss = (net(x, net.prepare(t, Conditioning(cond))) - x.flip(0)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -5,10 +5,11 @@ import pytest
 import torch
 from scipy import special, stats
 
+from policies.conditioning import Conditioning
 from policies.generation import paths
 from policies.generation.paths import PREDICTIONS, TIMES, along_angle, linear, sample_time, squared_cosine, to_velocity
 from policies.heads.flow import FlowConfig, FlowHead
-from policies.nets.base import Net
+from policies.nets.base import Modulation, Net
 
 PATHS = list(paths.PATHS.values())
 SMOOTH = [*PATHS, partial(squared_cosine, steps=100), partial(squared_cosine, steps=10)]
@@ -113,11 +114,11 @@ class GaussianNet(Net):
         super().__init__()
         self.path, self.prediction, self.s = path, prediction, s
 
-    def prepare(self, t: torch.Tensor, cond: torch.Tensor, per_action: bool = False) -> torch.Tensor:
-        return torch.cat([t[..., None], cond.expand(*t.shape, -1)], dim=-1)
+    def prepare(self, t: torch.Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        return Modulation(torch.cat([t[..., None], cond.vector_BE.expand(*t.shape, -1)], dim=-1))
 
-    def forward(self, x_BTA: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
-        c, mean = self.path(modulation[:, :1]), modulation[:, 1:]
+    def forward(self, x_BTA: torch.Tensor, modulation: Modulation) -> torch.Tensor:
+        c, mean = self.path(modulation.timed[:, :1]), modulation.timed[:, 1:]
         whitened = (x_BTA.flatten(1) - c.alpha * mean) / (c.alpha**2 * self.s**2 + c.sigma**2)
         data, noise = mean + c.alpha * self.s**2 * whitened, c.sigma * whitened
         return (data if self.prediction == "data" else c.d_alpha * data + c.d_sigma * noise).view_as(x_BTA)
@@ -135,11 +136,11 @@ def test_the_flow_head_learns_and_follows_the_path_it_is_told(name, prediction):
     c = path((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000)
     gain = c.sigma if prediction == "data" else c.d_alpha * c.sigma - c.d_sigma * c.alpha
     least = ((gain * s) ** 2 / ((c.alpha * s) ** 2 + c.sigma**2)).mean().item()
-    loss = head.loss(net, x1, mean, mask, torch.Generator().manual_seed(0)).item()
+    loss = head.loss(net, x1, Conditioning(mean), mask, torch.Generator().manual_seed(0)).item()
     assert loss == pytest.approx(least, rel=0.02)
     noise = torch.randn(100, 2, 2)
     expected = mean[:100].view_as(noise) + s * noise
-    torch.testing.assert_close(head.sample(net, noise, mean[:100]), expected, atol=0.02, rtol=0)
+    torch.testing.assert_close(head.sample(net, noise, Conditioning(mean[:100])), expected, atol=0.02, rtol=0)
 
 
 def test_an_unknown_path_is_an_error():

@@ -180,3 +180,12 @@ def test_plan_is_sample_in_numpy(make_policy, make_batch):
     assert planned.dtype == "float32"
     assert (planned == policy.sample(observation, noise).detach().numpy()).all()
     assert isinstance(policy, Planner)
+
+
+def test_a_policy_is_printed_as_one_useful_line(make_policy):
+    policy = make_policy()
+    weights = sum(p.numel() for p in policy.parameters())
+    assert str(policy) == (
+        f"Policy(head=flow, net=mlp, {weights:,} parameters, state (3,) + goal (2,) -> action (2,), history 2, "
+        "predicts 4, executes 2)"
+    )

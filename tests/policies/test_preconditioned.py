@@ -12,6 +12,7 @@ from scipy import integrate as quadrature
 from scipy import stats
 from torch import Tensor
 
+from policies.conditioning import Conditioning
 from policies.generation.paths import (
     PATHS,
     Coefficients,
@@ -27,7 +28,7 @@ from policies.generation.paths import (
 from policies.heads.diffusion import DiffusionConfig, DiffusionHead
 from policies.heads.edm import EDMConfig, EDMHead, exploding
 from policies.heads.flow import FlowConfig, FlowHead
-from policies.nets.base import Net
+from policies.nets.base import Modulation, Net
 
 COND = 4
 PARTS = {"edm": (EDMConfig, EDMHead), "flow": (FlowConfig, FlowHead), "diffusion": (DiffusionConfig, DiffusionHead)}
@@ -132,10 +133,10 @@ def test_no_setting_starves_either_end():
 class Silent(Net):
     """Answers zero, and notes what it is shown."""
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        return t[..., None]
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        return Modulation(t[..., None])
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
         self.shown = x_BTA
         return torch.zeros_like(x_BTA)
 
@@ -149,7 +150,9 @@ def test_what_a_net_sees_and_must_answer_has_unit_variance(kind, options, spread
             Silent(),
         )
         x1, mask = spread * torch.randn(20_000, 2, 2), torch.ones(20_000, 2, dtype=torch.bool)
-        assert head.loss(net, x1, torch.zeros(20_000, COND), mask, seeded(0)).item() == pytest.approx(1, abs=0.02)
+        assert head.loss(net, x1, Conditioning(torch.zeros(20_000, COND)), mask, seeded(0)).item() == pytest.approx(
+            1, abs=0.02
+        )
         assert net.shown.var().item() == pytest.approx(1, abs=0.02)
 
 
@@ -168,11 +171,11 @@ class Gaussian(Net):
         alpha, sigma = self.head.table[:, (self.head.config.train_steps * (1 - t) - 1).round().long()]
         return Coefficients(alpha, sigma, sigma, -alpha)
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        return torch.cat([t[..., None], cond.expand(*t.shape, -1)], dim=-1)
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        return Modulation(torch.cat([t[..., None], cond.vector_BE.expand(*t.shape, -1)], dim=-1))
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        c, mean, spread = self.points(modulation[:, :1]), modulation[:, 1:], self.head.config.sigma_data
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
+        c, mean, spread = self.points(modulation.timed[:, :1]), modulation.timed[:, 1:], self.head.config.sigma_data
         size = scale(c, spread)
         away = (x_BTA.flatten(1) * size - c.alpha * mean) / (c.alpha**2 * self.s**2 + c.sigma**2)
         data, noise = mean + c.alpha * self.s**2 * away, c.sigma * away
@@ -195,5 +198,7 @@ def test_the_loss_of_the_optimum_is_one_closed_form_in_every_head(kind, options,
     centre = torch.randn(rows, COND)
     x1 = (centre + s * torch.randn(rows, COND)).view(rows, 2, 2)
     for bias in (0.0, 0.7):
-        loss = head.loss(Gaussian(head, s, bias), x1, centre, torch.ones(rows, 2, dtype=torch.bool), seeded(0))
+        loss = head.loss(
+            Gaussian(head, s, bias), x1, Conditioning(centre), torch.ones(rows, 2, dtype=torch.bool), seeded(0)
+        )
         assert loss.item() == pytest.approx(expected + bias**2, rel=0.02)

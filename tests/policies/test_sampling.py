@@ -44,7 +44,7 @@ TRAINING = [
     (kind, f.name)
     for kind, (config, _) in HEADS.items()
     for f in fields(config)
-    if f.name not in (*config.sampling, "kind")
+    if f.name not in (*config.sampling, "kind", "length_on_tokens")  # without tokens the last changes nothing
 ]
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from policies.conditioning import Conditioning
 from policies.heads.shortcut import PREDICTIONS, ShortcutConfig, ShortcutHead
 from policies.nets import NETS
-from policies.nets.base import Net
+from policies.nets.base import Modulation, Net
 
 SHAPE = (3, 2)  # of a chunk
 SIZE = SHAPE[0] * SHAPE[1]
@@ -37,11 +38,11 @@ class ByHand(Net):
         super().__init__()
         self.rule, self.finest, self.asked = rule, finest, []
 
-    def prepare(self, t: Tensor, cond: Tensor, per_action: bool = False) -> Tensor:
-        return torch.cat([t[..., None], cond.expand(*t.shape, -1)], dim=-1)
+    def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
+        return Modulation(torch.cat([t[..., None], cond.vector_BE.expand(*t.shape, -1)], dim=-1))
 
-    def forward(self, x_BTA: Tensor, modulation: Tensor) -> Tensor:
-        t, mean, level = modulation[:, 0], modulation[:, 1:-1], modulation[:, -1]
+    def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
+        t, mean, level = modulation.timed[:, 0], modulation.timed[:, 1:-1], modulation.timed[:, -1]
         length = 0.5 ** (level * self.finest)
         self.asked.append((t, length))
         return self.rule(x_BTA, t[:, None, None], length[:, None, None], mean.view_as(x_BTA))
@@ -80,7 +81,7 @@ def test_two_half_steps_are_those_computed_by_hand():
     """Frans 2024, Eq. 4: the mean of the velocities here and where a step of that length leads."""
     head, net = make(lambda x, t, length, mean: 2 * x + t + 3 * length, prediction="velocity", halvings=4)
     x, t, halvings = torch.randn(5, *SHAPE), torch.tensor([0, 1, 2, 3, 0]) / 4, torch.tensor([3, 3, 4, 2, 1])
-    bootstrap = head.two_steps(net, x, t, halvings, torch.zeros(5, SIZE + 1))
+    bootstrap = head.two_steps(net, x, t, halvings, Conditioning(torch.zeros(5, SIZE + 1)))
     assert not bootstrap.requires_grad
     for row in range(5):
         here, time, length = x[row].numpy().astype(np.float64), t[row].item(), 0.5 ** halvings[row].item()
@@ -97,9 +98,9 @@ def test_a_step_of_the_exact_flow_is_two_of_half_its_length(prediction):
     halvings = torch.arange(rows) % 7
     t = (torch.rand(rows) * 2**halvings).floor() / 2**halvings
     head, net = make(exact(prediction), prediction=prediction)
-    bootstrap = head.two_steps(net, x, t, halvings + 1, cond)
-    torch.testing.assert_close(bootstrap, head.shortcut(net, x, t, halvings, cond), atol=2e-3, rtol=1e-3)
-    assert (bootstrap - head.shortcut(net, x, t, halvings + 1, cond)).abs()[halvings == 0].mean() > 0.1
+    bootstrap = head.two_steps(net, x, t, halvings + 1, Conditioning(cond))
+    torch.testing.assert_close(bootstrap, head.shortcut(net, x, t, halvings, Conditioning(cond)), atol=2e-3, rtol=1e-3)
+    assert (bootstrap - head.shortcut(net, x, t, halvings + 1, Conditioning(cond))).abs()[halvings == 0].mean() > 0.1
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -108,7 +109,7 @@ def test_any_number_of_steps_of_the_exact_flow_gives_the_gaussian(prediction, st
     """mean + sd noise, each sample by itself, in as many evaluations as steps, each with its own time and length."""
     head, net = make(exact(prediction), prediction=prediction, steps=steps)
     cond, noise, _ = situations(50)
-    chunks = head.sample(net, noise, cond)
+    chunks = head.sample(net, noise, Conditioning(cond))
     expected = cond[:, :-1] + math.sqrt(VARIANCE) * noise.flatten(1)
     torch.testing.assert_close(chunks.flatten(1), expected, atol=1e-4, rtol=1e-4)
     assert head.evaluations == len(net.asked) == steps
@@ -140,7 +141,7 @@ def test_the_loss_of_the_optimum_is_its_closed_form(prediction, share):
             for t, half in starts
         ]
         expected = (1 - share) * flow + share * float(np.mean([value.item() for value in beside]))
-        assert head.loss(net, x1, cond, mask, seeded(0)).item() == pytest.approx(expected, rel=0.02)
+        assert head.loss(net, x1, Conditioning(cond), mask, seeded(0)).item() == pytest.approx(expected, rel=0.02)
 
 
 def growth(t: Tensor, length: float) -> Tensor:
@@ -153,7 +154,7 @@ def test_times_and_lengths_of_a_training_batch():
     rows, halvings = 4000, 3
     head, net = make(exact("data"), halvings=halvings, bootstrap_share=0.3)
     cond, x1, mask = situations(rows)
-    head.loss(net, x1, cond, mask, seeded(0))
+    head.loss(net, x1, Conditioning(cond), mask, seeded(0))
     (t, length), (first, half), (second, same) = net.asked
     assert torch.equal(t / length, (t / length).round())
     assert t.min() >= 0
@@ -175,7 +176,7 @@ def test_the_length_of_a_step_is_conditioned_on(tiny, randomize):
     for part in (head, net):
         randomize(part)
     x, t, cond = torch.randn(2, *SHAPE), torch.zeros(2), torch.randn(2, 4)
-    outputs = [head.shortcut(net, x, t, torch.full((2,), level), cond) for level in range(8)]
+    outputs = [head.shortcut(net, x, t, torch.full((2,), level), Conditioning(cond)) for level in range(8)]
     for level in range(7):
         assert (outputs[level] - outputs[level + 1]).abs().max() > 1e-2
 

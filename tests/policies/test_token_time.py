@@ -7,6 +7,7 @@ import torch
 from scipy.fft import dct
 from torch import Tensor
 
+from policies.conditioning import Conditioning, split
 from policies.nets import NETS
 from policies.nets.base import Net
 from policies.nets.mlp import cosines
@@ -25,7 +26,7 @@ def make_net(tiny, randomize):
             kind, options, tokens = "transformer", {"cross_attention": True, **options}, (2, 2)
         else:
             tokens = (0, 0)
-        net = NETS[kind][1](tiny(NETS, kind, **options), (horizon, action), COND, tokens)
+        net = NETS[kind][1](tiny(NETS, kind, **options), (horizon, action), COND - 2 * tokens[0], tokens)
         if random_weights:
             randomize(net)
         return net
@@ -37,12 +38,20 @@ def inputs(rows: int, horizon: int, action: int) -> tuple[Tensor, Tensor, Tensor
     return torch.randn(rows, horizon, action), torch.rand(rows, horizon), torch.randn(rows, COND)
 
 
+def given(net: Net, cond: Tensor) -> Conditioning:
+    """Of which the last numbers are the tokens of a net that attends."""
+    return split(cond, getattr(net, "tokens", (0, 0)))
+
+
 @pytest.mark.parametrize(("kind", "rows", "horizon", "action"), SHARED)
 def test_equal_times_are_one_time(make_net, kind, rows, horizon, action):
     net = make_net(kind, horizon, action)
     x, _, cond = inputs(rows, horizon, action)
     t = torch.rand(4, rows)  # four solver steps; as many as rows and actions in one case
-    one, each = net.prepare(t, cond), net.prepare(t[..., None].expand(4, rows, horizon), cond, per_action=True)
+    one, each = (
+        net.prepare(t, given(net, cond)),
+        net.prepare(t[..., None].expand(4, rows, horizon), given(net, cond), per_action=True),
+    )
     for k in range(4):
         torch.testing.assert_close(net(x, each[k]), net(x, one[k]), atol=1e-5, rtol=1e-5)
 
@@ -51,11 +60,11 @@ def test_equal_times_are_one_time(make_net, kind, rows, horizon, action):
 def test_each_row_sees_its_own_times(make_net, kind, rows, horizon, action):
     net = make_net(kind, horizon, action)
     x, t, cond = inputs(rows, horizon, action)
-    output = net(x, net.prepare(t, cond, per_action=True))
+    output = net(x, net.prepare(t, given(net, cond), per_action=True))
     assert output.shape == x.shape
     for i in range(rows):
         row = slice(i, i + 1)
-        alone = net(x[row], net.prepare(t[row], cond[row], per_action=True))
+        alone = net(x[row], net.prepare(t[row], given(net, cond[row]), per_action=True))
         torch.testing.assert_close(alone, output[row], atol=1e-5, rtol=1e-5)
 
 
@@ -64,12 +73,14 @@ def test_preparing_all_steps_at_once_is_preparing_them_one_by_one(make_net, kind
     net = make_net(kind, horizon, action)
     x, _, cond = inputs(rows, horizon, action)
     t = torch.rand(4, rows, horizon)
-    prepared = net.prepare(t, cond, per_action=True)
-    flat = net.prepare(t, cond.expand(4, -1, -1), per_action=True).flatten(0, 1)
+    prepared = net.prepare(t, given(net, cond), per_action=True)
+    one = given(net, cond)
+    each = Conditioning(one.vector_BE.expand(4, -1, -1), one.tokens_BNW)
+    together = net(x.repeat(4, 1, 1), net.prepare(t, each, per_action=True).flatten())
     for k in range(4):
-        expected = net(x, net.prepare(t[k], cond, per_action=True))
+        expected = net(x, net.prepare(t[k], given(net, cond), per_action=True))
         torch.testing.assert_close(net(x, prepared[k]), expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(net(x, flat[k * rows : (k + 1) * rows]), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together[k * rows : (k + 1) * rows], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("horizon", [3, 4, 5])
@@ -78,7 +89,7 @@ def test_it_matters_which_action_has_which_time(make_net, kind, horizon):
     """Chunks of equal actions, one of which is said to be decided: another one, another output."""
     net = make_net(kind, horizon, 2)
     t = torch.full((horizon, horizon), 0.3).fill_diagonal_(1.0)
-    modulation = net.prepare(t, torch.ones(horizon, COND), per_action=True)
+    modulation = net.prepare(t, given(net, torch.ones(horizon, COND)), per_action=True)
     outputs = net(torch.ones(horizon, horizon, 2), modulation).flatten(1)
     distance = torch.cdist(outputs, outputs).fill_diagonal_(torch.inf)
     assert distance.min() > 1e-2
@@ -90,7 +101,7 @@ def test_gradients_reach_every_time_and_every_weight(make_net, kind, rows, horiz
     net = make_net(kind, horizon, 3)
     x, t, cond = inputs(rows, horizon, 3)
     t.requires_grad_()
-    net(x, net.prepare(t, cond, per_action=True)).square().sum().backward()
+    net(x, net.prepare(t, given(net, cond), per_action=True)).square().sum().backward()
     for name, p in [*net.named_parameters(), ("t", t)]:
         assert p.grad is not None, name
         assert p.grad.isfinite().all(), name
@@ -110,7 +121,7 @@ def test_a_net_learns_to_rely_on_what_is_decided(make_net, kind):
         x, decided = torch.randn(rows, horizon, 1), torch.randint(horizon, (rows,))
         t = torch.zeros(rows, horizon).scatter_(1, decided[:, None], 1.0)
         target = x[torch.arange(rows), decided][:, None].expand_as(x)
-        loss = (net(x, net.prepare(t, torch.zeros(rows, COND), per_action=True)) - target).square().mean()
+        loss = (net(x, net.prepare(t, given(net, torch.zeros(rows, COND)), per_action=True)) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -130,8 +141,8 @@ def test_the_unet_modulates_a_coarse_step_by_the_mean_of_its_actions(make_net):
     net = make_net("unet1d", 7, 2, down_dims=[8, 16, 16])
     assert isinstance(net, UNet1D)
     _, t, cond = inputs(3, 7, 2)
-    films = net._unpack(net.prepare(t, cond, per_action=True))
-    alone = [net._unpack(net.prepare(t[:, i], cond)) for i in range(7)]
+    films = net._unpack(net.prepare(t, given(net, cond), per_action=True).timed)
+    alone = [net._unpack(net.prepare(t[:, i], given(net, cond)).timed) for i in range(7)]
     means = {0: [[i] for i in range(7)], 1: [[0, 1], [2, 3], [4, 5], [6]]}
     for level, members in means.items():
         for stage, film in enumerate(films[level]):

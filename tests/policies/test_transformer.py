@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import policies
-from flowhand.contracts.features import ChunkConfig
-from policies import Policy, PolicyConfig
+from policies import Policy
+from policies.conditioning import Conditioning
 from policies.encoders import ENCODERS
-from policies.encoders.base import EncoderConfig
 from policies.heads import HEADS
 from policies.nets import NETS
 from policies.nets.transformer import Transformer, TransformerConfig
@@ -28,7 +26,7 @@ SIZES = [(5, 3, 2, 4, 6), (4, 4, 4, 4, 4), (2, 5, 3, 2, 5), (3, 3, 2, 1, 1), (1,
 def make_net(tiny, randomize):
     def make(horizon: int, action: int, tokens: tuple[int, int], random_weights: bool = True) -> Transformer:
         config = tiny(NETS, "transformer", cross_attention=tokens[0] > 0)
-        net = Transformer(config, (horizon, action), VECTOR + tokens[0] * tokens[1], tokens)
+        net = Transformer(config, (horizon, action), VECTOR, tokens)
         if random_weights:
             randomize(net)
         return net
@@ -45,8 +43,8 @@ def inputs(rows: int, horizon: int, action: int, tokens: tuple[int, int]) -> tup
     )
 
 
-def pack(vector: Tensor, tokens: Tensor) -> Tensor:
-    return torch.cat([vector, tokens.flatten(1)], dim=1)
+def pack(vector: Tensor, tokens: Tensor) -> Conditioning:
+    return Conditioning(vector, tokens if tokens.numel() else None)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -130,8 +128,10 @@ def test_keys_and_values_are_computed_once_for_all_times(make_net, steps):
     for k in range(steps):
         torch.testing.assert_close(net(x, prepared[k]), alone[k])
     assert seen == [(4, 4, 4)]
+    assert prepared[0].observed is prepared[steps - 1].observed
     # A head may also condition every step in its own way.
-    torch.testing.assert_close(net.prepare(t, cond.expand(steps, -1, -1)), prepared)
+    each = Conditioning(cond.vector_BE.expand(steps, -1, -1), tokens)
+    torch.testing.assert_close(net.prepare(t, each).timed, prepared.timed)
 
 
 def test_it_starts_at_zero_and_then_learns_from_every_weight(make_net):
@@ -171,13 +171,6 @@ def test_it_learns_to_look_for_the_token_that_matters(make_net):
     assert sum(losses[-20:]) / 20 < 0.1  # without tokens it cannot come below 1
 
 
-@pytest.mark.parametrize("kind", NETS)
-def test_a_net_that_cannot_attend_refuses_tokens(tiny, kind):
-    message = f"net={kind} cannot attend to the 3 tokens that the encoder gives; use net=transformer with"
-    with pytest.raises(ValueError, match=message):
-        NETS[kind][1](tiny(NETS, kind), (4, 2), VECTOR + 12, (3, 4))
-
-
 def test_a_net_that_attends_refuses_an_encoder_without_tokens(tiny):
     with pytest.raises(ValueError, match=r"net.cross_attention=true needs observation tokens, and the encoder gives n"):
         Transformer(tiny(NETS, "transformer", cross_attention=True), (4, 2), VECTOR)
@@ -206,7 +199,7 @@ def test_the_net_gets_the_tokens_that_it_asks_for(attending, make_batch):
     policy = attending()
     assert policy.encoder.tokens == (2 * 2, 4)  # two vectors, two steps of history; a quarter of the width of 16
     batch = make_batch(policy)
-    assert policy.encode(batch.observation).shape == (4, 16 + 4 * 4)
+    assert policy.encode(batch.observation).flat_BF.shape == (4, 16 + 4 * 4)
     noise = torch.randn(4, 4, 2)
     actions = policy.sample(batch.observation, noise)
     policy.encoder.places.data += 1
@@ -249,27 +242,6 @@ def test_a_configuration_from_before_cross_attention_means_none():
     assert not TransformerConfig().attends
 
 
-@pytest.mark.parametrize("tokens", [(3, 4), (0, 0)])
-def test_a_policy_names_what_does_not_fit_together(monkeypatch, tiny, spec, tokens):
-    """An encoder may give tokens that nobody asked for, or none where they were asked for."""
-
-    class Stubborn(nn.Module):
-        def __init__(self, *_):
-            super().__init__()
-            self.size, self.tokens = VECTOR + tokens[0] * tokens[1], tokens
-
-    monkeypatch.setitem(ENCODERS, "stubborn", (EncoderConfig, Stubborn))
-    encoder = EncoderConfig("stubborn")
-    for kind in NETS:
-        options = {"cross_attention": True} if tokens == (0, 0) and kind == "transformer" else {}
-        config = PolicyConfig(ChunkConfig(2, 4, 2), encoder=encoder, net=tiny(NETS, kind, **options))
-        if tokens == (0, 0) and not options:
-            Policy(config, spec)
-            continue
-        with pytest.raises(ValueError, match=f"net={kind} cannot attend|{re.escape('net.cross_attention=true needs')}"):
-            Policy(config, spec)
-
-
 def test_the_state_encoders_tokens_are_one_for_each_vector_and_step(tiny, spec, randomize):
     cls, config = ENCODERS["state"][1], tiny(ENCODERS, "state")
     with_tokens, without = cls(config, spec, 3, True), cls(config, spec, 3)
@@ -278,12 +250,13 @@ def test_the_state_encoders_tokens_are_one_for_each_vector_and_step(tiny, spec, 
     without.load_state_dict(kept)
     observation = {name: torch.randn(2, 3, *feature.shape) for name, feature in spec.observation.items()}
     before = with_tokens(observation)
-    assert torch.equal(before[:, :16], without(observation))
+    assert torch.equal(before.vector_BE, without(observation).vector_BE)
     assert with_tokens.tokens == (6, 4)
-    assert before.shape == (2, with_tokens.size) == (2, 16 + 6 * 4)
+    assert before.tokens_BNW.shape == (2, 6, 4)
+    assert before.flat_BF.shape == (2, with_tokens.flat_size) == (2, 16 + 6 * 4)
     for i, name in enumerate(sorted(observation)):
         for step in range(3):
             changed = {**observation, name: observation[name].clone()}
             changed[name][0, step] += 1
-            moved = (with_tokens(changed) - before)[:, 16:].view(2, 6, 4).abs().amax(dim=2) > 0
+            moved = (with_tokens(changed).tokens_BNW - before.tokens_BNW).abs().amax(dim=2) > 0
             assert moved.nonzero().tolist() == [[0, 3 * i + step]]

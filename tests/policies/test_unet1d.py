@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from conf.cli import compose
 from flowhand.contracts.features import ChunkConfig
 from flowhand.contracts.strict import build
+from policies.conditioning import Conditioning
 from policies.nets.unet1d import Film, UNet1D, UNet1DConfig
 
 COND = 10
@@ -146,7 +147,7 @@ def test_it_computes_what_the_published_net_computes(randomize, dims, horizon, o
     copy(published, net)
     x, t, cond = torch.randn(4, horizon, 3), torch.rand(4), torch.randn(4, COND)
     expected = published(x, net.time(t), cond)
-    torch.testing.assert_close(net(x, net.prepare(t, cond)), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(net(x, net.prepare(t, Conditioning(cond))), expected, atol=1e-5, rtol=1e-5)
     assert expected.abs().max() > 0.1
 
 
@@ -166,7 +167,7 @@ def test_its_forward_derivative_is_its_finite_difference(horizon, randomize):
     dx, dt, step = torch.randn_like(x), torch.ones_like(t), 1e-6
 
     def f(x: Tensor, t: Tensor) -> Tensor:
-        return net(x, net.prepare(t, cond))
+        return net(x, net.prepare(t, Conditioning(cond)))
 
     derivative = torch.func.jvp(f, (x, t), (dx, dt))[1]
     difference = (f(x + step * dx, t + step * dt) - f(x - step * dx, t - step * dt)) / (2 * step)

@@ -13,13 +13,13 @@ from typing import Protocol
 
 import numpy as np
 
+from flowhand.contracts.noise import noise
 from flowhand.contracts.planner import Planner
 from flowhand.control.background import Logger
 
 from .config import ServerConfig
 from .fairness import FairQueue
 from .metrics import Metrics
-from .session import noise
 
 LOG = Logger(__name__)
 
@@ -163,6 +163,7 @@ class Batcher:
         self._metrics.infer_seconds.observe(seconds)
         bad = "the policy gave NaN or infinity for this observation"
         own = chunks[: len(requests)]  # the other rows are padding
+        own = np.clip(own, *self._policy.spec.action.bounds()) if self._config.clip else own
         return [(chunk, seconds) if np.isfinite(chunk).all() else _failed(bad) for chunk in own]
 
     def _stack(self, requests: list[_Request]) -> tuple[dict[str, np.ndarray], np.ndarray]:

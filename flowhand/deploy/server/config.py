@@ -19,6 +19,7 @@ class ServerConfig:
     tls_key: str = ""  # PEM file with the certificate's private key
     inference_batch: int = 16  # rows of every inference call; another value may change an action's last bit
     noise_seed: int = 0  # another value gives another draw of all noise; in [0, 2^32)
+    clip: bool = True  # actions to the low and high of the policy's specification
     max_wait_ms: float = 0.0  # ms that a free worker waits for more requests to share its call
     deadline_s: float = 1.0  # s after which a request that has no answer is given up
     max_waiting: int = 128  # requests that wait for inference; who has the most of them is answered "busy" first

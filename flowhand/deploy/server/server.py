@@ -28,6 +28,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
+from flowhand.contracts.noise import noise
 from flowhand.contracts.planner import Planner
 from flowhand.control.background import Logger
 from flowhand.control.controller import steady_rows
@@ -38,7 +39,7 @@ from .config import ServerConfig
 from .connection import Admission, GuardedConnection
 from .fairness import RateLimit
 from .metrics import Metrics
-from .session import DECISION, RESET, Session, noise
+from .session import DECISION, RESET, Session
 
 LOG = Logger(__name__)
 WIRE_LOG = logging.getLogger(f"{__name__}.wire")
@@ -282,7 +283,7 @@ def metadata(policy: Planner, config: ServerConfig) -> dict[str, Any]:
     return {
         "protocol": "flowhand 1",
         "spec": policy.spec.to_dict(),
-        "control_dt_s": policy.spec.control_dt_s,
+        "control_dt_s": policy.spec.seconds(),
         "history": chunk.history,
         "prediction_horizon": chunk.prediction_horizon,
         "execution_horizon": chunk.execution_horizon,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from flowhand.contracts.history import History, fitting
 from flowhand.contracts.planner import Planner
-from flowhand.contracts.strict import whole
 
 RESET, DECISION, PROMPT = "reset", "decision", "prompt"  # keys of a request beside the observation's
 MAX_PROMPT = 1024  # characters
@@ -32,10 +33,9 @@ class Session:
     def __init__(self, policy: Planner):
         self.seed = 0
         self.decision = 0
-        self._features = policy.spec.observation
-        self._beside = {RESET, DECISION} | ({PROMPT} - self._features.keys())
-        self._length = policy.chunk.history
-        self._history: dict[str, np.ndarray] = {}
+        features = policy.spec.observation
+        self._beside = {RESET, DECISION} | ({PROMPT} - features.keys())
+        self._history = History(features, policy.chunk.history)
 
     def read(self, request: Any) -> dict[str, np.ndarray]:
         """The observation histories (O, *shape) to decide on; an invalid request changes nothing.
@@ -46,56 +46,39 @@ class Session:
         if not isinstance(request, dict):
             raise ValueError(f"the request is a {type(request).__name__}, expected a map of arrays")
         arrays = {name: value for name, value in request.items() if name not in self._beside}
-        if arrays.keys() != self._features.keys():
+        features = self._history.features
+        if arrays.keys() != features.keys():
             raise ValueError(
-                f"the observation has {_names(arrays)}, expected {_names(self._features)} and, if wanted, "
+                f"the observation has {_names(arrays)}, expected {_names(features)} and, if wanted, "
                 f"{RESET}, {DECISION} and {PROMPT}"
             )
         prompt = request.get(PROMPT, "") if PROMPT in self._beside else ""
         if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
             raise ValueError(f"{PROMPT} must be a string of at most {MAX_PROMPT} characters")
-        single = self._check(arrays)
+        single = self._single(arrays)
+        taken = fitting(arrays, features, *(() if single else (self._history.length,)))
         seed, decision = (_count(request, key) for key in (RESET, DECISION))
         if seed is not None:
-            self.seed, self.decision, self._history = seed, 0, {}
+            self.seed, self.decision, self._history = seed, 0, History(features, self._history.length)
         self.decision = self.decision if decision is None else decision
-        taken = {name: arrays[name].astype(feature.dtype) for name, feature in self._features.items()}
-        self._history = {name: self._extended(name, value) for name, value in taken.items()} if single else taken
-        return self._history
+        (self._history.see if single else self._history.replace)(taken)
+        return self._history.arrays()
 
-    def _check(self, arrays: dict[str, Any]) -> bool:
+    def _single(self, arrays: dict[str, Any]) -> bool:
         """Whether the arrays are of a single control step, not histories; `ValueError` if they are neither."""
         forms = set()
-        for name, feature in self._features.items():
-            value, history = arrays[name], (self._length, *feature.shape)
+        for name, feature in self._history.features.items():
+            value, history = arrays[name], (self._history.length, *feature.shape)
             if not isinstance(value, np.ndarray) or value.shape not in (feature.shape, history):
                 got = f"shape {value.shape}" if isinstance(value, np.ndarray) else f"type {type(value).__name__}"
                 raise ValueError(f"observation {name!r} has {got}, expected an array {feature.shape} or {history}")
-            # Numbers of any kind become floats; images are bytes already, and others would wrap around.
-            if not np.can_cast(value.dtype, feature.dtype, "same_kind" if feature.dtype == "float32" else "safe"):
-                raise ValueError(f"observation {name!r} is {value.dtype}, the policy expects {feature.dtype}")
-            if value.dtype.kind == "f" and not (np.abs(value) <= np.finfo(np.float32).max).all():
-                raise ValueError(f"observation {name!r} has NaN or infinity")
             forms.add(value.shape == feature.shape)
         if len(forms) > 1:
             raise ValueError("some observations are of a single step and some are histories; expected one form")
         return forms.pop()
 
-    def _extended(self, name: str, value: np.ndarray) -> np.ndarray:
-        """The kept history with the value at its end; copies of the value where nothing is kept."""
-        if name not in self._history:
-            return np.repeat(value[None], self._length, axis=0)
-        return np.concatenate([self._history[name][1:], value[None]])
 
-
-def noise(noise_seed: int, seed: int, decision: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal noise of a decision, the same as `policies.Controller` draws."""
-    noise_seed, seed = whole("noise_seed", noise_seed), whole("seed", seed)
-    key = np.array([(noise_seed << 32) + seed, decision], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, np.float32)
-
-
-def _names(mapping: dict[str, Any]) -> str:
+def _names(mapping: Mapping[str, Any]) -> str:
     names = [repr(name[:40]) for name in list(mapping)[:20]]
     return ", ".join([*names, "..."] if len(mapping) > 20 else names) or "nothing"
 
