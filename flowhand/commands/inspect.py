@@ -16,7 +16,6 @@ from omegaconf import DictConfig
 from conf import cli
 from conf.inspect import InspectRoot
 from flowhand.contracts.argument import argument
-from flowhand.contracts.features import Feature
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.native import Store
 from flowhand.demos.reader import Reader
@@ -32,8 +31,7 @@ def described(config: InspectRoot) -> Iterator[str]:
     """
     given = {name: getattr(config, name) for name in ("failed", "filter_key", "rate_hz")}
     data = _open(config.where, {name: value for name, value in given.items() if value})
-    lengths = data.lengths if isinstance(data, Reader) else [len(episode) for episode in data]
-    tasks = data.tasks if isinstance(data, Reader) else [data.meta.task] * len(data)
+    lengths, tasks, dt_s = data.lengths, data.tasks, data.spec.control_dt_s
     yield f"{config.where}: {data.format if isinstance(data, Reader) else 'store of flowhand'}"
     about = [("revision", getattr(data, "revision", "")), ("robot", getattr(getattr(data, "meta", None), "robot", ""))]
     about += [("world", getattr(data, "env_name", "")), ("lists", ", ".join(getattr(data, "filter_keys", [])))]
@@ -42,8 +40,10 @@ def described(config: InspectRoot) -> Iterator[str]:
     if failed := getattr(data, "failed", []):
         yield f"failed     {len(failed)} episodes, by what the file says"
     yield f"steps      {sum(lengths)}"
-    dt_s = data.features["control_dt_s"]
-    yield f"rate       {1 / dt_s:g} Hz; {sum(lengths) * dt_s / 60:.1f} minutes in all"
+    rate = (
+        f"{1 / dt_s:g} Hz; {sum(lengths) * dt_s / 60:.1f} minutes in all" if dt_s else "each action waits for an event"
+    )
+    yield f"rate       {rate}"
     yield f"size       {_size(data) / 1e6:.1f} MB"
     yield from _features(data)
     yield from _tasks(tasks)
@@ -70,21 +70,17 @@ def _size(data: Store | Reader) -> int:
 
 
 def _features(data: Store | Reader) -> Iterator[str]:
-    if isinstance(data, Reader):
-        columns = {name: (c.source, c.stored, c.feature, c.kind, c.names) for name, c in data.columns.items()}
-    else:
-        spec = {**data.features["observation"], "action": data.features["action"]}
-        features = {name: Feature.from_dict(feature) for name, feature in spec.items()}
-        columns = {
-            name: (name, f.dtype, f, "action" if name == "action" else "state", ()) for name, f in features.items()
-        }
-    width = max(map(len, columns))
-    for name, (source, stored, feature, kind, names) in columns.items():
+    columns = data.columns if isinstance(data, Reader) else {}
+    features = {**data.spec.observation, "action": data.spec.action}
+    width = max(map(len, features))
+    for name, feature in features.items():
+        source, stored = (columns[name].source, columns[name].stored) if columns else (name, feature.dtype)
+        names = feature.names or ()
         listed = ", ".join(names[:MOST_NAMES]) + (f", ... {len(names)} in all" if len(names) > MOST_NAMES else "")
         listed = f"  [{listed}]" if listed else ""
         cast = f" (stored as {stored})" if stored != feature.dtype else ""
         origin = f"  from {source!r}" if source != name else ""
-        yield f"  {name:{width}s}  {kind:6s} {feature.dtype} {feature.shape}{cast}{origin}{listed}"
+        yield f"  {name:{width}s}  {feature.kind:6s} {feature.dtype} {feature.shape}{cast}{origin}{listed}"
 
 
 def _tasks(tasks: Sequence[str]) -> Iterator[str]:
@@ -117,7 +113,7 @@ def _checked(data: Store | Reader) -> Iterator[str]:
     for index in range(len(data)):
         try:
             episode = data.read(index) if isinstance(data, Reader) else data[index]
-            episode.validate(data.features)
+            episode.validate(data.spec)
         except ValueError as error:
             bad += 1
             yield f"damaged    {error}"

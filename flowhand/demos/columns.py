@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from flowhand.contracts import features as contract
-from flowhand.contracts.episode import Episode, shown
-from flowhand.contracts.features import RESERVED, Feature
+from flowhand.contracts.episode import Episode
+from flowhand.contracts.features import DTYPES, RESERVED, Feature, shown
 
 NUMBERS = ("float16", "float32", "float64", "uint8", "uint16", "int8", "int16", "int32", "int64", "uint32", "bool")
 MOST_NAMES = 10_000  # names of dimensions that are looked at
-# What features may be; a specification of float32 and uint8 alone takes float32 actions alone.
-_DTYPES: tuple[str, ...] = getattr(contract, "DTYPES", ("float32", "uint8"))
-_ACTIONS = _DTYPES if "float64" in _DTYPES else ("float32",)
-_FIELDS = {field.name for field in fields(Feature)}
 
 
 @dataclass(frozen=True)
@@ -53,13 +48,12 @@ def column(
         raise ValueError(f"column {source!r} has dtype {shown(stored)}; expected one of {', '.join(NUMBERS)}")
     if kind == "image" and _is_channels_first(shape):
         shape = (shape[1], shape[2], shape[0])
-    dtype = stored if stored in (_ACTIONS if kind == "action" else _DTYPES) else "float32"
+    dtype = stored if stored in DTYPES else "float32"
     is_image = kind in ("image", "depth")
     names = tuple(names) if len(names) == (tuple(shape) or (1,))[-1] and not is_image else ()
-    extra = {"kind": kind, "names": names or None, "camera": source if is_image else None}
-    known: dict[str, Any] = {key: value for key, value in extra.items() if key in _FIELDS and value is not None}
+    more: dict[str, Any] = {"kind": kind, "names": names or None, "camera": source if is_image else ""}
     try:
-        feature = Feature(tuple(shape) or (1,), dtype, "", choices=choices, **known)
+        feature = Feature(tuple(shape) or (1,), dtype, "", choices=choices, **more)
     except ValueError as error:
         raise ValueError(f"column {source!r}: {error}") from error
     return Column(source, stored, feature, kind, names, encoding)
@@ -151,7 +145,9 @@ def as_feature(values: np.ndarray, column: Column, where: str) -> np.ndarray:
         values = values.reshape(shape)  # a scalar at each step is a vector of one
     if values.shape != shape:
         raise ValueError(f"{where}: the shape of a step is {values.shape[1:]}, expected {column.feature.shape}")
-    with np.errstate(over="ignore"):
+    if values.dtype.kind == "f" and np.dtype(column.feature.dtype).kind != "f":
+        raise ValueError(f"{where}: {values.dtype}, expected {column.feature.dtype}")
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at below
         values = np.ascontiguousarray(values, column.feature.dtype)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         step, *dimension = (int(i) for i in np.argwhere(~np.isfinite(values))[0])

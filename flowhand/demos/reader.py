@@ -18,10 +18,11 @@ import numpy as np
 
 from flowhand.contracts.episode import Episode, is_number, shown
 from flowhand.contracts.features import Spec
+from flowhand.contracts.statistics import Statistics
 
 from .archive import open_regular, read_bounded
 from .columns import Column, as_feature, make_episode
-from .statistics import Statistics, gathered
+from .statistics import gathered
 
 MOST_EPISODE_BYTES = 2**31  # of one episode's arrays; what claims to be larger is refused
 MOST_JSON_BYTES = 2**27
@@ -124,11 +125,6 @@ class Reader:
 
     def __iter__(self) -> Iterator[Episode]:
         return (self.read(episode) for episode in range(len(self)))
-
-    @property
-    def features(self) -> dict[str, Any]:
-        """The specification as plain JSON, as a native store has it."""
-        return self.spec.to_dict()
 
     def read(self, episode: int, start: int = 0, stop: int | None = None) -> Episode:
         """Control steps `start` to `stop` (exclusive; None: to the end) of an episode.

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from flowhand.contracts.episode import Episode
-from flowhand.contracts.features import Spec
+from flowhand.contracts.features import Feature, Spec
 
 from .reader import Reader
 
@@ -59,11 +58,6 @@ class StateEpisodes:
             yield replace(episode, observation=observation, action=_flat(episode.action))
 
     @property
-    def features(self) -> dict[str, Any]:
-        """The specification as plain JSON, as a native store has it."""
-        return self.spec.to_dict()
-
-    @property
     def meta(self) -> Origin:
         """Where the episodes come from."""
         tasks = set(self.data.tasks)
@@ -79,10 +73,9 @@ class StateEpisodes:
         return self.data.fingerprint
 
 
-def _vector(feature: Any) -> Any:
-    names = getattr(feature, "names", None)
-    more = {"names": None} if names is not None and len(feature.shape) > 1 else {}
-    return replace(feature, shape=(math.prod(feature.shape),), dtype="float32", **more)
+def _vector(feature: Feature) -> Feature:
+    names = feature.names if len(feature.shape) == 1 else None
+    return replace(feature, shape=(math.prod(feature.shape),), dtype="float32", names=names)
 
 
 def _flat(values: np.ndarray) -> np.ndarray:

@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
-QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
+from flowhand.contracts.statistics import QUANTILES, FeatureStatistics, Statistics
+
 MOST_BYTES = 2**28  # of values that are held at once for the quantiles
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureStatistics:
-    """Of the values of a feature, for each of its n dimensions."""
-
-    count: int  # values behind each entry
-    mean: np.ndarray  # float64 (n,), as all that follow
-    std: np.ndarray  # of the population
-    low: np.ndarray
-    high: np.ndarray
-    quantiles: np.ndarray  # (len(QUANTILES), n): each a value that occurs
-
-
-Statistics = dict[str, FeatureStatistics]
 
 
 class _Moments:

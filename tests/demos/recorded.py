@@ -16,7 +16,7 @@ FPS = 10
 
 def described(data: Any) -> Any:
     """What an episode of the data set is checked against."""
-    return data.features
+    return data.spec
 
 
 def frames_of(episode: int, steps: int, size: tuple[int, int] = (48, 64), camera: int = 0) -> np.ndarray:

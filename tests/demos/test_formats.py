@@ -57,7 +57,7 @@ def test_the_files_say_which_format_it_is(sets):
 
 def test_options_reach_the_reader_and_wrong_ones_are_told(sets):
     data = open_dataset(sets["replay"][0], rate_hz=25)
-    assert data.features["control_dt_s"] == 1 / 25
+    assert data.spec.control_dt_s == 1 / 25
     assert "unexpected keyword argument 'rate'" in error_of(lambda: open_dataset(sets["replay"][0], rate=25))
     assert "has no option 'rate_hz'" in error_of(lambda: open_dataset(sets["native"][0], rate_hz=25))
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flowhand.contracts.statistics import QUANTILES
 from flowhand.demos.frames import FrameCache
 from flowhand.demos.lerobot.dataset import LeRobotDataset
 from flowhand.demos.lerobot.meta import fill
-from flowhand.demos.statistics import QUANTILES
 from tests.demos.recorded import FPS, TASKS, Set2, Set3, camera, decoded, described, table_of, write_video
 
 
