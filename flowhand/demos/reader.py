@@ -143,7 +143,7 @@ class Reader:
         with damage(f"{self.path}: episode {episode}", str(self.path)):
             arrays, extra = self._arrays(self._stored[episode], start, stop, list(self.columns))
         action = arrays.pop("action")
-        return make_episode(arrays, action, self.tasks[episode], self.spec.control_dt_s, **extra)
+        return make_episode(arrays, action, self.tasks[episode], self.spec.seconds(), **extra)
 
     def _arrays(
         self, stored: int, start: int, stop: int, names: Sequence[str]
