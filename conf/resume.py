@@ -36,9 +36,10 @@ FREE_ON_RESUME = (
     "modules",
     "eval",
     "wandb",
-    "demos.path",
-    "demos.cache_dir",
-    "demos.workers",
+    "execution",
+    "data.path",
+    "data.cache_dir",
+    "data.workers",
     *(f"train.{name}" for name in ("save_every", "log_every", "eval_every", "device", "threads")),
 )
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from torch import Tensor
 
 
+@no_type_check  # in tests: torch.export follows no constructor whose arguments are checked
 @dataclass(frozen=True)
 class Conditioning:
     """B observations as a vector each and, where an encoder gives them, as N tokens of W features each."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, no_type_check
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ class NetConfig:
         return False
 
 
+@no_type_check  # in tests: torch.export follows no constructor whose arguments are checked
 @dataclass(frozen=True)
 class Modulation:
     """What a net has computed of times and conditioning before its evaluations."""

@@ -303,7 +303,7 @@ def test_errors_of_scores_are_shares_of_them_or_of_the_spread():
 
 
 def test_what_the_page_shows(exported, tmp_path, monkeypatch):
-    section = (ROOT / "docs" / "deploy.md").read_text().split("\n## Monitor\n")[1].split("\n## ")[0]
+    section = (ROOT / "docs" / "deploy_reference.md").read_text().split("\n## Monitor\n")[1].split("\n## ")[0]
     (code,) = [b for b in re.findall(r"^```py\n(.*?)^```$", section, re.MULTILINE | re.DOTALL) if "load(" in b]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs" / "demo").mkdir(parents=True)

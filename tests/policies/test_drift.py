@@ -176,7 +176,7 @@ def test_the_loss_is_the_mean_square_of_the_drift_and_its_descent_follows_it(tem
     cond, x1, mask = torch.randn(5, 8), torch.randn(5, 4, 2), some_mask(5, 4)
     loss = head.loss(net, x1, Conditioning(cond), mask, seeded(0))
     noise = torch.randn(3, 5, 4, 2, generator=seeded(0))
-    own = torch.stack([net(z, cond) for z in noise])
+    own = torch.stack([net(z, Modulation(cond)) for z in noise])
     move = drift(own.detach(), x1, mask, temperatures)
     count = 3 * 2 * mask.sum()
     torch.testing.assert_close(loss, move.square().sum() / count)
