@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,7 +135,11 @@ class PeerPlanner:
     spec: Spec
     chunk: ChunkConfig
     noise_shape: tuple[int, ...]  # of one decision
-    continues: ClassVar[Mapping[str, int]] = NOTHING
+
+    @property
+    def continues(self) -> Mapping[str, int]:
+        """It knows no prefix."""
+        return NOTHING
 
     def plan(
         self, observation: Mapping[str, np.ndarray], noise: np.ndarray, prefix: PrefixArrays | None = None

@@ -12,13 +12,13 @@ import argparse
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 import envs
 import policies
-from flowhand.commands.control import env_of
 from flowhand.control.controller import Controller
 from flowhand.evaluation.records import EpisodeRecord
 from flowhand.evaluation.rollout import rollout
@@ -34,7 +34,7 @@ COLOURS = 96  # of the palette that all images share
 def film(checkpoint: str, episodes: int, camera: str, size: int, every: int) -> tuple[list[np.ndarray], float]:
     """Images (H, episodes * W, 3) of the first held-out episodes, and the seconds from one image to the next."""
     policy = policies.load(checkpoint)
-    config = replace(env_of(policies.read_config(checkpoint)[2].env), camera=camera, image_size=size * OVERSAMPLING)
+    config: Any = replace(envs.env_of(policy.provenance), camera=camera, image_size=size * OVERSAMPLING)
     clips: dict[int, list[np.ndarray]] = {}
 
     def keep(record: EpisodeRecord, frames: list[np.ndarray]) -> None:
@@ -47,7 +47,7 @@ def film(checkpoint: str, episodes: int, camera: str, size: int, every: int) -> 
     longest = max(map(len, clips.values()))
     rows = [clips[seed] + [clips[seed][-1]] * (longest - len(clips[seed])) for seed in seeds]
     frames = [averaged(np.concatenate(images, 1)) for images in zip(*rows, strict=True)]
-    return frames, every * policy.spec.control_dt_s
+    return frames, every * policy.spec.seconds()
 
 
 def averaged(image: np.ndarray) -> np.ndarray:

@@ -7,14 +7,14 @@ import pytest
 from flowhand.commands import compare
 from flowhand.evaluation.records import EpisodeRecord, lines
 
-ENDS = {1: ("", "", 10), 0: ("time", "", None)}  # failure, mode, step of the first success
-
 
 def folder(path, outcomes, task="reach", seed=1_000_000):
     path.mkdir(parents=True)
     records = [
-        EpisodeRecord(task, seed + i, *(bool(solved),) * 2, *ENDS[solved], 10, 0.0, 0.1)
-        for i, solved in enumerate(outcomes)
+        EpisodeRecord(
+            task, seed + i, solved, solved, "" if solved else "time", "", 10 if solved else None, 10, 0.0, 0.1
+        )
+        for i, solved in enumerate(map(bool, outcomes))
     ]
     (path / "episodes.jsonl").write_bytes(lines(records))
     return str(path)

@@ -67,8 +67,9 @@ class LeRobotWriter:
         video_mb: float = 200,
     ):
         self.path, self.spec, self.robot, self.rewards = Path(path), spec, robot, rewards
-        self.fps = round(1 / spec.control_dt_s)
-        if self.fps < 1 or abs(1 / spec.control_dt_s - self.fps) > 1e-6 * self.fps:
+        rate_hz = 1 / spec.seconds()
+        self.fps = round(rate_hz)
+        if self.fps < 1 or abs(rate_hz - self.fps) > 1e-6 * self.fps:
             raise ValueError(f"control_dt_s is {spec.control_dt_s} s: LeRobot has a whole number of steps a second")
         if self.path.exists():
             raise ValueError(f"{self.path} exists; choose another path")
