@@ -19,7 +19,8 @@ from conf.cli import compose
 from conf.train import TrainRoot
 from flowhand.commands import train
 from flowhand.commands.collect import collect
-from flowhand.evaluation.records import EpisodeRecord, wilson
+from flowhand.evaluation.records import EpisodeRecord
+from flowhand.evaluation.statistics import wilson
 from policies.device import select_device
 
 WAIT_S = 5.0  # before looking again whether another process has finished what a cell needs

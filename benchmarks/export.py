@@ -35,7 +35,7 @@ from benchmarks.result import write
 from conf.export import ExportConfig
 from flowhand.commands.collect import attempt
 from flowhand.commands.export import ROWS, export
-from flowhand.contracts.artifact import Manifest, fingerprint
+from flowhand.contracts.export.artifact import Manifest, fingerprint
 from flowhand.demos.config import DataConfig
 from flowhand.deploy.runner import Runner, load
 from policies.device import select_device

@@ -45,27 +45,22 @@ from benchmarks.toy_server import ToyPolicy
 from conf import cli
 from conf.export import ExportConfig
 from flowhand.commands.export import export
-from flowhand.contracts.artifact import MANIFEST, fingerprint, read
 from flowhand.contracts.band import Band
 from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.export.artifact import MANIFEST, fingerprint, read
 from flowhand.contracts.features import Spec
 from flowhand.control.journal import observation_of
 from flowhand.control.journal import read as read_journal
+from flowhand.control.limits.config import SafetyConfig
 from flowhand.control.replay import open_journal, replay
 from flowhand.control.runtime import REASONS
-from flowhand.control.safety import Safety, SafetyConfig
+from flowhand.control.safety import Safety
 from flowhand.deploy.client import Client, unpack
 from flowhand.deploy.runner import load
 from flowhand.deploy.server.session import Session
-from policies.monitor.calibrated import (
-    CalibratedMonitor,
-    Calibration,
-    MonitorConfig,
-    WatchedPolicy,
-    load_monitor,
-    save_monitor,
-)
+from policies.monitor.calibrated import CalibratedMonitor, Calibration, MonitorConfig, load_monitor, save_monitor
 from policies.monitor.density import Density, DensityConfig
+from policies.monitor.watched_policy import WatchedPolicy
 
 Case = Callable[[random.Random], str]  # runs one case and says how it ended
 

@@ -27,8 +27,8 @@ from benchmarks import cells
 from benchmarks.result import write
 from flowhand.commands import eval as evaluation
 from flowhand.commands import train
-from flowhand.evaluation.records import EpisodeRecord, wilson
-from flowhand.evaluation.statistics import compare_paired
+from flowhand.evaluation.records import EpisodeRecord
+from flowhand.evaluation.statistics import compare_paired, wilson
 
 TASKS = (
     "assembly",

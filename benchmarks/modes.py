@@ -15,7 +15,7 @@ from benchmarks import cells
 from benchmarks.heads import ARMS, modes
 from benchmarks.result import write
 from flowhand.commands import eval as evaluation
-from flowhand.evaluation.records import summarize
+from flowhand.evaluation.statistics import summarize
 
 
 def measure(arm: str, episodes: int) -> list[dict[str, Any]]:

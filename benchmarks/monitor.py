@@ -40,15 +40,8 @@ from flowhand.commands.calibrate import demonstrations, learn, watched_episodes
 from flowhand.contracts.band import fit
 from flowhand.contracts.execution import ExecutionConfig
 from policies.device import cpu_threads
-from policies.monitor.calibrated import (
-    CalibratedMonitor,
-    Calibration,
-    MonitorConfig,
-    WatchedPolicy,
-    load_monitor,
-    possible,
-    save_monitor,
-)
+from policies.monitor.calibrated import CalibratedMonitor, Calibration, MonitorConfig, load_monitor, save_monitor
+from policies.monitor.watched_policy import WatchedPolicy, possible
 
 TASKS = ("push", "hammer", "pick-place", "assembly")
 WORLDS: dict[str, list[str]] = {

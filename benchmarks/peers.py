@@ -37,8 +37,8 @@ from benchmarks.result import write
 from conf.train import TrainRoot
 from flowhand.commands import train
 from flowhand.control.controller import Controller
-from flowhand.evaluation.records import wilson
 from flowhand.evaluation.rollout import rollout
+from flowhand.evaluation.statistics import wilson
 from policies.device import select_device
 
 # Name: our configuration, and how many actions are executed per decision: the arm's own default first.

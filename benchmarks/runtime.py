@@ -38,9 +38,11 @@ from flowhand.commands.export import export
 from flowhand.contracts.planner import NOTHING, Planner, PrefixArrays
 from flowhand.control.inference_thread import Decider
 from flowhand.control.journal import read
+from flowhand.control.limits.config import SafetyConfig
 from flowhand.control.replay import open_journal, replay
-from flowhand.control.runtime import Runtime, RuntimeConfig
-from flowhand.control.safety import Safety, SafetyConfig
+from flowhand.control.runtime import Runtime
+from flowhand.control.runtime_config import RuntimeConfig
+from flowhand.control.safety import Safety
 from flowhand.deploy.runner import load as load_exported
 
 SCENE = Path(envs.__file__).parent / "assets" / "detour.xml"

@@ -24,8 +24,7 @@ from benchmarks.result import processor, write
 from conf.cli import compose
 from envs.metaworld import TASKS
 from flowhand.commands import eval as evaluation
-from flowhand.evaluation.records import wilson
-from flowhand.evaluation.statistics import compare_paired
+from flowhand.evaluation.statistics import compare_paired, wilson
 
 HEADS = ("flow", "regression")
 # The recipe was chosen on these tasks (with seeds from 5,000,000 on); the others had no influence on it.

@@ -8,9 +8,9 @@ from typing import Any
 from omegaconf import MISSING
 
 from flowhand.contracts.execution import ExecutionConfig
-from flowhand.control.runtime import RuntimeConfig
-from flowhand.control.safety import SafetyConfig
-from flowhand.control.workspace import Box
+from flowhand.control.limits.config import SafetyConfig
+from flowhand.control.limits.workspace import Box
+from flowhand.control.runtime_config import RuntimeConfig
 
 from .sampling import SamplingConfig
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from flowhand.contracts.artifact import MODELS, PRECISIONS
+from flowhand.contracts.export.artifact import MODELS, PRECISIONS
 from flowhand.contracts.strict import whole_numbers
 
 from .sampling import SamplingConfig

@@ -45,7 +45,7 @@ def load(where: Path | str, *, device: str = "cpu", trust: bool = False, threads
         ValueError: what is wrong with it, or a format that needs trust.
         FileNotFoundError: there is nothing of the kind.
     """
-    from .contracts import artifact
+    from flowhand.contracts.export import artifact
 
     if not artifact.is_export(where):
         import policies

@@ -16,8 +16,8 @@ from flowhand.contracts.features import ChunkConfig, Spec
 from flowhand.contracts.planner import PrefixArrays, check_spec
 from flowhand.contracts.provenance import Provenance
 
+from .action_codec import ActionCodec
 from .batch import Batch
-from .codec import ActionCodec
 from .compile import CompiledSampler
 from .conditioning import Conditioning
 from .encoders import ENCODERS, compose

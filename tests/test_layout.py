@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,8 +45,11 @@ OUTSIDE = {  # the only rooms that may import these
 # Large, and not needed for much: a machine may be without them.
 LAZY = {"wandb", "av", "pyarrow", "h5py", "zarr", "numcodecs", "minari", "huggingface_hub", "pandas"}
 CARRIED = {"flowhand/deploy/client.py"}  # to a robot, without the rest
-MAX_FILE_LINES = 400
-MAX_FUNCTION_LINES = 80
+MAX_FILE_LINES = 350
+MAX_CARRIED_LINES = 450  # of a file that travels alone
+MAX_FILES = 14  # of a folder, __init__.py not counted
+MAX_FUNCTION_LINES = 60
+MAX_P95_LINES = 30  # of nineteen functions in twenty
 
 
 def name_of(file: Path) -> str:
@@ -183,15 +187,30 @@ def test_all_source_is_looked_at():
     assert {file for file in tracked.split() if not file.startswith("tests/") and (ROOT / file).exists()} <= found
 
 
+def functions(file: Path) -> Iterator[tuple[str, int]]:
+    """The functions of a file, with their lines."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
 @pytest.mark.parametrize("file", SOURCES, ids=name_of)
 def test_files_and_functions_stay_short(file):
-    source = file.read_text()
-    lines = len(source.splitlines())
-    assert lines <= MAX_FILE_LINES, f"{name_of(file)} has {lines} lines: which concept wants a file of its own?"
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert length <= MAX_FUNCTION_LINES, f"{name_of(file)}: {node.name} has {length} lines"
+    lines, most = len(file.read_text().splitlines()), MAX_CARRIED_LINES if name_of(file) in CARRIED else MAX_FILE_LINES
+    assert lines <= most, f"{name_of(file)} has {lines} lines: which concept wants a file of its own?"
+    for name, length in functions(file):
+        assert length <= MAX_FUNCTION_LINES, f"{name_of(file)}: {name} has {length} lines"
+
+
+def test_most_functions_are_short():
+    lengths = sorted(length for file in SOURCES for _, length in functions(file))
+    assert lengths[int(0.95 * len(lengths))] <= MAX_P95_LINES
+
+
+def test_folders_stay_small():
+    counts = Counter(file.parent for file in SOURCES if file.name != "__init__.py")
+    large = {folder.relative_to(ROOT).as_posix(): count for folder, count in counts.items() if count > MAX_FILES}
+    assert large == {}, "which of these files want a room?"
 
 
 @pytest.mark.parametrize("word", ["_target_", "instantiate"])
@@ -226,7 +245,7 @@ def test_importing_the_brain_imports_no_world():
 
 def test_importing_the_worlds_changes_nothing():
     """MuJoCo's backend is chosen by what first imports mujoco, not by an import of a package."""
-    code = "import os; before = dict(os.environ); import envs; assert dict(os.environ) == before"
+    code = "import os; before = os.environ.get('MUJOCO_GL'); import envs; assert os.environ.get('MUJOCO_GL') == before"
     assert not {"mujoco", "metaworld"} & {name.split(".")[0] for name in loaded(code)}
 
 

@@ -31,15 +31,10 @@ from flowhand.evaluation.records import EpisodeRecord
 from flowhand.evaluation.rollout import rollout
 from policies.checkpoint import TRAIN_STATE, checkpoint_in
 from policies.device import cpu_threads
-from policies.monitor.calibrated import (
-    CalibratedMonitor,
-    Calibration,
-    WatchedPolicy,
-    possible,
-    save_monitor,
-)
+from policies.monitor.calibrated import CalibratedMonitor, Calibration, save_monitor
 from policies.monitor.density import Density, DensityConfig, learn_density
 from policies.monitor.scores import SCORES
+from policies.monitor.watched_policy import WatchedPolicy, possible
 from policies.windows import Windows
 
 from .collect import collect

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from flowhand.evaluation.records import EpisodeRecord, read_records, summarize
-from flowhand.evaluation.statistics import compare_paired
+from flowhand.evaluation.records import EpisodeRecord, read_records
+from flowhand.evaluation.statistics import compare_paired, summarize
 from flowhand.pages.comparison import HEAD, Compared, rows, write_comparison
 
 RECORDS = "episodes.jsonl"

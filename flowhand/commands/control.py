@@ -16,19 +16,20 @@ from omegaconf import DictConfig
 import flowhand
 from conf import cli
 from conf.control import ControlRoot
-from flowhand.contracts import artifact, exported_policy
 from flowhand.contracts.durable import opened
+from flowhand.contracts.export import artifact, exported_policy
 from flowhand.contracts.features import Spec
 from flowhand.contracts.planner import LoadedPlanner, Planner
 from flowhand.contracts.world import World
 from flowhand.control.alarm import Monitor
 from flowhand.control.background import Logger, divert_logging
 from flowhand.control.inference_thread import Decider
+from flowhand.control.limits.config import SafetyConfig
+from flowhand.control.limits.workspace import Box
 from flowhand.control.replay import open_journal
 from flowhand.control.runtime import Runtime
-from flowhand.control.safety import Safety, SafetyConfig
+from flowhand.control.safety import Safety
 from flowhand.control.timing import on_signals
-from flowhand.control.workspace import Box
 from flowhand.robots.simulated import SimulatedRobot
 
 logger = Logger(__name__)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,17 +20,18 @@ import envs
 import flowhand
 import policies
 from conf import cli
-from conf.eval import EvalRoot, EvaluationConfig, WandbConfig
-from flowhand.contracts.artifact import is_export
+from conf.eval import EvalRoot, EvaluationConfig
 from flowhand.contracts.durable import claimed
 from flowhand.contracts.execution import ExecutionConfig
-from flowhand.contracts.exported_policy import require_own_sampler
+from flowhand.contracts.export.artifact import is_export
+from flowhand.contracts.export.exported_policy import require_own_sampler
 from flowhand.contracts.planner import FORMS, LoadedPlanner
 from flowhand.contracts.provenance import versions
 from flowhand.control.controller import Controller
 from flowhand.demos.config import DataConfig
-from flowhand.evaluation.records import EpisodeRecord, lines, summarize, write_whole
+from flowhand.evaluation.records import EpisodeRecord, lines, write_whole
 from flowhand.evaluation.rollout import rollout
+from flowhand.evaluation.statistics import summarize
 from flowhand.evaluation.unfinished import Unfinished, completed, discard_unfinished, fingerprint, unfinished
 from flowhand.pages.evaluation import ChunkComparison, Clip, ReportData, closing_line, write_report
 from flowhand.pages.video import encode_mp4
@@ -38,6 +39,7 @@ from policies.device import cpu_threads, hardware, select_device
 from policies.train_state import require_history
 
 from .collect import attempt
+from .runs import log_results, wandb_run
 
 T = TypeVar("T")
 CHUNKS_SHOWN = 16  # sampled per state in the report
@@ -329,31 +331,3 @@ def open_export(config: EvalRoot) -> LoadedPlanner:
             f"execution.mode={config.execution.mode} continues chunks, which an export cannot; give the checkpoint"
         )
     return flowhand.load(config.checkpoint, trust=config.trust)
-
-
-@contextmanager
-def wandb_run(config: WandbConfig, out: Path, everything: dict[str, Any]) -> Iterator[Any]:
-    """A wandb run whose files stay below `out`, marked as failed when the block raises; None where it is disabled."""
-    out.mkdir(parents=True, exist_ok=True)
-    if config.mode == "disabled":
-        yield None
-        return
-    import wandb  # only where it is used: it is large, and a machine without it can train and evaluate
-
-    name, mode, quiet = config.name or out.name, cast(Any, config.mode), wandb.Settings(silent=True)
-    run = wandb.init(project=config.project, name=name, mode=mode, dir=out, config=everything, settings=quiet)
-    try:
-        yield run
-    except BaseException:
-        run.finish(exit_code=1)
-        raise
-    run.finish()
-
-
-def log_results(log: Any, metrics: dict[str, Any], out: Path) -> None:
-    """Puts the metrics and the report page into the wandb run, if there is one."""
-    if log is not None:
-        import wandb
-
-        log.summary.update(metrics)
-        log.log({"report": wandb.Html((out / "report.html").read_text())})

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from conf import cli
 from conf.export import ExportConfig, ExportRoot
-from flowhand.contracts import artifact
-from flowhand.contracts.artifact import GOLDEN, MANIFEST, MODELS, Manifest, Parity
 from flowhand.contracts.durable import replacing
 from flowhand.contracts.execution import ExecutionConfig
-from flowhand.contracts.exported_policy import Exported
+from flowhand.contracts.export import artifact
+from flowhand.contracts.export.artifact import GOLDEN, MANIFEST, MODELS, Manifest, Parity
+from flowhand.contracts.export.exported_policy import Exported
 from flowhand.contracts.planner import Planner
 from flowhand.deploy.runner import Runner
 from policies import checkpoint
@@ -34,7 +34,8 @@ from policies.device import cpu_threads
 from policies.export import runner_torch, tracing
 from policies.export.decision import Decision, ScoredDecision
 from policies.export.runner_torch import TorchRunner
-from policies.monitor.calibrated import CalibratedMonitor, WatchedPolicy, load_monitor
+from policies.monitor.calibrated import CalibratedMonitor, load_monitor
+from policies.monitor.watched_policy import WatchedPolicy
 from policies.policy import Policy
 
 MOVED = 0.1  # of the spread of an observation: random ones near those that occur
@@ -53,6 +54,8 @@ def export(
 ) -> Manifest:
     """Writes the policy's decision as one graph, atomically, after comparing its actions with the policy's own.
 
+    The manifest that it returns has the error that was measured.
+
     Args:
         path: the directory; an earlier export there is replaced.
         policy: on the CPU.
@@ -60,9 +63,6 @@ def export(
         source: where the policy comes from, for the manifest; any JSON.
         config: see `ExportConfig`.
         monitor: of this policy, to be exported with it; None: none.
-
-    Returns:
-        The manifest, with the error that was measured.
 
     Raises:
         ValueError: an action or a score of the graph is further from the policy's own than the tolerance allows; a
@@ -78,8 +78,7 @@ def export(
     model = _model(_decision(policy, monitor), rows, config)
     first = slice(0, len(golden["noise"]))
     answers = {"action": policy.plan(*_split(rows, first))}
-    if monitor:
-        answers["scores"] = scores(policy, monitor, rows, first)
+    answers |= {"scores": scores(policy, monitor, rows, first)} if monitor else {}
     stored = _npz({**{name: value[first] for name, value in rows.items()}, **answers})
     manifest = Manifest(
         format=config.format,

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 
 from conf import cli
 from conf.serve import ServeRoot
-from flowhand.contracts.artifact import is_export
-from flowhand.contracts.exported_policy import require_own_sampler
+from flowhand.contracts.export.artifact import is_export
+from flowhand.contracts.export.exported_policy import require_own_sampler
 from flowhand.contracts.planner import Planner
 from flowhand.control.background import divert_logging
 from flowhand.deploy.runner import load as load_export

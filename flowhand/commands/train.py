@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import hydra
@@ -41,6 +39,7 @@ from policies.threads import ThreadChooser, ladder
 from policies.train_state import require_state
 
 from .collect import collect
+from .runs import StopRequest
 
 
 class Trainer:
@@ -168,23 +167,6 @@ class Trainer:
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
         self.threads = state.get("threads", self.threads)  # an earlier version did not note them
         self.use_threads(self.config.threads or self.threads[-1][1])
-
-
-class StopRequest:
-    """Notes SIGTERM and SIGINT inside its block, so that a step is finished first; a second one ends the program."""
-
-    def __enter__(self) -> StopRequest:
-        self.signal = 0
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
 
 
 def fit(

@@ -13,9 +13,9 @@ from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.strict import build
 from flowhand.control.inference_thread import Decider
 from flowhand.control.journal import read
+from flowhand.control.limits.config import SafetyConfig
+from flowhand.control.limits.workspace import Box
 from flowhand.control.replay import Replayed, replay
-from flowhand.control.safety import SafetyConfig
-from flowhand.control.workspace import Box
 
 from .control import digest, one_thread, planner_of, safety_of
 

@@ -12,7 +12,7 @@ import numpy as np
 from .features import Spec, shown
 
 if TYPE_CHECKING:
-    from .statistics import Statistics
+    from .feature_statistics import Statistics
 
 # Demonstrations use seeds below this one, evaluation the seeds from it on: a policy is never scored on what it saw.
 SEED_LIMIT = 1_000_000

@@ -11,8 +11,9 @@ import numpy as np
 
 from .background import in_words
 from .journal import Journal, Recording, layout, observation_of
+from .limits.vectors import vector
 from .runtime import REASONS
-from .safety import CLAMPS, REFUSALS, Safety, Verdict, vector
+from .safety import CLAMPS, REFUSALS, Safety, Verdict
 from .sensors import Policy, pass_by
 
 

@@ -27,7 +27,9 @@ import numpy as np
 from flowhand.contracts.features import Spec
 
 from .background import Logger, in_words
-from .braking import Axis, Motion
+from .limits.braking import Axis, Motion
+from .limits.config import SafetyConfig
+from .limits.vectors import _spread, vector
 
 logger = Logger(__name__)
 
@@ -36,7 +38,6 @@ REFUSALS = (
     *("shape", "not finite", "choice", "stale observation", "stale chunk"),
     *("impossible observation age", "impossible chunk age", "workspace"),
 )
-SAFE_ACTIONS = ("hold", "zero", "vector")
 LARGEST = float(np.finfo(np.float32).max)  # of a command: larger ones are infinite in float32
 SMALLEST = 1e-30  # of a limit per control step: the arithmetic of much smaller ones would overflow
 NEAR = 1e-6  # share of the bounds' size that a float32 may lie beyond them: some eight units in its last place
@@ -46,43 +47,6 @@ Observation = Mapping[str, np.ndarray]
 Vector = Sequence[float] | np.ndarray
 Workspace = Callable[[Observation, np.ndarray], np.ndarray | None]
 SafeAction = Callable[[Observation | None, np.ndarray | None], np.ndarray]
-
-
-@dataclass
-class SafetyConfig:
-    """The limits of commands, in action units. A list has one number for all dimensions, or one for each.
-
-    Raises:
-        ValueError: a limit that is not positive, an unknown safe action.
-    """
-
-    low: list[float] | None = None  # smallest command, beside the checkpoint's own; null: only that
-    high: list[float] | None = None  # largest command, beside the checkpoint's own; null: only that
-    velocity: list[float] | None = None  # largest change per second; null (or .inf in the list): not limited
-    acceleration: list[float] | None = None  # largest change of the velocity per second; null: not limited
-    jerk: list[float] | None = None  # largest change of the acceleration per second; null: not limited
-    chunk_jump: list[float] | None = None  # largest jump from one chunk to the next; null: not limited
-    max_observation_age_s: float | None = 0.1  # refuse what was decided on an older observation; null: any age
-    max_chunk_age_s: float | None = None  # refuse actions of a chunk decided longer ago; null: any age
-    safe_action: str = "hold"  # after a refusal: hold (brake, stay; see rest) | zero | vector (safe_vector)
-    rest: list[float | None] | None = None  # for hold, where a command is a rate: with which the robot stands still
-    safe_vector: list[float] | None = None  # the command for safe_action=vector
-
-    def __post_init__(self) -> None:
-        for name in ("velocity", "acceleration", "jerk", "chunk_jump"):
-            if any(not value > 0 for value in getattr(self, name) or ()):
-                raise ValueError(f"safety.{name}={getattr(self, name)} must be positive numbers (.inf: not limited)")
-        for name in ("max_observation_age_s", "max_chunk_age_s"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"safety.{name}={getattr(self, name)} must be positive seconds, or null for any age")
-        if self.safe_action not in SAFE_ACTIONS:
-            raise ValueError(f"safety.safe_action={self.safe_action!r} is unknown; choices: {', '.join(SAFE_ACTIONS)}")
-        if (self.safe_action == "vector") != (self.safe_vector is not None):
-            raise ValueError("safety.safe_vector belongs to safety.safe_action=vector; give both or neither")
-        if not all(value is None or math.isfinite(value) for value in self.rest or ()):
-            raise ValueError(f"safety.rest={self.rest} must be finite numbers (null: keep what there is)")
-        if self.rest is not None and self.safe_action != "hold":
-            raise ValueError(f"safety.rest belongs to safety.safe_action=hold, and that is {self.safe_action}")
 
 
 @dataclass(frozen=True)
@@ -371,22 +335,3 @@ def _old(what: str, age_s: float, limit_s: float | None) -> str:
     if not AGES_S[0] <= age_s <= AGES_S[1]:  # NaN too
         return f"impossible {what} age"
     return "" if age_s <= limit_s else f"stale {what}"
-
-
-def _spread(name: str, values: Vector | None, size: int, missing: float) -> np.ndarray:
-    """The values as (A,) float64, one for all or one each; `missing` where there are none."""
-    array = vector([missing] if values is None else values).reshape(-1)
-    if array.size not in (1, size) or np.isnan(array).any():
-        told = " ".join(str(values).split())
-        raise ValueError(f"{name} is {told}: expected one number for all dimensions, or one for each of {size}")
-    return np.broadcast_to(array, (size,)).copy()
-
-
-def vector(values: Any) -> np.ndarray:
-    """The values as float64, copied, of whatever shape; empty where they are no real numbers."""
-    try:
-        array = np.asarray(values)
-        with np.errstate(all="ignore"):  # what becomes infinite is refused as that
-            return array.astype(np.float64) if array.dtype.kind in "biufO" else np.empty(0)
-    except Exception:  # of any kind: to become an array is a method of theirs
-        return np.empty(0)

@@ -16,7 +16,7 @@ from flowhand.contracts.features import Feature
 from flowhand.contracts.history import fitting
 
 from .background import MOST_CHARACTERS, in_words
-from .safety import vector
+from .limits.vectors import vector
 
 MOST_ALARMS = 100  # of one control step
 STAGES = ("observation", "inference", "monitor")  # of an answer

@@ -6,15 +6,22 @@ known before any of it is read.
 """
 
 import math
+import operator
 import os
 import re
 import stat
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
+
+from flowhand.contracts.episode import SEED_LIMIT, Episode, is_number
+from flowhand.contracts.features import shown
+
+OBSERVATION_PREFIX = "observation/"
+OTHER_ARRAYS = {"action", "reward", "success", "task", "seed", "control_dt_s"}
 
 MOST_BYTES = 2**31 - 1  # of an episode; a larger archive has another form
 MOST_GROWTH = 64  # times the file's size that a compressed episode may have ...
@@ -135,3 +142,48 @@ def _parsed(name: str, header: str) -> tuple[np.dtype, tuple[int, ...], Literal[
     descr, fortran_order, shape = match.groups()
     sizes = tuple(int(size) for size in re.findall("[0-9]+", shape))
     return np.dtype(descr), sizes, "F" if fortran_order == "True" else "C"
+
+
+def _pack(episode: Episode) -> dict[str, np.ndarray]:
+    return {OBSERVATION_PREFIX + name: array for name, array in episode.observation.items()} | {
+        "action": episode.action,
+        "reward": episode.reward,
+        "success": episode.success,
+        "task": np.array(episode.task),
+        "seed": np.array(_index(episode.seed), dtype=np.int64),
+        "control_dt_s": np.array(_seconds(episode.control_dt_s), dtype=np.float64),
+    }
+
+
+def _index(seed: Any) -> int:
+    try:
+        index = operator.index(seed)
+    except TypeError:
+        index = -1
+    if not 0 <= index < SEED_LIMIT:
+        raise ValueError(f"seed is {shown(seed)}: demonstrations have int seeds in [0, {SEED_LIMIT})")
+    return index
+
+
+def _seconds(value: Any) -> float:
+    if value is None:  # the action waits for an event
+        return math.nan
+    seconds = value.item() if isinstance(value, np.number) else value
+    if not is_number(seconds):
+        raise ValueError(f"control_dt_s is {shown(value)}: expected seconds")
+    return float(seconds)
+
+
+def _unpack(arrays: dict[str, np.ndarray]) -> Episode:
+    observation = {
+        name.removeprefix(OBSERVATION_PREFIX): array
+        for name, array in arrays.items()
+        if name.startswith(OBSERVATION_PREFIX)
+    }
+    other = {name: array for name, array in arrays.items() if not name.startswith(OBSERVATION_PREFIX)}
+    if set(other) != OTHER_ARRAYS:
+        raise ValueError(f"missing or unknown arrays {sorted(set(other) ^ OTHER_ARRAYS)}")
+    scalars = {name: other.pop(name).item() for name in ("task", "seed", "control_dt_s")}
+    if scalars["control_dt_s"] != scalars["control_dt_s"]:
+        scalars["control_dt_s"] = None
+    return Episode(observation, **other, **scalars)

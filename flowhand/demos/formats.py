@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .hdf5 import child, numbered, opened
+from .hdf5_files.hdf5 import child, numbered, opened
+from .hdf5_files.minari import MinariDataset
+from .hdf5_files.robomimic import RobomimicDataset
 from .hub import fetched, is_repo_id
 from .lerobot.dataset import LeRobotDataset
-from .minari import MinariDataset
 from .native import Store
 from .reader import Reader
 from .replay_zarr import ReplayZarrDataset, is_replay_buffer
-from .robomimic import RobomimicDataset
 
 KNOWN = "a store of flowhand, LeRobot 2.0 to 3.0, robomimic HDF5, a replay buffer (zarr), Minari HDF5"
 MOST_LOOKED_AT = 2000  # folders and files, for data sets below a folder that is none

@@ -11,8 +11,6 @@ most the episode it was writing. Nothing is pickled: reading a store from a stra
 import fcntl
 import hashlib
 import logging
-import math
-import operator
 import os
 import secrets
 import shutil
@@ -24,19 +22,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
-from flowhand.contracts.episode import SEED_LIMIT, Episode, is_number
+from flowhand.contracts.episode import Episode
+from flowhand.contracts.feature_statistics import Statistics, measure
 from flowhand.contracts.features import shown
-from flowhand.contracts.statistics import Statistics, measure
 
-from .archive import open_regular, read_arrays, write_arrays
+from .archive import _pack, _unpack, open_regular, read_arrays, write_arrays
 from .meta import StoreMeta, canonical, meta_text, parse_meta, read_meta
 
-OBSERVATION_PREFIX = "observation/"
-OTHER_ARRAYS = {"action", "reward", "success", "task", "seed", "control_dt_s"}
 # Everything a damaged zip or npy file makes the standard library and numpy raise.
 DAMAGE = (
     zipfile.BadZipFile,
@@ -295,51 +291,6 @@ def _lock(file: BinaryIO, path: Path) -> None:
     except BlockingIOError:
         logger.warning("%s: waiting for another process that is writing to it", path)
         fcntl.flock(file, fcntl.LOCK_EX)
-
-
-def _pack(episode: Episode) -> dict[str, np.ndarray]:
-    return {OBSERVATION_PREFIX + name: array for name, array in episode.observation.items()} | {
-        "action": episode.action,
-        "reward": episode.reward,
-        "success": episode.success,
-        "task": np.array(episode.task),
-        "seed": np.array(_index(episode.seed), dtype=np.int64),
-        "control_dt_s": np.array(_seconds(episode.control_dt_s), dtype=np.float64),
-    }
-
-
-def _index(seed: Any) -> int:
-    try:
-        index = operator.index(seed)
-    except TypeError:
-        index = -1
-    if not 0 <= index < SEED_LIMIT:
-        raise ValueError(f"seed is {shown(seed)}: demonstrations have int seeds in [0, {SEED_LIMIT})")
-    return index
-
-
-def _seconds(value: Any) -> float:
-    if value is None:  # the action waits for an event
-        return math.nan
-    seconds = value.item() if isinstance(value, np.number) else value
-    if not is_number(seconds):
-        raise ValueError(f"control_dt_s is {shown(value)}: expected seconds")
-    return float(seconds)
-
-
-def _unpack(arrays: dict[str, np.ndarray]) -> Episode:
-    observation = {
-        name.removeprefix(OBSERVATION_PREFIX): array
-        for name, array in arrays.items()
-        if name.startswith(OBSERVATION_PREFIX)
-    }
-    other = {name: array for name, array in arrays.items() if not name.startswith(OBSERVATION_PREFIX)}
-    if set(other) != OTHER_ARRAYS:
-        raise ValueError(f"missing or unknown arrays {sorted(set(other) ^ OTHER_ARRAYS)}")
-    scalars = {name: other.pop(name).item() for name in ("task", "seed", "control_dt_s")}
-    if scalars["control_dt_s"] != scalars["control_dt_s"]:
-        scalars["control_dt_s"] = None
-    return Episode(observation, **other, **scalars)
 
 
 def _write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:

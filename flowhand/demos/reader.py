@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from flowhand.contracts.episode import Episode, is_number, shown
+from flowhand.contracts.feature_statistics import Statistics
 from flowhand.contracts.features import Spec
-from flowhand.contracts.statistics import Statistics
 
 from .archive import open_regular, read_bounded
 from .columns import Column, as_feature, make_episode

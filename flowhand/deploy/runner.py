@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from flowhand.contracts.artifact import Manifest, read
-from flowhand.contracts.exported_policy import Exported
+from flowhand.contracts.export.artifact import Manifest, read
+from flowhand.contracts.export.exported_policy import Exported
 
 from .onnx_file import require_self_contained
 

@@ -1,4 +1,4 @@
-"""What happened in each evaluation episode, one line of JSON per episode, and the success rate with its interval."""
+"""What happened in each evaluation episode, one line of JSON per episode."""
 
 from __future__ import annotations
 
@@ -28,51 +28,6 @@ class EpisodeRecord:
     wall_s: float  # seconds from reset to the last step, other lanes' work included
     perturbation: str = ""  # what disturbed the world (envs/perturb.py); empty if nothing did
     solved_before: bool = False  # the world said at reset that the task was solved: no action of the policy's did it
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A success rate that can be believed: count, total and the Wilson interval, any-time and final."""
-
-    n: int
-    successes: int  # episodes with success at any step
-    rate: float  # successes / n
-    wilson_low: float
-    wilson_high: float
-    final_successes: int  # episodes with success at the last step
-    final_rate: float
-    final_wilson_low: float
-    final_wilson_high: float
-    confidence: float  # of both intervals
-    solved_before: int = 0  # episodes that began solved; they are among n and, as a rule, among the successes
-
-
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the Wilson score interval of a success rate.
-
-    Raises:
-        ValueError: n is zero, or successes is not in [0, n].
-    """
-    from scipy.stats import binomtest  # takes most of a second, and the workers of a rollout never need it
-
-    interval = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def summarize(records: Iterable[EpisodeRecord], confidence: float = 0.95) -> Summary:
-    """Count the successes, any-time and final, with their Wilson intervals.
-
-    Raises:
-        ValueError: there are no records.
-    """
-    records = list(records)
-    if not records:
-        raise ValueError("there are no episode records to summarize")
-    n, successes = len(records), sum(record.success for record in records)
-    final = sum(record.final_success for record in records)
-    intervals = wilson(successes, n, confidence), wilson(final, n, confidence)
-    before = sum(record.solved_before for record in records)
-    return Summary(n, successes, successes / n, *intervals[0], final, final / n, *intervals[1], confidence, before)
 
 
 class RecordWriter:

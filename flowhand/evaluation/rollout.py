@@ -50,7 +50,7 @@ def rollout(
     frame_every: int = 4,
     on_frames: Callable[[EpisodeRecord, list[np.ndarray]], None] | None = None,
 ) -> list[EpisodeRecord]:
-    """Run one episode per seed.
+    """Run one episode per seed; the records come in the order of the seeds.
 
     Args:
         make_env: builds an environment, e.g. `functools.partial(envs.make, config)`; picklable for "process" workers.
@@ -65,9 +65,6 @@ def rollout(
         frame_seeds: episodes of which to keep images.
         frame_every: control steps from one image to the next; the first and the last are always kept.
         on_frames: called with the record and the images, uint8 (H, W, 3), as soon as such an episode ends.
-
-    Returns:
-        The records in the order of the seeds.
 
     Raises:
         ValueError: an argument is wrong, or the agent returned an action that is missing, misshapen or not finite.

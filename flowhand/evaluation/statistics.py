@@ -1,12 +1,14 @@
-"""Comparing two policies on the same seeds: an exact paired test, and a non-inferiority test with its margin stated."""
+"""The success rate with its interval, and two policies on the same seeds: paired tests, with the margin stated."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+
+from .records import EpisodeRecord
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,48 @@ def compare_paired(
     discordant = a_only + b_only
     p = float(stats.binomtest(a_only, discordant, 0.5).pvalue) if discordant else 1.0
     return PairedComparison(n, a_only, b_only, difference, p, margin, float(bound), confidence, bool(bound > -margin))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A success rate that can be believed: count, total and the Wilson interval, any-time and final."""
+
+    n: int
+    successes: int  # episodes with success at any step
+    rate: float  # successes / n
+    wilson_low: float
+    wilson_high: float
+    final_successes: int  # episodes with success at the last step
+    final_rate: float
+    final_wilson_low: float
+    final_wilson_high: float
+    confidence: float  # of both intervals
+    solved_before: int = 0  # episodes that began solved; they are among n and, as a rule, among the successes
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the Wilson score interval of a success rate.
+
+    Raises:
+        ValueError: n is zero, or successes is not in [0, n].
+    """
+    from scipy.stats import binomtest  # takes most of a second, and the workers of a rollout never need it
+
+    interval = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def summarize(records: Iterable[EpisodeRecord], confidence: float = 0.95) -> Summary:
+    """Count the successes, any-time and final, with their Wilson intervals.
+
+    Raises:
+        ValueError: there are no records.
+    """
+    records = list(records)
+    if not records:
+        raise ValueError("there are no episode records to summarize")
+    n, successes = len(records), sum(record.success for record in records)
+    final = sum(record.final_success for record in records)
+    intervals = wilson(successes, n, confidence), wilson(final, n, confidence)
+    before = sum(record.solved_before for record in records)
+    return Summary(n, successes, successes / n, *intervals[0], final, final / n, *intervals[1], confidence, before)

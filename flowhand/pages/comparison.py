@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..evaluation.records import Summary, write_whole
+from flowhand.evaluation.records import write_whole
+from flowhand.evaluation.statistics import Summary
+
 from ..evaluation.statistics import PairedComparison
 from .page import page, paragraph, table
 from .svg import h

@@ -5,7 +5,6 @@ and sizes live in report.css, which the page carries inside itself; plots are SV
 """
 
 import base64
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,10 @@ from xml.etree.ElementTree import Element
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from flowhand.evaluation.records import EpisodeRecord, summarize, wilson, write_whole
+from flowhand.evaluation.records import EpisodeRecord, write_whole
+from flowhand.evaluation.statistics import summarize, wilson
 
-from .page import page, paragraph, table
+from .page import _duration, _flat, page, paragraph, table
 from .svg import Axes, h
 
 # A browser that opens the page must not fetch anything, whatever text went into it.
@@ -334,19 +334,3 @@ def _provenance(data: ReportData) -> Iterator[Element]:
         yield h("details", h("summary", f"Configuration, {len(rows)} values"), table([], rows))
     else:
         yield paragraph("No configuration was recorded.")
-
-
-def _duration(seconds: float) -> str:
-    amount, unit = (
-        (seconds, "s") if seconds < 120 else (seconds / 60, "min") if seconds < 7200 else (seconds / 3600, "h")
-    )
-    return f"{amount:.1f} {unit}"
-
-
-def _flat(config: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield dotted names and values, written as they would be overridden on the command line."""
-    for name, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", json.dumps(value, default=str)

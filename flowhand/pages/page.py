@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element, tostring
 
-from .svg import h
+from flowhand.pages.svg import h
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 
@@ -36,3 +37,19 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Element:
     lines = [h("tr", *(h("td", cell) for cell in row)) for row in rows]
     header = [h("thead", h("tr", *(h("th", name) for name in head)))] if head else []
     return h("div", h("table", *header, h("tbody", *lines)), class_="scroll")
+
+
+def _duration(seconds: float) -> str:
+    amount, unit = (
+        (seconds, "s") if seconds < 120 else (seconds / 60, "min") if seconds < 7200 else (seconds / 3600, "h")
+    )
+    return f"{amount:.1f} {unit}"
+
+
+def _flat(config: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield dotted names and values, written as they would be overridden on the command line."""
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", json.dumps(value, default=str)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flowhand.contracts.artifact import Manifest, read
-from flowhand.contracts.exported_policy import Exported
+from flowhand.contracts.export.artifact import Manifest, read
+from flowhand.contracts.export.exported_policy import Exported
 
 from .tracing import this_cpu
 

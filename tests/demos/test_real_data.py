@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from flowhand.demos.formats import open_dataset
+from flowhand.demos.hdf5_files.robomimic import RobomimicDataset
 from flowhand.demos.lerobot.dataset import LeRobotDataset
 from flowhand.demos.reader import Reader
-from flowhand.demos.robomimic import RobomimicDataset
 from tests.demos.recorded import decoded, described
 
 hdf5: Any = pytest.importorskip("h5py")

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowhand.demos.minari import MinariDataset
-from flowhand.demos.robomimic import RobomimicDataset
+from flowhand.demos.hdf5_files.minari import MinariDataset
+from flowhand.demos.hdf5_files.robomimic import RobomimicDataset
 from tests.demos.recorded import described
 from tests.demos.test_lerobot import error_of
 

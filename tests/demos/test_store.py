@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flowhand.contracts.episode import Dataset, Episode
-from flowhand.contracts.statistics import QUANTILES
+from flowhand.contracts.feature_statistics import QUANTILES
 from flowhand.demos import native
 from flowhand.demos.meta import StoreMeta
 from flowhand.demos.native import Store

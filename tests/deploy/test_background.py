@@ -23,9 +23,11 @@ from flowhand.control import background
 from flowhand.control.background import LINES, Background, Logger, TimeLimited, in_words, warnings_logged
 from flowhand.control.inference_thread import Decider
 from flowhand.control.journal import read
+from flowhand.control.limits.config import SafetyConfig
 from flowhand.control.replay import open_journal
-from flowhand.control.runtime import WAITING, Runtime, RuntimeConfig
-from flowhand.control.safety import Safety, SafetyConfig
+from flowhand.control.runtime import WAITING, Runtime
+from flowhand.control.runtime_config import RuntimeConfig
+from flowhand.control.safety import Safety
 
 ROOT = Path(__file__).parents[2]
 SPEC = Spec({"count": Feature((1,), "float32", "")}, Feature((2,), "float32", "", (-9.0,) * 2, (9.0,) * 2), 0.01)

@@ -12,7 +12,7 @@ import pytest
 
 from flowhand.contracts.features import Feature, Spec
 from flowhand.control import safety
-from flowhand.control.workspace import Box
+from flowhand.control.limits.workspace import Box
 
 Safety: Any = safety.Safety  # Any, since its commands are None only before the first
 SafetyConfig: Any = safety.SafetyConfig

@@ -17,9 +17,11 @@ from flowhand.contracts.features import ChunkConfig, Feature, Spec
 from flowhand.contracts.planner import NOTHING
 from flowhand.control.inference_thread import WARM_UP, Decider
 from flowhand.control.journal import read
+from flowhand.control.limits.config import SafetyConfig
 from flowhand.control.replay import open_journal, replay
-from flowhand.control.runtime import REASONS, Runtime, RuntimeConfig
-from flowhand.control.safety import Safety, SafetyConfig
+from flowhand.control.runtime import REASONS, Runtime
+from flowhand.control.runtime_config import RuntimeConfig
+from flowhand.control.safety import Safety
 
 SPEC = Spec({"step": Feature((1,), "float32", "")}, Feature((1,), "float32", ""), control_dt_s=0.02)
 

@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from flowhand.commands import export
-from flowhand.contracts import artifact
-from flowhand.contracts.artifact import is_export
+from flowhand.contracts.export import artifact
+from flowhand.contracts.export.artifact import is_export
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
 from flowhand.contracts.planner import Planner
 from flowhand.control.controller import Controller

@@ -12,9 +12,10 @@ import torch
 from conf.export import ExportConfig
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
-from flowhand.control.runtime import RuntimeConfig
-from flowhand.control.safety import Safety, SafetyConfig
-from flowhand.control.workspace import Box
+from flowhand.control.limits.config import SafetyConfig
+from flowhand.control.limits.workspace import Box
+from flowhand.control.runtime_config import RuntimeConfig
+from flowhand.control.safety import Safety
 from flowhand.deploy.server.config import ServerConfig
 from policies import Batch, Policy, PolicyConfig
 from policies.encoders import ENCODERS

@@ -18,9 +18,10 @@ import pytest
 
 from flowhand.contracts.features import Feature, Spec
 from flowhand.control.journal import FIELDS, MAGIC, Journal, observation_of, read
+from flowhand.control.limits.config import SafetyConfig
 from flowhand.control.replay import open_journal, replay
 from flowhand.control.runtime import REASONS
-from flowhand.control.safety import CLAMPS, Safety, SafetyConfig
+from flowhand.control.safety import CLAMPS, Safety
 
 ROOT = Path(__file__).parents[2]
 SPEC = Spec(

@@ -17,16 +17,19 @@ from flowhand.contracts.features import ChunkConfig, Feature, Spec
 from flowhand.control.alarm import Monitor, Trace, WatchedAgent, write_traces
 from flowhand.control.inference_thread import Decider
 from flowhand.control.journal import read
+from flowhand.control.limits.config import SafetyConfig
 from flowhand.control.replay import open_journal
-from flowhand.control.runtime import REASONS, Runtime, RuntimeConfig
-from flowhand.control.safety import Safety, SafetyConfig
+from flowhand.control.runtime import REASONS, Runtime
+from flowhand.control.runtime_config import RuntimeConfig
+from flowhand.control.safety import Safety
 from flowhand.control.sensors import Senses
 from flowhand.evaluation.rollout import rollout
 from policies import Policy, PolicyConfig
 from policies.encoders import ENCODERS
 from policies.heads import HEADS
-from policies.monitor.calibrated import CalibratedMonitor, Calibration, MonitorConfig, WatchedPolicy
+from policies.monitor.calibrated import CalibratedMonitor, Calibration, MonitorConfig
 from policies.monitor.scores import mmd2
+from policies.monitor.watched_policy import WatchedPolicy
 from policies.nets import NETS
 
 SPEC = Spec(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import flowhand
-from flowhand.contracts import artifact
+from flowhand.contracts.export import artifact
 from flowhand.deploy import runner
 from policies.export import runner_torch, tracing
 from tests.deploy.test_export import differs, inputs, make, write, write_unchecked

@@ -15,9 +15,11 @@ import torch
 
 from flowhand.contracts.features import Feature, Spec
 from flowhand.control.journal import read
+from flowhand.control.limits.config import SafetyConfig
 from flowhand.control.replay import open_journal, replay
-from flowhand.control.runtime import REASONS, Runtime, RuntimeConfig
-from flowhand.control.safety import Safety, SafetyConfig
+from flowhand.control.runtime import REASONS, Runtime
+from flowhand.control.runtime_config import RuntimeConfig
+from flowhand.control.safety import Safety
 from flowhand.control.sensors import Senses
 from flowhand.robots.simulated import SimulatedRobot
 

@@ -21,8 +21,10 @@ from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.history import History, fitting
 from flowhand.contracts.noise import noise
 from flowhand.control.controller import Controller
-from flowhand.control.runtime import Runtime, RuntimeConfig
-from flowhand.control.safety import Safety, SafetyConfig
+from flowhand.control.limits.config import SafetyConfig
+from flowhand.control.runtime import Runtime
+from flowhand.control.runtime_config import RuntimeConfig
+from flowhand.control.safety import Safety
 from flowhand.deploy.client import Client, RemoteController, pack
 from flowhand.deploy.server.config import ServerConfig
 from flowhand.deploy.server.server import metadata

@@ -25,10 +25,12 @@ from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.features import ChunkConfig
 from flowhand.control.background import LINES
 from flowhand.control.journal import read
+from flowhand.control.limits.config import SafetyConfig
+from flowhand.control.limits.workspace import Box
 from flowhand.control.replay import open_journal
-from flowhand.control.runtime import Runtime, RuntimeConfig
-from flowhand.control.safety import Safety, SafetyConfig
-from flowhand.control.workspace import Box
+from flowhand.control.runtime import Runtime
+from flowhand.control.runtime_config import RuntimeConfig
+from flowhand.control.safety import Safety
 from flowhand.robots.simulated import SimulatedRobot
 from policies.checkpoint import FILES
 from policies.encoders.state import StateEncoderConfig

@@ -16,9 +16,11 @@ import pytest
 from flowhand.contracts.features import Feature, Spec
 from flowhand.control.background import LINES
 from flowhand.control.journal import read
+from flowhand.control.limits.config import SafetyConfig
 from flowhand.control.replay import open_journal, replay
-from flowhand.control.runtime import REASONS, Runtime, RuntimeConfig
-from flowhand.control.safety import Safety, SafetyConfig
+from flowhand.control.runtime import REASONS, Runtime
+from flowhand.control.runtime_config import RuntimeConfig
+from flowhand.control.safety import Safety
 from flowhand.control.sensors import SEED_STEP, Senses
 from flowhand.control.timing import on_signals, real_time, wait_until
 

@@ -18,8 +18,8 @@ from scipy.optimize import linprog
 from flowhand.contracts.features import Feature, Spec
 from flowhand.control import safety
 from flowhand.control.background import LINES
-from flowhand.control.safety import SafetyConfig
-from flowhand.control.workspace import Box
+from flowhand.control.limits.config import SafetyConfig
+from flowhand.control.limits.workspace import Box
 
 Safety: Any = safety.Safety  # Any, since its commands are None only before the first
 ROOT = Path(__file__).parents[2]
@@ -584,7 +584,7 @@ def test_a_wrong_period_or_box_is_an_error():
 
 
 def test_a_robot_needs_no_torch_for_it():
-    code = "import sys, flowhand.control.safety, flowhand.control.workspace; "
+    code = "import sys, flowhand.control.safety, flowhand.control.limits.workspace; "
     code += "print(*sorted({name.split('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert {"torch", "policies", "envs", "hydra", "mujoco"} & set(done.stdout.split()) == set()

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from flowhand.evaluation.records import EpisodeRecord, RecordWriter, read_records, summarize, wilson, write_records
+from flowhand.evaluation.records import EpisodeRecord, RecordWriter, read_records, write_records
+from flowhand.evaluation.statistics import summarize, wilson
 
 
 def record(seed: int = 0, success: bool = True, final: bool = True) -> EpisodeRecord:

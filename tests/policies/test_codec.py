@@ -11,7 +11,7 @@ import policies
 from flowhand.contracts.features import MOST_CHOICES, Feature
 from flowhand.control.controller import Controller
 from policies import Batch
-from policies.codec import ActionCodec
+from policies.action_codec import ActionCodec
 from policies.generation.prefix import Prefix
 from policies.heads import HEADS
 

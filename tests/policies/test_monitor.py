@@ -25,13 +25,12 @@ from policies.monitor.calibrated import (
     CalibratedMonitor,
     Calibration,
     MonitorConfig,
-    WatchedPolicy,
     load_monitor,
-    possible,
     save_monitor,
 )
 from policies.monitor.density import DensityConfig, learn_density
 from policies.monitor.scores import SCORES, acceleration, gaussian_entropy, mmd2
+from policies.monitor.watched_policy import WatchedPolicy, possible
 from tests.policies.test_asynchronous import Ticking
 
 ALL = sorted(SCORES)

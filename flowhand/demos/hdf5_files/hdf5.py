@@ -13,8 +13,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from .archive import open_regular
-from .reader import MOST_EPISODE_BYTES, damage, required
+from ..archive import open_regular
+from ..reader import MOST_EPISODE_BYTES, damage, required
 
 MOST_DEPTH, MOST_ARRAYS = 8, 1000  # of groups in each other, and of arrays in an episode
 MOST_CHUNK = 2**28  # bytes that one compressed piece becomes

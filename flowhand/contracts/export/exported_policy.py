@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ..features import ChunkConfig, Spec
+from ..planner import NOTHING, PrefixArrays
+from ..provenance import Provenance
+from ..strict import build, mapping
 from .artifact import LOAD_TOLERANCE, MODELS, SCORES_TOLERANCE, Manifest
-from .features import ChunkConfig, Spec
-from .planner import NOTHING, PrefixArrays
-from .provenance import Provenance
-from .strict import build, mapping
 
 
 class Exported:

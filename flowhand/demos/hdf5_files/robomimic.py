@@ -12,9 +12,9 @@ import numpy as np
 
 from flowhand.contracts.episode import shown
 
-from .columns import Column, column, feature_names, kind_of
+from ..columns import Column, column, feature_names, kind_of
+from ..reader import Reader, require_rate
 from .hdf5 import arrays_of, child, is_array, is_group, numbered, opened, require_plain, rows, text_of
-from .reader import Reader, require_rate
 
 USUAL_RATE_HZ = 20.0  # robosuite's, where a file does not say
 

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from .durable import Snapshot, opened
+from ..durable import Snapshot, opened
+from ..features import ChunkConfig, Spec
+from ..planner import check_spec
+from ..strict import parse_json
 from .exported_monitor import ExportedMonitor
-from .features import ChunkConfig, Spec
-from .planner import check_spec
-from .strict import parse_json
 
 FORMAT_VERSION = 2
 BEFORE = 1  # the version that has no monitor, and is read too

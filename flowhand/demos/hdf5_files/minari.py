@@ -11,10 +11,10 @@ import numpy as np
 
 from flowhand.contracts.episode import SEED_LIMIT, shown
 
-from . import images
-from .columns import Column, column, feature_names, kind_of
+from .. import images
+from ..columns import Column, column, feature_names, kind_of
+from ..reader import MOST_EPISODE_BYTES, Reader, damage, read_json, require_rate
 from .hdf5 import arrays_of, child, is_array, is_group, numbered, opened, require_plain, rows, text_of
-from .reader import MOST_EPISODE_BYTES, Reader, damage, read_json, require_rate
 
 USUAL_RATE_HZ = 20.0
 

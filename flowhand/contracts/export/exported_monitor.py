@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .band import Band
-from .execution import ExecutionConfig
-from .planner import Planner, PrefixArrays
+from ..band import Band
+from ..execution import ExecutionConfig
+from ..planner import Planner, PrefixArrays
 
 MOST_DECISIONS = 100_000  # of a band's shape
 

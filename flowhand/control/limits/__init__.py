@@ -1,0 +1,1 @@
+"""What limits a command: braking before a bound, and a workspace."""

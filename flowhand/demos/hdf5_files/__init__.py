@@ -1,0 +1,1 @@
+"""Recorded demonstrations in HDF5 files: robomimic and Minari."""
