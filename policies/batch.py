@@ -1,4 +1,4 @@
-"""The contract between demonstrations, policies and controllers: what a batch is (and in spec.py, what is in it).
+"""The contract between demonstrations, policies and controllers: what a batch is; what is in it, features say.
 
 Dimensions, everywhere in this package:
 

@@ -141,9 +141,9 @@ def test_imports_keep_their_direction(file):
         ("flowhand/pages/video.py", "from av.video.frame import VideoFrame", False),
         ("flowhand/demos/x.py", "import pyarrow.parquet as pq", False),
         ("flowhand/demos/x.py", "def f():\n    import h5py", True),
-        ("conf/schema.py", "import hydra, policies, envs", True),
-        ("conf/schema.py", "import torch", False),
-        ("benchmarks/x.py", "import torch, policies\nfrom conf import schema", True),
+        ("conf/train.py", "import hydra, policies, envs", True),
+        ("conf/train.py", "import torch", False),
+        ("benchmarks/x.py", "import torch, policies\nfrom conf import cli", True),
         ("benchmarks/x.py", "import hydra", False),
     ],
 )

@@ -135,7 +135,7 @@ def replacing(path: Path | str, files: Collection[str], what: str) -> Iterator[P
     with _temporary(path) as new:
         yield new
         for file in (*new.iterdir(), new):
-            _sync(file)
+            sync(file)
         _put_in_place(new, path)
 
 
@@ -231,7 +231,7 @@ def _put_in_place(new: Path, path: Path) -> None:
             if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or not tries_left:
                 raise
             continue
-        _sync(path.parent)
+        sync(path.parent)
         _discard_previous(path)
         return
 
@@ -263,7 +263,7 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(one), None, str(other))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Forces a file's content, or a directory's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

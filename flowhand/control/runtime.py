@@ -1,7 +1,7 @@
 """The runtime: a policy controls a robot at a fixed rate, and whatever fails, the robot gets a command in time.
 
 Control step k begins at t0 + k * control_dt_s on the monotonic clock, so errors of waiting do not add up. Another
-thread reads the robot and asks the policy (sensing.py). If its answer is not there when `budget` of the period has
+thread reads the robot and asks the policy (sensors.py). If its answer is not there when `budget` of the period has
 passed, or is an error, or is refused by safety, the robot is sent the safe action at that time. An answer that comes
 too late is noted and dropped, and control goes on from a fresh observation.
 

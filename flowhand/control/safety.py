@@ -1,4 +1,4 @@
-"""Safety: between what a policy asks for and what a robot is told. With axis.py and background.py, to carry anywhere.
+"""Safety: between what a policy asks for and what a robot is told. It needs numpy alone.
 
 A command passes unchanged, to the last bit, where the robot can follow it within all limits and can still be braked to
 rest within them afterwards. So some command inside every limit always exists, and limits never contradict each other:

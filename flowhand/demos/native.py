@@ -26,6 +26,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from flowhand.contracts.durable import sync
 from flowhand.contracts.episode import Episode
 from flowhand.contracts.feature_statistics import Statistics, measure
 from flowhand.contracts.features import shown
@@ -92,7 +93,7 @@ class Store:
             if not path.exists():
                 raise
             raise FileExistsError(f"{path} exists: use Store.open to read or extend it, or another path") from error
-        _sync_folder(path.parent)
+        sync(path.parent)
         return cls.open(path)
 
     @classmethod
@@ -304,13 +305,4 @@ def _write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    """Make a rename inside the folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)
