@@ -16,7 +16,7 @@ import torch
 
 import policies
 from conf.cli import compose
-from conf.train import TrainRoot
+from conf.verbs.train import TrainRoot
 from flowhand.commands import train
 from flowhand.commands.collect import collect
 from flowhand.evaluation.records import EpisodeRecord
@@ -50,7 +50,7 @@ def learn(config: TrainRoot) -> tuple[train.Trainer, dict[str, Any]]:
     started = time.perf_counter()
     store = collect(config.env, config.data, progress=False)
     collected = time.perf_counter()
-    trainer = train.Trainer(config, store.spec, store, device)
+    trainer = train.trainer_of(config, store.spec, store, device)
     begun = time.process_time()
     while trainer.step < config.train.steps:
         trainer.advance()

@@ -32,7 +32,7 @@ import envs
 import policies
 from benchmarks import cells
 from benchmarks.result import write
-from conf.export import ExportConfig
+from conf.verbs.export import ExportConfig
 from flowhand.commands.collect import attempt
 from flowhand.commands.export import ROWS, export
 from flowhand.contracts.export.artifact import Manifest, fingerprint

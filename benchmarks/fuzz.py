@@ -43,7 +43,7 @@ from benchmarks.fuzz_inputs import (
 from benchmarks.result import write
 from benchmarks.toy_server import ToyPolicy
 from conf import cli
-from conf.export import ExportConfig
+from conf.verbs.export import ExportConfig
 from flowhand.commands.export import export
 from flowhand.contracts.band import Band
 from flowhand.contracts.execution import ExecutionConfig

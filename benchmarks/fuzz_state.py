@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.fuzz_inputs import FLOATS, NUMBERS, TENSOR_DTYPES, mutated, one_line
-from policies.train_state import require_state, unpacked
+from policies.training.train_state import require_state, unpacked
 
 STEPS = 10
 OPCODES = (

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.fuzz_inputs import mutated, mutated_text, one_line, other_json
-from flowhand.contracts.episode import Episode
+from flowhand.contracts.data.episode import Episode
 from flowhand.demos.meta import StoreMeta
 from flowhand.demos.native import Store
 

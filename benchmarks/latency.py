@@ -33,7 +33,7 @@ from benchmarks import latency_cuda
 from benchmarks.latency_floor import LARGE, Machine, work
 from benchmarks.latency_turns import random_policy, take_turns
 from benchmarks.result import write
-from conf.export import ExportConfig
+from conf.verbs.export import ExportConfig
 from flowhand.commands.export import export, held_out
 from flowhand.contracts.planner import Planner
 from flowhand.deploy.runner import load

@@ -35,7 +35,7 @@ import envs
 from benchmarks import cells
 from benchmarks.monitor_alarms import best, judge_world, pool, table
 from benchmarks.result import write
-from conf.train import TrainRoot
+from conf.verbs.train import TrainRoot
 from flowhand.commands.calibrate import demonstrations, learn, watched_episodes
 from flowhand.contracts.band import fit
 from flowhand.contracts.execution import ExecutionConfig

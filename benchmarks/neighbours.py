@@ -3,9 +3,9 @@
     python -m benchmarks.training --busy [--minutes M]
 
 A quiet stretch, one with a program that computes on every core, and a quiet one again. Three trainings of the default
-recipe take turns of a few seconds: one chooses its threads (policies/threads.py) as `train.threads=0` does, its trials
-included; one has a single thread; one as many as there are cores. So all three meet the same minute. The first minute
-after a change does not count. The share is the chosen one's rate over that of one thread, and over the best of both.
+recipe take turns of a few seconds: one chooses its threads (policies/training/threads.py) as `train.threads=0` does,
+its trials included; one has a single thread; one as many as there are cores. So all three meet the same minute. The
+first minute after a change does not count. The share is the chosen one's rate over that of one thread, and over the best of both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flowhand.commands import train
 from flowhand.contracts.features import Spec
 from flowhand.contracts.provenance import usable_cores
 from policies.device import usable_threads
-from policies.threads import ThreadChooser, ladder
+from policies.training.threads import ThreadChooser, ladder
 
 MINUTE_S, TURN_S = 60.0, 5.0
 SPIN = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
@@ -85,7 +85,7 @@ def measure(features: dict[str, Any], episodes: list[Any], minutes: int) -> dict
     choices = {"chosen": ladder(most), "one": [1], "all": [most]}
     config = compose(["train.precision=fp32", "train.device=cpu"])
     cpu = torch.device("cpu")
-    contenders = {name: Contender(train.Trainer(config, spec, episodes, cpu), c) for name, c in choices.items()}
+    contenders = {name: Contender(train.trainer_of(config, spec, episodes, cpu), c) for name, c in choices.items()}
     found: dict[str, Any] = {}
     for stretch, busy in (("quiet", 0), ("busy", usable_cores()), ("quiet again", 0)):
         with neighbours(busy):

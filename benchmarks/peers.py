@@ -34,7 +34,7 @@ from benchmarks.peers_sides import (
 )
 from benchmarks.peers_speed import bars, run_decisions, run_training
 from benchmarks.result import write
-from conf.train import TrainRoot
+from conf.verbs.train import TrainRoot
 from flowhand.commands import train
 from flowhand.control.controller import Controller
 from flowhand.evaluation.rollout import rollout
@@ -58,8 +58,8 @@ def fitting(rate: float, seconds: float) -> int:
 
 def learn(config: TrainRoot, s: Side, seconds: float) -> tuple[train.Trainer, dict[str, Any]]:
     """Ours after so many seconds of training, and what came of them."""
-    rate = rehearse(train.Trainer(replace_steps(config, 10**6), s.spec, s.store, s.device), REHEARSAL_S)
-    trainer = train.Trainer(replace_steps(config, fitting(rate, seconds)), s.spec, s.store, s.device)
+    rate = rehearse(train.trainer_of(replace_steps(config, 10**6), s.spec, s.store, s.device), REHEARSAL_S)
+    trainer = train.trainer_of(replace_steps(config, fitting(rate, seconds)), s.spec, s.store, s.device)
     started = now(trainer)
     while trainer.step < trainer.config.steps and time.perf_counter() - started < seconds:
         trainer.advance()

@@ -14,10 +14,10 @@ import torch
 
 from benchmarks import cells
 from benchmarks.peers_process import Peer, PeerPlanner, install
-from conf.train import TrainRoot
+from conf.verbs.train import TrainRoot
 from flowhand.commands import train
 from flowhand.commands.collect import collect
-from flowhand.contracts.episode import Episode
+from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.features import ChunkConfig, Spec
 from flowhand.demos.native import Store
 from policies.device import select_device

@@ -14,8 +14,8 @@ import torch
 
 import policies
 from benchmarks.peers_sides import BATCH, DIFFUSION, UNET, WARM, Side, configure, rehearse, replace_steps
-from conf.export import ExportConfig
-from conf.train import TrainRoot
+from conf.verbs.export import ExportConfig
+from conf.verbs.train import TrainRoot
 from flowhand.commands import train
 from flowhand.commands.export import export
 from flowhand.contracts.planner import Planner
@@ -66,7 +66,7 @@ def run_training(s: Side, a: argparse.Namespace) -> dict[str, Any]:
 
     def ours(overrides: list[str]) -> Contender:
         config = configure(overrides, a, len(s.store))
-        trainer = train.Trainer(replace_steps(config, 10**6), s.spec, s.store, s.device)
+        trainer = train.trainer_of(replace_steps(config, 10**6), s.spec, s.store, s.device)
         return lambda: [config.train.batch_size * rehearse(trainer, a.seconds)]
 
     def peers() -> list[float]:
@@ -104,7 +104,7 @@ def run_decisions(s: Side, a: argparse.Namespace) -> dict[str, Any]:
 
 def untrained(config: TrainRoot, s: Side) -> policies.Policy:
     """A policy with random weights: the time of a decision does not depend on them."""
-    policy = train.Trainer(config, s.spec, s.store, s.device).policy
+    policy = train.trainer_of(config, s.spec, s.store, s.device).policy
     for parameter in policy.parameters():  # a net starts at zero, which no machine may profit from
         torch.nn.init.normal_(parameter, std=0.02)
     return policy.eval().requires_grad_(False)

@@ -23,7 +23,7 @@ from typing import Any
 import policies
 from benchmarks import cells
 from benchmarks.result import write
-from conf.export import ExportConfig
+from conf.verbs.export import ExportConfig
 from flowhand.commands import eval as evaluation
 from flowhand.commands.export import export, of_checkpoint
 from flowhand.deploy.runner import Runner, load

@@ -30,9 +30,9 @@ from benchmarks import neighbours
 from benchmarks.latency_floor import Machine, wait
 from benchmarks.result import write
 from conf.cli import compose
-from conf.train import TrainRoot
+from conf.verbs.train import TrainRoot
 from flowhand.commands import train
-from flowhand.contracts.episode import Episode
+from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.features import Spec
 from policies.device import select_device
 
@@ -101,7 +101,7 @@ def seconds_per_call(work: Callable[[], object], at_least: float, device: torch.
 
 def shapes_of_a_step(config: TrainRoot, spec: Spec, device: torch.device) -> list[tuple[int, int, int]]:
     """The matrix products of a step that is not compiled; of one that is, nothing could be recorded."""
-    trainer = train.Trainer(replace(config, train=replace(config.train, compile=False)), spec, episodes(), device)
+    trainer = train.trainer_of(replace(config, train=replace(config.train, compile=False)), spec, episodes(), device)
     with RecordProducts() as recorded:
         trainer.advance()
     return recorded.shapes
@@ -112,7 +112,7 @@ def measure(overrides: list[str], machine: Machine, threads: int, rounds: int) -
     config, spec, device = compose(overrides), Spec.from_dict(FEATURES), machine.device
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     shapes = shapes_of_a_step(config, spec, device)
-    trainer, multiply = train.Trainer(config, spec, episodes(), device), products(shapes, dtype, device)
+    trainer, multiply = train.trainer_of(config, spec, episodes(), device), products(shapes, dtype, device)
     for _ in range(WARM):
         trainer.advance()
     flops = sum(2 * m * k * n for m, k, n in shapes)

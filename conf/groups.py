@@ -22,12 +22,12 @@ TABLES = {  # group: the module and the name of its table, kind -> (configuratio
 
 def root(verb: str) -> type:
     """The class of the verb's configuration."""
-    return import_module(f"conf.{verb}").ROOT
+    return import_module(f"conf.verbs.{verb}").ROOT
 
 
 def choices(verb: str) -> Mapping[str, str | None]:
     """The verb's choices of components, with what is chosen by default."""
-    return import_module(f"conf.{verb}").CHOICES
+    return import_module(f"conf.verbs.{verb}").CHOICES
 
 
 def table(group: str) -> dict[str, Any]:

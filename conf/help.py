@@ -24,7 +24,7 @@ def wanted(words: Sequence[str]) -> str:
 
 def page(verb: str, whole: bool, words: Sequence[str] = ()) -> str:
     """The help of a verb: on one screen, or with every setting of the components that the command line chooses."""
-    module, root = import_module(f"conf.{verb}"), groups.root(verb)
+    module, root = import_module(f"conf.verbs.{verb}"), groups.root(verb)
     examples = [f"  {example}" for example in module.EXAMPLES]
     lines = [f"usage: flowhand {verb} [name=value ...]", "", module.ABOUT, "", *examples]
     given = dict(word.split("=", 1) for word in words if "=" in word)

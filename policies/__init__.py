@@ -4,9 +4,9 @@ from flowhand.contracts.provenance import Provenance
 
 from .batch import Batch
 from .checkpoint import checkpoint_in, load, load_train_state, read_config, save, snapshot
-from .ema import EMA
 from .policy import Policy, PolicyConfig
-from .windows import Windows
+from .training.ema import EMA
+from .training.windows import Windows
 
 __all__ = [
     "EMA",

@@ -29,7 +29,7 @@ from flowhand.contracts.strict import build, mapping, parse_json
 from .batch import DTYPES
 from .config import policy_config
 from .policy import Policy, PolicyConfig
-from .train_state import unpacked
+from .training.train_state import unpacked
 
 FORMAT_VERSION = 1
 FILES = ("config.json", "model.safetensors", "golden.safetensors")  # what every checkpoint must have

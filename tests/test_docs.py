@@ -93,7 +93,7 @@ def compose(words: list[str]) -> None:
     assert words[0] in ("python", "flowhand"), f"no test understands this command: {words}"
     verb = PROGRAMS[words[1]] if words[0] == "python" else words[1]
     assert verb in VERBS
-    if not (ROOT / "conf" / f"{verb}.py").exists():
+    if not (ROOT / "conf" / "verbs" / f"{verb}.py").exists():
         return  # a verb without settings
     choices = [[word] for word in words[2:] if not word.startswith("--")]
     if "--multirun" in words:
@@ -197,7 +197,7 @@ def test_a_setting_that_does_not_exist_is_found():
 @cache
 def known_keys() -> set[str]:
     keys = {"experiment", *groups.TABLES}
-    for verb in (verb for verb in VERBS if (ROOT / "conf" / f"{verb}.py").exists()):
+    for verb in (verb for verb in VERBS if (ROOT / "conf" / "verbs" / f"{verb}.py").exists()):
         chosen = groups.choices(verb)
         found = {key for key, _, _ in help.settings(groups.root(verb), chosen)}
         for group in chosen:

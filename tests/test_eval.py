@@ -16,10 +16,10 @@ from hydra.core.global_hydra import GlobalHydra
 import envs
 import policies
 from conf import cli
-from conf.eval import EvalRoot, EvaluationConfig
-from conf.export import ExportRoot
 from conf.sampling import SamplingConfig
-from conf.serve import ServeRoot
+from conf.verbs.eval import EvalRoot, EvaluationConfig
+from conf.verbs.export import ExportRoot
+from conf.verbs.serve import ServeRoot
 from flowhand.commands import eval as evaluation
 from flowhand.commands import train
 from flowhand.commands.collect import collect

@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import envs
 import policies
-from conf.eval import EvaluationConfig
+from conf.verbs.eval import EvaluationConfig
 from envs import PerturbConfig
 from envs.perturb import PerturbedEnv
 from flowhand.commands import eval as evaluation

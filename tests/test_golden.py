@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import envs
 import policies
-from conf.eval import EvaluationConfig
+from conf.verbs.eval import EvaluationConfig
 from envs import PerturbConfig
 from flowhand.commands import eval as evaluation
 from flowhand.commands import train

@@ -17,7 +17,7 @@ import policies
 from conf import resume
 from conf.cli import compose
 from flowhand.commands import train
-from flowhand.contracts.episode import Episode
+from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.features import Spec
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +57,7 @@ def make_trainer(*overrides, fitted=False):
         for seed in range(4)
     ]
     spec = Spec.from_dict(FEATURES)
-    return train.Trainer(configure(*overrides), spec, episodes, torch.device("cpu"), fitted)
+    return train.trainer_of(configure(*overrides), spec, episodes, torch.device("cpu"), fitted)
 
 
 def assert_same_state(a, b):

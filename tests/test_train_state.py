@@ -10,7 +10,7 @@ import torch
 from benchmarks.fuzz_state import STEPS, trainer
 from flowhand.commands import train
 from flowhand.demos.native import Store
-from policies.train_state import require_state
+from policies.training.train_state import require_state
 
 
 def test_a_sound_state_is_taken_and_one_without_threads_too():

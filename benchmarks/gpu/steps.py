@@ -112,7 +112,7 @@ def captured_step(overrides: list[str], device: torch.device) -> dict[str, Any]:
     """The time of a whole training step as one graph, over that of its matrix products, captured the same way."""
     config, spec = compose(overrides), Spec.from_dict(training.FEATURES)
     shapes = training.shapes_of_a_step(config, spec, device)
-    trainer = train.Trainer(config, spec, training.episodes(), device)
+    trainer = train.trainer_of(config, spec, training.episodes(), device)
     for group in trainer.optimizer.param_groups:
         group["capturable"] = True
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -35,7 +35,7 @@ from policies.monitor.calibrated import CalibratedMonitor, Calibration, save_mon
 from policies.monitor.density import Density, DensityConfig, learn_density
 from policies.monitor.scores import SCORES
 from policies.monitor.watched_policy import WatchedPolicy, possible
-from policies.windows import Windows
+from policies.training.windows import Windows
 
 from .collect import collect
 

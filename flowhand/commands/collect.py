@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from envs import Env, EnvConfig, make
 from flowhand.contracts import world
-from flowhand.contracts.episode import Episode
+from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.modules import import_modules, imported_modules
 from flowhand.contracts.strict import whole
 from flowhand.contracts.world import WorldError
@@ -39,7 +39,7 @@ from flowhand.demos.native import Store
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from conf.collect import CollectRoot
+    from conf.verbs.collect import CollectRoot
 
 
 COLLECTOR_VERSION = 1  # part of every recipe: raise it when the same settings give other episodes than before

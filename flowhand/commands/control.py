@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 import flowhand
 from conf import cli
-from conf.control import ControlRoot
+from conf.verbs.control import ControlRoot
 from flowhand.contracts.durable import opened
 from flowhand.contracts.export import artifact, exported_policy
 from flowhand.contracts.features import Spec

@@ -20,7 +20,7 @@ import envs
 import flowhand
 import policies
 from conf import cli
-from conf.eval import EvalRoot, EvaluationConfig
+from conf.verbs.eval import EvalRoot, EvaluationConfig
 from flowhand.contracts.durable import claimed
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.export.artifact import is_export
@@ -36,7 +36,7 @@ from flowhand.evaluation.unfinished import Unfinished, completed, discard_unfini
 from flowhand.pages.evaluation import ChunkComparison, Clip, ReportData, closing_line, write_report
 from flowhand.pages.video import encode_mp4
 from policies.device import cpu_threads, hardware, select_device
-from policies.train_state import require_history
+from policies.training.train_state import require_history
 
 from .collect import attempt
 from .runs import log_results, wandb_run

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from conf import cli
-from conf.export import ExportConfig, ExportRoot
+from conf.verbs.export import ExportConfig, ExportRoot
 from flowhand.contracts.durable import replacing
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.export import artifact

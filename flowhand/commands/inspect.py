@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from conf import cli
-from conf.inspect import InspectRoot
+from conf.verbs.inspect import InspectRoot
 from flowhand.contracts.argument import argument
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.native import Store

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
-from conf.eval import WandbConfig
+from conf.verbs.eval import WandbConfig
 
 
 @contextmanager

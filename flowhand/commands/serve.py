@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from conf import cli
-from conf.serve import ServeRoot
+from conf.verbs.serve import ServeRoot
 from flowhand.contracts.export.artifact import is_export
 from flowhand.contracts.export.exported_policy import require_own_sampler
 from flowhand.contracts.planner import Planner

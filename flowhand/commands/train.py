@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -20,11 +19,11 @@ import envs
 import policies
 from conf import cli
 from conf.resume import as_it_began, completed, require_same, stored_overrides, with_names_of_now
-from conf.train import TrainRoot
+from conf.verbs.train import TrainRoot
 from flowhand.commands import eval as evaluation
 from flowhand.contracts.argument import argument
+from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.durable import claimed, exists
-from flowhand.contracts.episode import Episode
 from flowhand.contracts.features import Spec
 from flowhand.contracts.modules import imported_modules
 from flowhand.contracts.planner import learnable
@@ -33,140 +32,18 @@ from flowhand.demos.formats import open_dataset
 from flowhand.demos.hub import is_repo_id
 from flowhand.demos.native import Store
 from flowhand.demos.states import StateEpisodes
-from policies.compile import require_compiler
-from policies.device import has_bf16_units, select_device, usable_threads
-from policies.threads import ThreadChooser, ladder
-from policies.train_state import require_state
+from policies.device import select_device
+from policies.training.trainer import Trainer
 
 from .collect import collect
 from .runs import StopRequest
 
 
-class Trainer:
-    """A policy in training. What must survive a stop is in `state`; `restore` takes it back."""
-
-    def __init__(
-        self,
-        config: TrainRoot,
-        spec: Spec,
-        episodes: Iterable[Episode],
-        device: torch.device,
-        fitted: bool = False,  # the statistics come with `restore`: those that the run began with
-    ):
-        torch.manual_seed(config.seed)  # of the initial weights; all later randomness comes from the generator
-        self.config = config.train
-        chunk = config.chunk
-        self.windows = policies.Windows(episodes, spec, chunk.history, chunk.prediction_horizon, device)
-        self.policy = policies.Policy(config.policy, spec).to(device)
-        if not fitted:
-            self.policy.fit_normalizers(self.windows.observation, self.windows.action)
-        self.ema = policies.EMA(self.policy, self.config.ema_decay)
-        self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
-        )
-        self.generator = torch.Generator(device).manual_seed(config.seed)
-        self.spare = torch.Generator(device).manual_seed(config.seed)  # of trials, on which nothing depends
-        if self.config.compile and device.type == "cpu":
-            require_compiler()
-        loss = torch.compile(self.policy.loss) if self.config.compile else self.policy.loss
-        self.loss: Callable[[policies.Batch, torch.Generator], torch.Tensor] = loss
-        bf16 = has_bf16_units(device) if self.config.precision == "auto" else self.config.precision == "bf16"
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-        self.step = 0  # optimizer steps done
-        self.seconds = 0.0  # spent training, evaluations not counted
-        self.history: list[dict[str, Any]] = []  # log entries
-        self.threads = [[0, torch.get_num_threads()]]  # from which step on how many of the CPU computed
-        self.gradient_s = 0.0  # the last step's time up to its gradient; on a GPU, until all is launched
-        self.bad_step = torch.full((), math.inf, device=device)  # the first step whose loss or gradient was not finite
-
-    def learning_rate(self) -> float:
-        """Linear warm-up, then a cosine to zero at the last step."""
-        warm = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
-        return self.config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * self.step / self.config.steps))
-
-    def advance(self) -> torch.Tensor:
-        """One optimizer step; returns the loss without waiting for the device."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        started = time.perf_counter()
-        loss = self._differentiate(self.generator)
-        self.gradient_s = time.perf_counter() - started
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip_norm)
-        self._guard(loss, norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.ema.update()
-        self.step += 1
-        return loss.detach()
-
-    def _differentiate(self, generator: torch.Generator) -> torch.Tensor:
-        """The loss of a batch, whose gradient is then with the parameters."""
-        batch = self.windows.draw(self.config.batch_size, generator)
-        with self.autocast:
-            loss = self.loss(batch, generator)
-        loss.backward()
-        return loss
-
-    def trial(self) -> None:
-        """The work of a step up to its gradient, for whoever times it: changes neither weights nor random numbers."""
-        self._differentiate(self.spare)
-        self.optimizer.zero_grad()
-
-    def use_threads(self, count: int) -> None:
-        """So many CPU threads from here on. Another number sums in another order, so it is noted with the step."""
-        torch.set_num_threads(count)
-        if count != self.threads[-1][1]:
-            self.threads.append([self.step, count])
-
-    def thread_chooser(self) -> ThreadChooser:
-        """What chooses the number of CPU threads, unless the configuration does or a GPU computes."""
-        count, free = self.threads[-1][1], self.config.threads == 0 and self.bad_step.device.type == "cpu"
-        return ThreadChooser(count, ladder(usable_threads()) if free else [count], self.trial)
-
-    def _guard(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
-        """From the first non-finite loss or gradient on, the optimizer's step does nothing.
-
-        The flag stays on the device (the fused optimizer reads `found_inf`), so that no step waits for an answer;
-        `require_finite` asks at every log entry and before every save.
-        """
-        bad = torch.where(torch.isfinite(loss + norm), math.inf, float(self.step))
-        self.bad_step = torch.minimum(self.bad_step, bad.detach())
-        self.optimizer.found_inf = torch.isfinite(self.bad_step).float()  # pyright: ignore[reportAttributeAccessIssue]
-
-    def require_finite(self) -> None:
-        """Raises `ValueError` naming the first step whose loss or gradient was not finite."""
-        bad = self.bad_step.item()
-        if math.isfinite(bad):
-            raise ValueError(
-                f"the loss or its gradient was not finite at step {int(bad)}; nothing was learned from it. "
-                "Lower train.learning_rate, or look at the demonstrations"
-            )
-
-    def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on, as tensors, numbers, strings, lists and dicts."""
-        return {
-            "policy": self.policy.state_dict(),
-            "ema": self.ema.module.state_dict(),
-            "ema_updates": self.ema.updates,
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "history": self.history,
-            "threads": self.threads,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Takes back what `state` gave; nothing, if any of it is wrong."""
-        require_state(state, self.state(), list(self.policy.parameters()), self.config.steps)
-        self.policy.load_state_dict(state["policy"])
-        self.ema.module.load_state_dict(state["ema"])
-        self.ema.updates = state["ema_updates"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
-        self.threads = state.get("threads", self.threads)  # an earlier version did not note them
-        self.use_threads(self.config.threads or self.threads[-1][1])
+def trainer_of(
+    config: TrainRoot, spec: Spec, episodes: Iterable[Episode], device: torch.device, fitted: bool = False
+) -> Trainer:
+    """The trainer of a run; see `Trainer`."""
+    return Trainer(config.train, config.policy, spec, episodes, device, config.seed, fitted)
 
 
 def fit(
@@ -216,7 +93,7 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
         config.head.require_reference()  # before the demonstrations are collected
     store = demonstrations(config)
     collect_seconds = time.perf_counter() - started
-    trainer = Trainer(config, learnable(store.spec), store, device, fitted=state is not None)
+    trainer = trainer_of(config, learnable(store.spec), store, device, fitted=state is not None)
     if state is not None:
         require_same(
             completed(with_names_of_now(state.get("config")), OmegaConf.structured(config)),

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from conf import cli
-from conf.verify import VerifyRoot
+from conf.verbs.verify import VerifyRoot
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.strict import build
 from flowhand.control.inference_thread import Decider

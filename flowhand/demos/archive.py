@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from flowhand.contracts.episode import SEED_LIMIT, Episode, is_number
+from flowhand.contracts.data.episode import SEED_LIMIT, Episode, is_number
 from flowhand.contracts.features import shown
 
 OBSERVATION_PREFIX = "observation/"

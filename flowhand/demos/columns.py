@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flowhand.contracts.episode import Episode
+from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.features import DTYPES, RESERVED, Feature, shown
 
 NUMBERS = ("float16", "float32", "float64", "uint8", "uint16", "int8", "int16", "int32", "int64", "uint32", "bool")

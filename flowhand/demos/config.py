@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from flowhand.contracts.episode import SEED_LIMIT
+from flowhand.contracts.data.episode import SEED_LIMIT
 from flowhand.contracts.strict import whole
 
 SEEDS_PER_COLLECTION = 10_000  # collections with different `seed` share no episode seed

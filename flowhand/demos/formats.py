@@ -14,7 +14,7 @@ from .hub import fetched, is_repo_id
 from .lerobot.dataset import LeRobotDataset
 from .native import Store
 from .reader import Reader
-from .replay_zarr import ReplayZarrDataset, is_replay_buffer
+from .zarr_files.replay_zarr import ReplayZarrDataset, is_replay_buffer
 
 KNOWN = "a store of flowhand, LeRobot 2.0 to 3.0, robomimic HDF5, a replay buffer (zarr), Minari HDF5"
 MOST_LOOKED_AT = 2000  # folders and files, for data sets below a folder that is none

@@ -26,9 +26,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from flowhand.contracts.data.episode import Episode
+from flowhand.contracts.data.statistics import Statistics, measure
 from flowhand.contracts.durable import sync
-from flowhand.contracts.episode import Episode
-from flowhand.contracts.feature_statistics import Statistics, measure
 from flowhand.contracts.features import shown
 
 from .archive import _pack, _unpack, open_regular, read_arrays, write_arrays

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from flowhand.contracts.episode import Episode, is_number, shown
-from flowhand.contracts.feature_statistics import Statistics
+from flowhand.contracts.data.episode import Episode, is_number, shown
+from flowhand.contracts.data.statistics import Statistics
 from flowhand.contracts.features import Spec
 
 from .archive import open_regular, read_bounded

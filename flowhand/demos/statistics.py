@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from flowhand.contracts.feature_statistics import QUANTILES, FeatureStatistics, Statistics
+from flowhand.contracts.data.statistics import QUANTILES, FeatureStatistics, Statistics
 
 MOST_BYTES = 2**28  # of values that are held at once for the quantiles
 

@@ -43,7 +43,7 @@ def test_all_take_turns_and_the_first_minute_does_not_count(monkeypatch):
     monkeypatch.setattr(neighbours, "Contender", Contender)
     monkeypatch.setattr(neighbours, "usable_threads", lambda: 2)
     monkeypatch.setattr(neighbours, "usable_cores", lambda: 2)
-    monkeypatch.setattr(neighbours.train, "Trainer", lambda *_: None)
+    monkeypatch.setattr(neighbours.train, "trainer_of", lambda *_: None)
     monkeypatch.setattr(Contender.state, "turns", [])
     written = []
     monkeypatch.setattr(training, "write", lambda name, content, out, **labels: written.append((name, content, labels)))

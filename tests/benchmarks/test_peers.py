@@ -13,7 +13,7 @@ from benchmarks import peers, peers_sides, peers_speed
 from benchmarks.peers_lerobot import ENVIRONMENT, STATE, split, windows
 from benchmarks.peers_process import Peer, PeerError, PeerPlanner
 from conf.cli import compose
-from flowhand.contracts.episode import Episode
+from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.features import ChunkConfig, Spec
 from flowhand.contracts.planner import NOTHING
 from flowhand.control.controller import Controller

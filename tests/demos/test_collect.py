@@ -12,7 +12,7 @@ import pytest
 
 from envs import Env, EnvConfig
 from flowhand.commands.collect import attempt, attempts, collect
-from flowhand.contracts.episode import SEED_LIMIT
+from flowhand.contracts.data.episode import SEED_LIMIT
 from flowhand.contracts.features import Feature, Spec
 from flowhand.demos.config import DataConfig
 from flowhand.demos.meta import StoreMeta

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from flowhand.contracts.episode import SEED_LIMIT, Episode
+from flowhand.contracts.data.episode import SEED_LIMIT, Episode
 from flowhand.contracts.features import Feature, Spec
 
 STEPS = 5

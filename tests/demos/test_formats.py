@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import flowhand
-from conf.inspect import InspectRoot
+from conf.verbs.inspect import InspectRoot
 from flowhand.commands.inspect import described
 from flowhand.demos import hub
 from flowhand.demos.formats import open_dataset
@@ -22,7 +22,7 @@ from flowhand.demos.hdf5_files.minari import MinariDataset
 from flowhand.demos.hdf5_files.robomimic import RobomimicDataset
 from flowhand.demos.lerobot.dataset import LeRobotDataset
 from flowhand.demos.native import Store
-from flowhand.demos.replay_zarr import ReplayZarrDataset
+from flowhand.demos.zarr_files.replay_zarr import ReplayZarrDataset
 from tests.demos.recorded import Set2, Set3
 from tests.demos.test_lerobot import error_of
 from tests.demos.test_recorded_hdf5 import minari, robomimic

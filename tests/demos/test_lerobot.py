@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flowhand.contracts.feature_statistics import QUANTILES
+from flowhand.contracts.data.statistics import QUANTILES
 from flowhand.demos.frames import FrameCache
 from flowhand.demos.lerobot.dataset import LeRobotDataset
 from flowhand.demos.lerobot.meta import fill

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from flowhand.contracts.episode import Episode
+from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.features import Feature, Spec
 from flowhand.demos.lerobot.dataset import LeRobotDataset
 from flowhand.demos.lerobot.write import LeRobotWriter

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowhand.demos.replay_zarr import ReplayZarrDataset
+from flowhand.demos.zarr_files.replay_zarr import ReplayZarrDataset
 from tests.demos.recorded import described
 from tests.demos.test_lerobot import error_of
 

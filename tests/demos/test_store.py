@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flowhand.contracts.episode import Dataset, Episode
-from flowhand.contracts.feature_statistics import QUANTILES
+from flowhand.contracts.data.episode import Dataset, Episode
+from flowhand.contracts.data.statistics import QUANTILES
 from flowhand.demos import native
 from flowhand.demos.meta import StoreMeta
 from flowhand.demos.native import Store

@@ -11,8 +11,8 @@ import policies
 from conf.cli import compose
 from flowhand.commands import train
 from flowhand.demos.lerobot.dataset import LeRobotDataset
-from flowhand.demos.replay_zarr import ReplayZarrDataset
 from flowhand.demos.states import StateEpisodes
+from flowhand.demos.zarr_files.replay_zarr import ReplayZarrDataset
 from tests.demos.recorded import Set3
 from tests.demos.test_replay_zarr import make
 

@@ -11,12 +11,12 @@ from hydra.core.global_hydra import GlobalHydra
 
 import policies
 from conf import cli
-from conf.calibrate import CalibrateRoot
+from conf.verbs.calibrate import CalibrateRoot
 from envs import DetourConfig
 from flowhand.commands import calibrate as module
 from flowhand.commands.calibrate import calibrate, demonstrations
 from flowhand.commands.collect import collect
-from flowhand.commands.train import Trainer, provenance
+from flowhand.commands.train import provenance, trainer_of
 from flowhand.control.alarm import Monitor, Trace
 from flowhand.demos.config import DataConfig
 from flowhand.evaluation.records import EpisodeRecord
@@ -32,7 +32,7 @@ def checkpoint(tmp_path_factory):
     small = ["env=detour", "env.max_steps=60", "net.width=16", "net.blocks=1", "train.steps=2", "train.threads=1"]
     config = cli.compose([*small, "data.episodes=3", f"data.cache_dir={folder}/demos", "train.device=cpu"])
     store = collect(config.env, config.data, progress=False)
-    trainer = Trainer(config, store.spec, store, torch.device("cpu"))
+    trainer = trainer_of(config, store.spec, store, torch.device("cpu"))
     trainer.advance()
     golden = trainer.windows.gather(torch.arange(2)).observation
     state = {"config": {"demos": vars(config.data)}}

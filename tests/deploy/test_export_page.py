@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import envs
-from conf.export import ExportConfig
+from conf.verbs.export import ExportConfig
 from flowhand.commands.export import export
 from flowhand.contracts.features import ChunkConfig
 from policies import Policy, PolicyConfig

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 import pytest
 import torch
 
-from conf.export import ExportConfig
+from conf.verbs.export import ExportConfig
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
 from flowhand.control.limits.config import SafetyConfig

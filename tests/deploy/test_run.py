@@ -17,8 +17,8 @@ import torch
 
 import envs
 import policies
-from conf.control import ControlRoot
 from conf.sampling import SamplingConfig
+from conf.verbs.control import ControlRoot
 from flowhand.commands import control, verify
 from flowhand.contracts.band import Band
 from flowhand.contracts.execution import ExecutionConfig

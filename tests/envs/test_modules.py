@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 import envs
 import policies
 from conf import cli
-from conf.collect import CollectRoot
+from conf.verbs.collect import CollectRoot
 from flowhand.commands.collect import _attempt_in_processes, _meta
 from flowhand.contracts import modules
 from flowhand.contracts.modules import import_modules, imported_modules

@@ -22,7 +22,7 @@ from torch._dynamo.backends.registry import lookup_backend
 
 from conf.cli import compose
 from flowhand.commands import train
-from flowhand.contracts.episode import Episode
+from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
 from policies import Policy, PolicyConfig
 from policies.compile import MATRIX_ROWS, CompiledSampler, RowLinear
@@ -270,7 +270,7 @@ def make_trainer(*overrides: str) -> train.Trainer:
     episode = Episode({"state": state.astype(np.float32)}, action.astype(np.float32), nothing, never, "", 0, 0.05)
     spec = Spec({"state": FEATURES["state"]}, Feature((2,), "float32", "m/s"), control_dt_s=0.05)
     small = ("net.width=16", "encoder.width=16", "net.blocks=1", *overrides)
-    trainer = train.Trainer(compose([*small]), spec, [episode], torch.device("cpu"))
+    trainer = train.trainer_of(compose([*small]), spec, [episode], torch.device("cpu"))
     torch.manual_seed(0)
     with torch.no_grad():
         for p in trainer.policy.parameters():

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from policies.threads import ThreadChooser, ladder
+from policies.training.threads import ThreadChooser, ladder
 
 QUIET = {1: 0.045, 2: 0.028}  # seconds of a step, as measured on two quiet cores
 BUSY = {1: 0.09, 2: 1.37}  # and with another program on each

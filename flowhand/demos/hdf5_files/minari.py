@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flowhand.contracts.episode import SEED_LIMIT, shown
+from flowhand.contracts.data.episode import SEED_LIMIT, shown
 
 from .. import images
 from ..columns import Column, column, feature_names, kind_of

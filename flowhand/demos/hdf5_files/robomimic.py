@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flowhand.contracts.episode import shown
+from flowhand.contracts.data.episode import shown
 
 from ..columns import Column, column, feature_names, kind_of
 from ..reader import Reader, require_rate

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowhand.contracts.episode import shown
+from flowhand.contracts.data.episode import shown
 
 from ..archive import read_bounded
 from ..reader import MOST_JSON_BYTES, read_json, require_rate

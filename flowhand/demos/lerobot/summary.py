@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flowhand.contracts.feature_statistics import QUANTILES, FeatureStatistics
+from flowhand.contracts.data.statistics import QUANTILES, FeatureStatistics
 
 NAMES = ("min", "max", "mean", "std", "q01", "q10", "q50", "q90", "q99")
 

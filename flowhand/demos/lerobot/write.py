@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flowhand.contracts.episode import Episode
+from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.features import Feature, Spec
 
 from ..columns import kind_of

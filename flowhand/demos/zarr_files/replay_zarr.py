@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from flowhand.contracts.episode import shown
+from flowhand.contracts.data.episode import shown
 
-from .archive import read_bounded
-from .columns import Column, column, feature_names, images_as_bytes, kind_of
-from .reader import MOST_EPISODE_BYTES, Reader, damage, require_rate
+from ..archive import read_bounded
+from ..columns import Column, column, feature_names, images_as_bytes, kind_of
+from ..reader import MOST_EPISODE_BYTES, Reader, damage, require_rate
 from .zarr_chunks import MOST_CHUNK, ZarrArray
 
 USUAL_RATE_HZ = 10.0  # of Diffusion Policy's own data

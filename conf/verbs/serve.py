@@ -8,7 +8,7 @@ from omegaconf import MISSING
 
 from flowhand.deploy.server.config import ServerConfig
 
-from .sampling import SamplingConfig
+from ..sampling import SamplingConfig
 
 
 @dataclass

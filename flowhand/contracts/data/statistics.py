@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..features import Spec
 from .episode import Episode
-from .features import Spec
 
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 

@@ -11,7 +11,7 @@ from envs.perturb import PerturbConfig
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.strict import whole_numbers
 
-from .sampling import SamplingConfig
+from ..sampling import SamplingConfig
 
 
 @dataclass

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from .features import Spec, shown
+from ..features import Spec, shown
 
 if TYPE_CHECKING:
-    from .feature_statistics import Statistics
+    from .statistics import Statistics
 
 # Demonstrations use seeds below this one, evaluation the seeds from it on: a policy is never scored on what it saw.
 SEED_LIMIT = 1_000_000

@@ -9,7 +9,7 @@ from omegaconf import MISSING
 from flowhand.contracts.export.artifact import MODELS, PRECISIONS
 from flowhand.contracts.strict import whole_numbers
 
-from .sampling import SamplingConfig
+from ..sampling import SamplingConfig
 
 TOLERANCE = 1e-5  # of fp32, a share of the action's spread
 

@@ -12,7 +12,7 @@ from flowhand.control.limits.config import SafetyConfig
 from flowhand.control.limits.workspace import Box
 from flowhand.control.runtime_config import RuntimeConfig
 
-from .sampling import SamplingConfig
+from ..sampling import SamplingConfig
 
 
 @dataclass

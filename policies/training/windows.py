@@ -13,7 +13,7 @@ from flowhand.contracts.features import Spec
 from flowhand.contracts.history import fitted, fitting
 from flowhand.contracts.planner import check_spec
 
-from .batch import DTYPES, Batch
+from ..batch import DTYPES, Batch
 
 
 @runtime_checkable

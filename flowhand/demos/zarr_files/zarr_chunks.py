@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from flowhand.contracts.episode import shown
+from flowhand.contracts.data.episode import shown
 
-from .reader import required
+from ..reader import required
 
 MOST_CHUNK = 2**29  # bytes of a chunk, before and after it is decompressed
 COMPRESSORS = ("blosc", "zstd", "lz4", "zlib", "gzip", "bz2", "lzma")

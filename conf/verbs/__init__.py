@@ -1,0 +1,1 @@
+"""What can be set of each verb: one file each, with its root class, its choices of components and its help."""

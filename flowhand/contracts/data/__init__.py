@@ -1,0 +1,1 @@
+"""Recorded data: an episode, a data set of them, and their statistics."""

@@ -1,0 +1,1 @@
+"""Demonstrations in zarr files, as Diffusion Policy keeps them."""
