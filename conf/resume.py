@@ -39,6 +39,9 @@ FREE_ON_RESUME = (
     "execution",
     "data.path",
     "data.cache_dir",
+    "data.cache_gb",
+    "data.memory_gb",
+    "data.prefetch",
     "data.workers",
     *(f"train.{name}" for name in ("save_every", "log_every", "eval_every", "device", "threads")),
 )

@@ -6,6 +6,7 @@ from .batch import Batch
 from .checkpoint import checkpoint_in, load, load_train_state, read_config, save, snapshot
 from .policy import Policy, PolicyConfig
 from .training.ema import EMA
+from .training.stream import Stream
 from .training.windows import Windows
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Policy",
     "PolicyConfig",
     "Provenance",
+    "Stream",
     "Windows",
     "checkpoint_in",
     "load",

@@ -9,6 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from flowhand.contracts.data.statistics import QUANTILES, FeatureStatistics
+
 MODES = ("mean_std", "min_max", "quantile", "identity")
 EPS, TINY = torch.finfo(torch.float32).eps, torch.finfo(torch.float32).tiny
 JITTER = 8  # steps of float32: a range of no more is rounding, not a signal
@@ -28,6 +30,18 @@ class NormalizerConfig:
         for name in ("observation", "action"):
             if getattr(self, name) not in MODES:
                 raise ValueError(f"normalizer.{name}={getattr(self, name)!r} is unknown; choices: {', '.join(MODES)}")
+
+
+@dataclass
+class _Summary:
+    """What the modes need to know of the columns; each (size,) float64."""
+
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+    inner_low: Tensor  # 98 % of the values lie from here
+    inner_high: Tensor  # to here
 
 
 class Normalizer(nn.Module):
@@ -61,9 +75,27 @@ class Normalizer(nn.Module):
         if not torch.isfinite(data).all():
             bad = int((~torch.isfinite(data)).any(dim=1).nonzero()[0])
             raise ValueError(f"statistics of {name!r} need finite data, but row {bad} has NaN or infinity")
+        low, high = data.amin(dim=0), data.amax(dim=0)
+        inner = _inner(data) if mode == "quantile" else (low, high)
+        self._take(_Summary(data.mean(dim=0), data.std(dim=0, correction=0), low, high, *inner), mode, name)
+
+    def take(self, statistics: FeatureStatistics, mode: str, name: str) -> None:
+        """Takes statistics that were measured elsewhere; see `fit`.
+
+        Raises:
+            ValueError: fewer than two rows, another size, an unknown mode, or tails too heavy for quantiles.
+        """
+        if statistics.count < 2 or len(statistics.mean) != self.shift.numel():
+            got = f"{statistics.count} rows of {len(statistics.mean)}"
+            raise ValueError(f"statistics of {name!r} need at least 2 rows of {self.shift.numel()} values, got {got}")
+        inner = statistics.quantiles[QUANTILES.index(0.01)], statistics.quantiles[QUANTILES.index(0.99)]
+        parts = (statistics.mean, statistics.std, statistics.low, statistics.high, *inner)
+        self._take(_Summary(*(torch.from_numpy(part).to(self.shift.device) for part in parts)), mode, name)
+
+    def _take(self, data: _Summary, mode: str, name: str) -> None:
         shift, scale = _statistics(data, mode, name)
         if mode != "identity":
-            step, varies = _resolution(data), data.amax(dim=0) - data.amin(dim=0)
+            step, varies = _resolution(data), data.high - data.low
             constant = varies <= JITTER * step
             _warn_of(constant & (varies > 0), data, name)
             scale = torch.where(constant, 1.0, torch.maximum(scale, step))
@@ -84,51 +116,55 @@ class Normalizer(nn.Module):
         return x * self.scale + self.shift
 
 
-def _resolution(data: Tensor) -> Tensor:
+def _resolution(data: _Summary) -> Tensor:
     """How far apart neighbouring float32 numbers are where each column is largest."""
-    return (EPS * data.abs().amax(dim=0)).clamp(min=TINY)
+    return (EPS * torch.maximum(data.low.abs(), data.high.abs())).clamp(min=TINY)
 
 
-def _warn_of(dimensions: Tensor, data: Tensor, name: str) -> None:
+def _warn_of(dimensions: Tensor, data: _Summary, name: str) -> None:
     """Warns of dimensions (size,) that vary and are treated as constant."""
     for i in dimensions.nonzero().flatten().tolist():
-        low, high = data[:, i].min().item(), data[:, i].max().item()
+        low, high = data.low[i].item(), data.high[i].item()
         warnings.warn(
             f"{name!r} dimension {i} varies from {low:.9g} to {high:.9g}, which float32 hardly resolves: it is treated "
             "as constant. If this is a signal, record it without its offset",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
-def _statistics(data: Tensor, mode: str, name: str) -> tuple[Tensor, Tensor]:
+def _inner(data: Tensor) -> tuple[Tensor, Tensor]:
+    """Between which values of each column 98 % of them lie."""
+    ordered = data.sort(dim=0).values  # torch.quantile refuses more than 16 M values
+    last = data.shape[0] - 1
+    return ordered[round(0.01 * last)], ordered[round(0.99 * last)]
+
+
+def _statistics(data: _Summary, mode: str, name: str) -> tuple[Tensor, Tensor]:
     """Shift and scale of each column."""
     if mode == "mean_std":
-        return data.mean(dim=0), data.std(dim=0, correction=0)
+        return data.mean, data.std
     if mode == "identity":
-        return torch.zeros_like(data[0]), torch.ones_like(data[0])
+        return torch.zeros_like(data.mean), torch.ones_like(data.mean)
     if mode == "min_max":
-        low, high = data.amin(dim=0), data.amax(dim=0)
-        return (high + low) / 2, (high - low) / 2
+        return (data.high + data.low) / 2, (data.high - data.low) / 2
     if mode == "quantile":
         return _quantiles(data, name)
     raise ValueError(f"normalization {mode!r} is unknown; choices: {', '.join(MODES)}")
 
 
-def _quantiles(data: Tensor, name: str) -> tuple[Tensor, Tensor]:
+def _quantiles(data: _Summary, name: str) -> tuple[Tensor, Tensor]:
     """Middle and half range of the inner 98 %, but no scale below the standard deviation: no mean square exceeds 1.
 
     Where the quantiles coincide, as in a dimension that is nearly always zero, mean and standard deviation are taken.
     """
-    ordered = data.sort(dim=0).values  # torch.quantile refuses more than 16 M values
-    last = data.shape[0] - 1
-    low, high = ordered[round(0.01 * last)], ordered[round(0.99 * last)]
-    half, spread = (high - low) / 2, data.std(dim=0, correction=0)
+    low, high = data.inner_low, data.inner_high
+    half, spread = (high - low) / 2, data.std
     flat = high - low <= JITTER * _resolution(data)
     for i in (~flat & (spread > HEAVY * half)).nonzero().flatten().tolist():
         raise ValueError(
             f"{name!r} dimension {i} has tails too heavy for quantiles: 98 % of its values lie in {low[i]:.4g} to "
-            f"{high[i]:.4g}, all of them in {ordered[0, i]:.4g} to {ordered[-1, i]:.4g}; remove the outliers, or use "
+            f"{high[i]:.4g}, all of them in {data.low[i]:.4g} to {data.high[i]:.4g}; remove the outliers, or use "
             "normalizer.observation or normalizer.action = mean_std"
         )
-    shift = torch.where(flat, data.mean(dim=0), (high + low) / 2)
+    shift = torch.where(flat, data.mean, (high + low) / 2)
     return shift, torch.where(flat, spread, torch.maximum(half, spread))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowhand.contracts.data.statistics import Statistics
 from flowhand.contracts.features import ChunkConfig, Spec
 from flowhand.contracts.planner import PrefixArrays, check_spec
 from flowhand.contracts.provenance import Provenance
@@ -140,6 +141,25 @@ class Policy(nn.Module):
         for name, normalizer in self.normalizers():
             data, mode = (continuous, options.action) if name == "action" else (observation[name], options.observation)
             normalizer.fit(data.flatten(1), mode, name)
+
+    def take_statistics(self, statistics: Statistics, actions: Iterable[Tensor]) -> None:
+        """Takes statistics of demonstrations that are not held in memory.
+
+        Args:
+            statistics: of every vector of the observation, and of the action.
+            actions: all actions, part by part (n, A); looked at where some are choices.
+        """
+        options = self.config.normalizer
+        self.config.head.require_reference()
+        if self.codec.mixed:
+            for part in actions:
+                self.codec.require_choices(part)
+        discrete = np.array(self.codec.choices) > 0
+        for name, normalizer in self.normalizers():
+            measured, mode = statistics[name], options.observation
+            if name == "action":
+                measured, mode = measured.without(discrete), options.action
+            normalizer.take(measured, mode, name)
 
     def normalizers(self) -> list[tuple[str, Normalizer]]:
         """All normalizers with the names of their features; the action comes last."""

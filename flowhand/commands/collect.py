@@ -117,7 +117,7 @@ def _task_name(env_config: EnvConfig) -> str:
 def _find_store(env: Env, meta: StoreMeta, config: DataConfig) -> Store:
     """Open the store that the config asks for, or create it."""
     folder = re.sub(r"[^\w.-]+", "-", meta.env.split(" ", 1)[1])
-    path = Path(config.path or Path(config.cache_dir) / f"{folder}-{meta.recipe_hash[:12]}")
+    path = Path(config.path or config.collected_dir / f"{folder}-{meta.recipe_hash[:12]}")
     if not (path / "meta.json").exists():
         env.reset(seed=_first_seed(config.seed))  # which makes the expert
         if env.expert is None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import hydra
@@ -28,12 +29,16 @@ from flowhand.contracts.features import Spec
 from flowhand.contracts.modules import imported_modules
 from flowhand.contracts.planner import learnable
 from flowhand.contracts.provenance import revision
+from flowhand.demos.decoded.rows import read_features, row_bytes, training_rows
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.hub import is_repo_id
 from flowhand.demos.native import Store
+from flowhand.demos.reader import Reader
 from flowhand.demos.states import StateEpisodes
 from policies.device import select_device
+from policies.training.stream import Stream, WindowSource
 from policies.training.trainer import Trainer
+from policies.training.windows import Windows
 
 from .collect import collect
 from .runs import StopRequest
@@ -43,7 +48,39 @@ def trainer_of(
     config: TrainRoot, spec: Spec, episodes: Iterable[Episode], device: torch.device, fitted: bool = False
 ) -> Trainer:
     """The trainer of a run; see `Trainer`."""
-    return Trainer(config.train, config.policy, spec, episodes, device, config.seed, fitted)
+    windows = windows_of(config, spec, episodes, device)
+    return Trainer(config.train, config.policy, spec, windows, device, config.seed, fitted)
+
+
+def windows_of(
+    config: TrainRoot,
+    spec: Spec,
+    episodes: Iterable[Episode],
+    device: torch.device,
+    sizes: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+) -> WindowSource:
+    """The demonstrations as windows: all on the device where they fit into `data.memory_gb`, else read from the disk.
+
+    Args:
+        config: of the run.
+        spec: what the policy sees and commands.
+        episodes: the demonstrations.
+        device: where the policy is trained.
+        sizes: height and width at which the policy reads each image; recorded frames are decoded to it, once.
+    """
+    shape, room = (config.chunk.history, config.chunk.prediction_horizon), int(config.data.memory_gb * 1e9)
+    data = episodes.data if isinstance(episodes, StateEpisodes) else episodes
+    if not isinstance(data, Store | Reader):  # held in memory as they are
+        return Windows(episodes, spec, *shape, device)
+    features = read_features(spec, sizes)
+    fits = sum(data.lengths) * row_bytes(features) <= room
+    if fits and not sizes:
+        return Windows(episodes, spec, *shape, device)
+    rows = training_rows(data, range(len(data.lengths)), features, config.data)
+    if not fits:
+        return Stream(rows, *shape, device, room, config.data.prefetch)
+    observation = {name: features[name] for name in spec.observation}
+    return Windows(rows, replace(spec, observation=observation), *shape, device)
 
 
 def fit(
@@ -52,6 +89,7 @@ def fit(
     """Trains to the last step, or until a signal arrives; returns the signal's number, 0 when finished."""
     config = trainer.config
     logged, started, chooser = trainer.step, time.perf_counter(), trainer.thread_chooser()
+    waited = trainer.waited_s
     bar = tqdm(total=config.steps, initial=trainer.step, desc="train", unit="step", mininterval=1)
     with bar, StopRequest() as stop:
         while trainer.step < config.steps and not stop.signal:
@@ -64,14 +102,15 @@ def fit(
                 seconds = time.perf_counter() - started
                 rate = (step - logged) * config.batch_size / seconds
                 entry: dict[str, Any] = {"step": step, "loss": loss.item(), "lr": trainer.learning_rate()}
-                entry |= {"samples_per_s": rate, "threads": trainer.threads[-1][1]}
-                bar.set_postfix_str(f"loss {entry['loss']:.4f}, {rate:,.0f} samples/s")
+                waits = (trainer.waited_s - waited) / seconds  # share of the time that the training waits for data
+                entry |= {"samples_per_s": rate, "data_wait": waits, "threads": trainer.threads[-1][1]}
+                bar.set_postfix_str(f"loss {entry['loss']:.4f}, {rate:,.0f} samples/s, {waits:.0%} waiting for data")
                 if evaluate:
                     entry["success"] = score()
                 trainer.seconds += seconds
                 trainer.history.append(entry)
                 log(entry, step=step)
-                logged, started = step, time.perf_counter()
+                logged, started, waited = step, time.perf_counter(), trainer.waited_s
             switched = step < config.steps and chooser.after_step(trainer.gradient_s)
             if switched:
                 trainer.use_threads(chooser.count)

@@ -36,6 +36,12 @@ def weights(source: int, target: int) -> np.ndarray:
     return share
 
 
+@lru_cache(maxsize=16)
+def _columns(source: int, target: int, channels: int) -> np.ndarray:
+    """The weights of a row of points whose channels lie side by side, (source * channels, target * channels)."""
+    return np.kron(weights(source, target).T, np.eye(channels, dtype=np.float32))
+
+
 def resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Images (..., H, W, C) as (..., height, width, C), of the same dtype; whole numbers are rounded, half to even.
 
@@ -51,10 +57,9 @@ def resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     *leading, height, width, channels = images.shape
     if (height, width) == tuple(size):
         return images
-    rows, columns = weights(height, size[0]), weights(width, size[1])
     # The channels of a row stay side by side, so that each axis is one large matrix product.
-    values = rows @ images.reshape(-1, height, width * channels).astype(np.float32)
-    values = values.reshape(-1, width * channels) @ np.kron(columns.T, np.eye(channels, dtype=np.float32))
+    values = weights(height, size[0]) @ images.reshape(-1, height, width * channels).astype(np.float32)
+    values = values.reshape(-1, width * channels) @ _columns(width, size[1], channels)
     if images.dtype.kind in "iu":
         values = np.rint(values)  # within the dtype's range: each is a mean of values that are
     return values.astype(images.dtype).reshape(*leading, *size, channels)

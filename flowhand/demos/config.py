@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from flowhand.contracts.data.episode import SEED_LIMIT
 from flowhand.contracts.strict import whole
@@ -16,7 +18,9 @@ class DataConfig:
     """Which demonstrations to record, and where they are kept."""
 
     path: str = ""  # store to use, or to write if there is none; empty: a folder in cache_dir named after the recipe
-    cache_dir: str = "data/demos"  # relative to the working directory
+    # folder for what can be made again; empty: data/demos for what an expert collects, and the user's cache folder
+    # (~/.cache/flowhand) for what is decoded of recorded sets
+    cache_dir: str = ""
     episodes: int = 50  # successful episodes to have
     seed: int = 0  # episode seeds count up from seed * 10_000; in [0, 100)
     noise: float = 0.1  # standard deviation of the noise added to the executed action, action units; the label is clean
@@ -38,3 +42,33 @@ class DataConfig:
             setattr(self, name, value)
             if not low <= value <= high or not math.isfinite(value):
                 raise ValueError(f"data.{name} is {value}: expected a number in [{low}, {high}]")
+
+    @property
+    def collected_dir(self) -> Path:
+        """Where stores of an expert's demonstrations lie."""
+        return Path(self.cache_dir or "data/demos")
+
+    @property
+    def decoded_dir(self) -> Path:
+        """Where decoded frames and rows lie; not beside the user's data, which may be read-only."""
+        user = os.environ.get("XDG_CACHE_HOME", "")
+        base = Path(user) if os.path.isabs(user) else Path.home() / ".cache"
+        return (Path(self.cache_dir) if self.cache_dir else base / "flowhand") / "decoded"
+
+
+@dataclass
+class TrainingDataConfig(DataConfig):
+    """What a training takes of the demonstrations, and how."""
+
+    # what the demonstrations may take on the training device, GB; more is read from the disk batch by batch
+    memory_gb: float = field(default=4.0, metadata={"before": 4.0})
+    # what decoded frames and rows may take below cache_dir, GB; what has no room is decoded again for each batch
+    cache_gb: float = field(default=50.0, metadata={"before": 50.0})
+    prefetch: int = field(default=2, metadata={"before": 2})  # batches read ahead by a thread; 0: none, without one
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.prefetch = whole("data.prefetch", self.prefetch)
+        for name in ("memory_gb", "cache_gb", "prefetch"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"data.{name} is {getattr(self, name)}: expected a number, 0 or more")

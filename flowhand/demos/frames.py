@@ -1,4 +1,4 @@
-"""Frames of recorded videos: exactly the one that is shown at a time, and a cache in which each is decoded once.
+"""Frames of recorded videos: exactly the one that is shown at a time.
 
 A video is looked through without decoding it first, so that the time of every frame is known. A frame is then found by
 its own time stamp and never by counting, whatever a seek lands on.
@@ -6,11 +6,7 @@ its own time stamp and never by counting, whatever a seek lands on.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -26,10 +22,6 @@ from .archive import open_regular
 OPTIONS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi", "protocol_whitelist": "file"}
 MOST_FRAMES = 2**24  # of one file
 FAR = 32  # frames from here on that are skipped by a seek and not decoded
-ENDS = 2**12  # bytes at both ends of a file that its key covers
-
-logger = logging.getLogger(__name__)
-Resize = Callable[[np.ndarray, tuple[int, int]], np.ndarray]  # (H, W, 3), (height, width) -> (height, width, 3)
 
 
 class VideoFile:
@@ -121,12 +113,12 @@ class VideoFile:
         if len(order) and not 0 <= order[0] <= order[-1] < len(self):
             raise ValueError(f"{self.path}: frames {order[0]} to {order[-1]} asked for, it has {len(self)}")
         found = np.empty((len(order), self.height, self.width, 3), np.uint8)
-        for n, frame in enumerate(self._decoded(order)):
+        for n, frame in enumerate(self.frames(order)):
             found[n] = frame
         return found if np.array_equal(place, np.arange(len(order))) else found[place]
 
-    def _decoded(self, order: np.ndarray) -> Iterator[np.ndarray]:
-        """The frames of ascending numbers, one after the other."""
+    def frames(self, order: np.ndarray) -> Iterator[np.ndarray]:
+        """The frames of these ascending numbers, one after the other, decoded when they are asked for; see `read`."""
         with self._opened() as (container, stream):
             stream.thread_type = "AUTO"
             at, last = None, -1
@@ -147,12 +139,18 @@ class VideoFile:
         return container.decode(stream)
 
     def _until(self, frames: Iterator[Any], wanted: int, index: int) -> Any:
-        for frame in frames:
-            if frame.pts is not None and frame.pts >= wanted:
-                if frame.pts == wanted:
-                    return frame
-                break
-        raise ValueError(f"{self.path}: frame {index} of {len(self)} cannot be decoded")
+        from av.error import FFmpegError
+
+        reason = ""
+        try:
+            for frame in frames:
+                if frame.pts is not None and frame.pts >= wanted:
+                    if frame.pts == wanted:
+                        return frame
+                    break
+        except FFmpegError as error:  # of this frame, or of one that it is made from
+            reason = f": {' '.join(str(error).split())[:200]}"
+        raise ValueError(f"{self.path}: frame {index} of {len(self)} cannot be decoded{reason}")
 
     def _array(self, frame: Any, index: int) -> np.ndarray:
         if frame.is_corrupt or (frame.height, frame.width) != (self.height, self.width):
@@ -182,112 +180,3 @@ def size_of(path: Path) -> tuple[int, int]:
         ValueError: it is no video that can be read.
     """
     return VideoFile(path, header_only=True).shape
-
-
-class FrameCache:
-    """Videos as arrays of frames in a folder, each decoded once, whoever reads it.
-
-    A file is there whole or not at all. Several processes may share the folder. Where a video would make the folder
-    larger than it may be, `frames` gives None, and one line is logged.
-
-    Args:
-        folder: where the arrays lie; made when the first one is written.
-        most_bytes: that the folder may hold.
-        size: (height, width) of the frames that are kept; None: as they were recorded.
-        resize: what makes frames of that size.
-    """
-
-    def __init__(
-        self,
-        folder: Path | str,
-        most_bytes: int,
-        size: tuple[int, int] | None = None,
-        resize: Resize | None = None,
-    ):
-        if (size is None) != (resize is None):
-            raise ValueError(f"size is {size} and resize is {resize}: expected both, or neither")
-        self.folder, self.most_bytes = Path(folder), most_bytes
-        self.size, self.resize = size, resize
-        self._full = False  # whether the line about it has been logged
-
-    def frames(self, video: VideoFile) -> np.ndarray | None:
-        """All frames of the video, uint8 (N, H, W, 3) mapped from the disk; None: there is no room for them.
-
-        Raises:
-            ValueError: a frame cannot be decoded; nothing is kept then.
-        """
-        shape = (len(video), *(self.size or (video.height, video.width)), 3)
-        key = self._key(video)
-        found = self._finished(key, shape)
-        if found is not None:
-            return found
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._locked(f"{key}.lock"):
-            found = self._finished(key, shape)  # another process may have been first
-            return self._decode(video, key, shape) if found is None else found
-
-    def _decode(self, video: VideoFile, key: str, shape: tuple[int, ...]) -> np.ndarray | None:
-        temporary = self.folder / f".{key}.tmp"
-        if not self._reserve(temporary, int(np.prod(shape, dtype=object)) + 2**10):
-            return None
-        try:
-            store = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-            for index, frame in enumerate(video._decoded(np.arange(len(video)))):
-                store[index] = frame if self.resize is None else self.resize(frame, (shape[1], shape[2]))
-            store.flush()
-            del store
-            temporary.replace(self.folder / f"{key}.npy")
-        finally:
-            temporary.unlink(missing_ok=True)
-        return self._finished(key, shape)
-
-    def _reserve(self, temporary: Path, size: int) -> bool:
-        """Takes the room on the disk, so that neither the bound nor the disk is passed while frames are written."""
-        with self._locked("room.lock"):
-            temporary.unlink(missing_ok=True)  # of a process that was killed
-            used = sum(entry.stat().st_size for entry in os.scandir(self.folder) if entry.is_file())
-            if used + size <= self.most_bytes:
-                try:
-                    with temporary.open("wb") as file:
-                        os.posix_fallocate(file.fileno(), 0, size)
-                    os.truncate(temporary, size)
-                    return True
-                except OSError as error:
-                    temporary.unlink(missing_ok=True)
-                    logger.warning("%s: no room for frames (%s); they are decoded on the fly", self.folder, error)
-                    return False
-        if not self._full:
-            self._full = True
-            logger.warning(
-                "%s: frames would take more than %.3g GB; they are decoded on the fly",
-                self.folder,
-                self.most_bytes / 1e9,
-            )
-        return False
-
-    def _finished(self, key: str, shape: tuple[int, ...]) -> np.ndarray | None:
-        try:
-            array = np.lib.format.open_memmap(self.folder / f"{key}.npy", "r")
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise ValueError(f"{self.folder / key}.npy: damaged, delete it: {error}") from error
-        if array.shape != shape or array.dtype != np.uint8:
-            raise ValueError(f"{self.folder / key}.npy: {array.dtype} {array.shape}, expected uint8 {shape}; delete it")
-        return array
-
-    def _key(self, video: VideoFile) -> str:
-        """Of the video's name, size, modification time, first and last bytes, and of the size of the frames."""
-        state = os.stat(video.path)
-        digest = hashlib.sha256(f"{video.path.parts[-3:]} {state.st_size} {state.st_mtime_ns} {self.size}".encode())
-        with open_regular(video.path) as file:
-            digest.update(file.read(ENDS))
-            file.seek(max(0, state.st_size - ENDS))
-            digest.update(file.read(ENDS))
-        return digest.hexdigest()[:32]
-
-    @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        with open_regular(self.folder / name, os.O_RDWR | os.O_CREAT) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield

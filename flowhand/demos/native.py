@@ -18,7 +18,7 @@ import struct
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -164,6 +164,28 @@ class Store:
             IndexError: there is no such episode.
         """
         return self[episode].steps(start, stop)
+
+    def blocks(self, name: str, episode: int) -> Iterator[np.ndarray]:
+        """The values of one feature, or "action", over an episode: as one part, for a file is checked as a whole.
+
+        Raises:
+            ValueError: the episode is damaged.
+        """
+        whole = self[episode]
+        yield whole.action if name == "action" else whole.observation[name]
+
+    def pick(self, name: str, episode: int, steps: np.ndarray) -> np.ndarray:
+        """The values of one feature, or "action", at these steps (n,) of an episode; see `blocks`."""
+        return next(self.blocks(name, episode))[steps]
+
+    def origin(self, name: str) -> str:
+        """The feature's own name: each has one array."""
+        return name
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The number of each episode in the store."""
+        return range(len(self))
 
     def statistics(self) -> Statistics:
         """Moments, extremes and true quantiles of every feature, over all episodes; computed once."""

@@ -26,6 +26,7 @@ from .statistics import gathered
 
 MOST_EPISODE_BYTES = 2**31  # of one episode's arrays; what claims to be larger is refused
 MOST_JSON_BYTES = 2**27
+BLOCK_BYTES = 2**24  # of the part of an episode that `blocks` gives at once
 FOOTER = 2**12  # bytes at both ends of a file that the fingerprint covers
 DAMAGE = (ValueError, TypeError, KeyError, IndexError, OSError, EOFError, RuntimeError, MemoryError, OverflowError)
 
@@ -145,6 +146,46 @@ class Reader:
         action = arrays.pop("action")
         return make_episode(arrays, action, self.tasks[episode], self.spec.seconds(), **extra)
 
+    def blocks(self, name: str, episode: int, most_bytes: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
+        """The values of one feature, or "action", over an episode, part by part, so that no more of it is held.
+
+        A part may be overwritten when the next one is asked for.
+
+        Raises:
+            ValueError: the files do not hold them as they should; the line names the file, the episode and the column.
+        """
+        feature, length = self.columns[name].feature, self.lengths[episode]
+        size = max(1, most_bytes // (feature.size * np.dtype(feature.dtype).itemsize))
+        for start in range(0, length, size):
+            with damage(f"{self.path}: episode {episode}", str(self.path)):
+                stop = min(start + size, length)
+                arrays, _ = self._arrays(self._stored[episode], start, stop, [name])
+            yield arrays[name]
+
+    def pick(self, name: str, episode: int, steps: np.ndarray) -> np.ndarray:
+        """The values of one feature, or "action", at these steps (n,) of an episode, in any order.
+
+        Raises:
+            ValueError: the files do not hold them as they should; the line names the file, the episode and the column.
+        """
+        order, place = np.unique(steps, return_inverse=True)
+        with damage(f"{self.path}: episode {episode}", str(self.path)):
+            parts = [
+                self._arrays(self._stored[episode], int(run[0]), int(run[-1]) + 1, [name])[0][name]
+                for run in np.split(order, np.flatnonzero(np.diff(order) > 1) + 1)
+            ]
+        return np.concatenate(parts)[place]
+
+    def origin(self, name: str) -> str:
+        """Where in the files a feature comes from, in words that differ where its values may."""
+        column = self.columns[name]
+        return f"{column.source} {column.stored} {column.encoding} {column.feature.shape} {column.feature.dtype}"
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """What the files count each episode as, from 0 on, whichever were selected."""
+        return self._stored
+
     def _arrays(
         self, stored: int, start: int, stop: int, names: Sequence[str]
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -204,9 +245,13 @@ class Reader:
         """All files that the data come from."""
         raise NotImplementedError
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of the files' names, sizes, modification times, first and last bytes."""
+        """SHA-256 (hexadecimal) of the files' names, sizes, modification times, first and last bytes; read once."""
+        return self._print
+
+    @cached_property
+    def _print(self) -> str:
         digest = hashlib.sha256(f"{self.format} {self.revision}".encode())
         for file in sorted(self._files()):
             try:

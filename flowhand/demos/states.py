@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,6 +56,11 @@ class StateEpisodes:
         for episode in self.data:
             observation = {name: _flat(values) for name, values in episode.observation.items()}
             yield replace(episode, observation=observation, action=_flat(episode.action))
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Control steps of each episode."""
+        return self.data.lengths
 
     @property
     def meta(self) -> Origin:

@@ -203,13 +203,17 @@ def require_state(state: Mapping[str, Any], own: Mapping[str, Any], parameters: 
     for name in ("policy", "ema"):
         _require_tensors(name, state[name], own[name])
     _require_optimizer(state["optimizer"], own["optimizer"], parameters, steps)
-    generator, mine = state["generator"], own["generator"]
-    _require_tensors("generator", {"state": generator}, {"state": mine})
+    for name in sorted({"generator", "order"} & set(own)):
+        _require_generator(name, state[name], own[name])
+
+
+def _require_generator(name: str, generator: Any, own: Tensor) -> None:
+    _require_tensors(name, {"state": generator}, {"state": own})
     try:
         if generator.shape == torch.Generator().get_state().shape:  # the CPU's
             torch.Generator().set_state(generator)
     except RuntimeError as error:
-        raise ValueError("the training state's generator is no state of a random generator") from error
+        raise ValueError(f"the training state's {name} is no state of a random generator") from error
 
 
 def require_history(history: Any) -> list[dict[str, Any]]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.features import Spec
 
 from ..batch import Batch
@@ -18,9 +17,9 @@ from ..device import has_bf16_units, usable_threads
 from ..policy import Policy, PolicyConfig
 from .config import TrainingConfig
 from .ema import EMA
+from .stream import WindowSource
 from .threads import ThreadChooser, ladder
 from .train_state import require_state
-from .windows import Windows
 
 
 class Trainer:
@@ -30,7 +29,7 @@ class Trainer:
         config: the optimization.
         policy: what is trained.
         spec: what the policy sees and commands.
-        episodes: the demonstrations.
+        windows: the demonstrations.
         device: where all is computed.
         seed: of the weights, the batches and the training noise.
         fitted: the statistics come with `restore`: those that the run began with.
@@ -41,22 +40,23 @@ class Trainer:
         config: TrainingConfig,
         policy: PolicyConfig,
         spec: Spec,
-        episodes: Iterable[Episode],
+        windows: WindowSource,
         device: torch.device,
         seed: int = 0,
         fitted: bool = False,
     ):
         torch.manual_seed(seed)  # of the initial weights; all later randomness comes from the generator
         self.config = config
-        self.windows = Windows(episodes, spec, policy.chunk.history, policy.chunk.prediction_horizon, device)
+        self.windows = windows
         self.policy = Policy(policy, spec).to(device)
         if not fitted:
-            self.policy.fit_normalizers(self.windows.observation, self.windows.action)
+            self.windows.fit_normalizers(self.policy)
         self.ema = EMA(self.policy, self.config.ema_decay)
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
         )
         self.generator = torch.Generator(device).manual_seed(seed)
+        self.order = windows.order(self.generator, seed)  # of the batches
         self.spare = torch.Generator(device).manual_seed(seed)  # of trials, on which nothing depends
         if self.config.compile and device.type == "cpu":
             require_compiler()
@@ -68,7 +68,9 @@ class Trainer:
         self.seconds = 0.0  # spent training, evaluations not counted
         self.history: list[dict[str, Any]] = []  # log entries
         self.threads = [[0, torch.get_num_threads()]]  # from which step on how many of the CPU computed
-        self.gradient_s = 0.0  # the last step's time up to its gradient; on a GPU, until all is launched
+        self.waited_s = 0.0  # for batches, in all steps of this process
+        self.batch: Batch | None = None  # the last one
+        self.gradient_s = 0.0  # of the last step, from its batch to its gradient; on a GPU, until all is launched
         self.bad_step = torch.full((), math.inf, device=device)  # the first step whose loss or gradient was not finite
 
     def learning_rate(self) -> float:
@@ -81,8 +83,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         started = time.perf_counter()
-        loss = self._differentiate(self.generator)
-        self.gradient_s = time.perf_counter() - started
+        self.batch = self.windows.draw(self.config.batch_size, self.order)
+        drawn = time.perf_counter()
+        loss = self._differentiate(self.batch, self.generator)
+        self.gradient_s = time.perf_counter() - drawn
+        self.waited_s += drawn - started
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip_norm)
         self._guard(loss, norm)
         self.optimizer.step()
@@ -91,9 +96,8 @@ class Trainer:
         self.step += 1
         return loss.detach()
 
-    def _differentiate(self, generator: torch.Generator) -> torch.Tensor:
+    def _differentiate(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """The loss of a batch, whose gradient is then with the parameters."""
-        batch = self.windows.draw(self.config.batch_size, generator)
         with self.autocast:
             loss = self.loss(batch, generator)
         loss.backward()
@@ -101,7 +105,8 @@ class Trainer:
 
     def trial(self) -> None:
         """The work of a step up to its gradient, for whoever times it: changes neither weights nor random numbers."""
-        self._differentiate(self.spare)
+        batch = self.windows.draw(self.config.batch_size, self.spare) if self.batch is None else self.batch
+        self._differentiate(batch, self.spare)
         self.optimizer.zero_grad()
 
     def use_threads(self, count: int) -> None:
@@ -136,7 +141,9 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, as tensors, numbers, strings, lists and dicts."""
+        order = {} if self.order is self.generator else {"order": self.order.get_state()}
         return {
+            **order,
             "policy": self.policy.state_dict(),
             "ema": self.ema.module.state_dict(),
             "ema_updates": self.ema.updates,
@@ -150,12 +157,17 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes back what `state` gave; nothing, if any of it is wrong."""
+        if ("order" in state) != (self.order is not self.generator):
+            was = "read from the disk" if "order" in state else "all in memory"
+            raise ValueError(f"the run that is resumed had its demonstrations {was}; set data.memory_gb as it was then")
         require_state(state, self.state(), list(self.policy.parameters()), self.config.steps)
         self.policy.load_state_dict(state["policy"])
         self.ema.module.load_state_dict(state["ema"])
         self.ema.updates = state["ema_updates"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
+        if self.order is not self.generator:
+            self.order.set_state(state["order"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
         self.threads = state.get("threads", self.threads)  # an earlier version did not note them
         self.use_threads(self.config.threads or self.threads[-1][1])

@@ -14,6 +14,7 @@ from flowhand.contracts.history import fitted, fitting
 from flowhand.contracts.planner import check_spec
 
 from ..batch import DTYPES, Batch
+from ..policy import Policy
 
 
 @runtime_checkable
@@ -121,3 +122,11 @@ class Windows:
         """A batch of windows drawn uniformly, with replacement."""
         index = torch.randint(len(self), (batch_size,), generator=generator, device=self.action.device)
         return self.gather(index)
+
+    def order(self, generator: torch.Generator, seed: int) -> torch.Generator:
+        """The training's own generator: a batch is drawn when it is needed."""
+        return generator
+
+    def fit_normalizers(self, policy: Policy) -> None:
+        """Gives the policy the statistics of all steps."""
+        policy.fit_normalizers(self.observation, self.action)

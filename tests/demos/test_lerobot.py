@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from flowhand.contracts.data.statistics import QUANTILES
-from flowhand.demos.frames import FrameCache
 from flowhand.demos.lerobot.dataset import LeRobotDataset
 from flowhand.demos.lerobot.meta import fill
 from tests.demos.recorded import FPS, TASKS, Set2, Set3, camera, decoded, described, table_of, write_video
@@ -326,16 +325,6 @@ def test_the_fingerprint_changes_with_the_data(tmp_path):
     made.rows[1]["action"][0] += 1
     pq.write_table(table_of(made.rows[1]), made.data(1))
     assert LeRobotDataset(made.path).fingerprint != first
-
-
-def test_the_cache_gives_the_same_frames(tmp_path):
-    made = Set3(tmp_path / "set", video_files={"front": ((0, 1), (2, 3, 4))})
-    plain = LeRobotDataset(made.write())
-    cached = LeRobotDataset(made.path, cache=FrameCache(tmp_path / "cache", 10**8))
-    for episode in (3, 0):
-        expected = plain.read(episode, 1, 4).observation["front"]
-        np.testing.assert_array_equal(cached.read(episode, 1, 4).observation["front"], expected)
-    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
 
 
 @pytest.mark.parametrize(

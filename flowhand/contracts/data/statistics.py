@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +23,11 @@ class FeatureStatistics:
     low: np.ndarray
     high: np.ndarray
     quantiles: np.ndarray  # (len(QUANTILES), n): each a value that occurs
+
+    def without(self, dimensions: np.ndarray) -> FeatureStatistics:
+        """The same, as if these dimensions (n,) bool were always zero."""
+        names = ("mean", "std", "low", "high", "quantiles")
+        return replace(self, **{name: np.where(dimensions, 0.0, getattr(self, name)) for name in names})
 
 
 Statistics = dict[str, FeatureStatistics]  # by the name of the observation, and "action"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -176,6 +177,11 @@ class RobomimicDataset(Reader):
         if demo.success is not None:  # the file says it of the whole episode
             extra["success"] = np.arange(start, stop) == (demo.length - 1 if demo.success else -1)
         return arrays, extra
+
+    def origin(self, name: str) -> str:
+        """See `Reader.origin`. Which episodes the numbers count depends on the filter and on what failed."""
+        listed = hashlib.sha256(repr([demo.name for demo in self._demos]).encode()).hexdigest()
+        return f"{super().origin(name)} {listed}"
 
     def _files(self) -> Iterator[Path]:
         yield self.path

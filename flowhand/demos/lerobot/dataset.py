@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import numpy as np
 
 from .. import images
 from ..columns import NUMBERS, Column, column, feature_names, kind_of, names_of
-from ..frames import FrameCache, VideoFile, size_of
-from ..reader import Reader, damage
+from ..frames import VideoFile, size_of
+from ..reader import BLOCK_BYTES, Reader, damage
 from .meta import EpisodeEntry, Meta, read_meta
 from .parquet import ParquetFile, dtype_of, numbers
 from .rows import episode_rows, frame_indices, row_times
@@ -52,7 +53,6 @@ class LeRobotDataset(Reader):
         observation: {name of the feature: column}; None: every column that begins with "observation", or, where there
             is none, every column that is no bookkeeping.
         action: the column of the action.
-        cache: where decoded frames are kept; None: frames are decoded each time.
 
     Raises:
         ValueError: it cannot be read right; the line names the file.
@@ -65,10 +65,8 @@ class LeRobotDataset(Reader):
         path: Path | str,
         observation: Mapping[str, str] | None = None,
         action: str = "action",
-        cache: FrameCache | None = None,
     ):
         self._begin(path)
-        self.cache = cache
         self._parquet, self._video, self._rows = _Recent(ParquetFile), _Recent(VideoFile), _Recent(self._find_rows)
         self.meta: Meta = read_meta(self.path)
         self.format = f"LeRobot {self.meta.version}"
@@ -214,7 +212,9 @@ class LeRobotDataset(Reader):
         arrays = {name: self._values(name, table, stop - start, where) for name in tabular}
         for name in names:
             if name not in arrays:
-                arrays[name] = self._frames(entry, name, file, first)(start, stop)
+                video, index = self._located(entry, name, file, first)
+                with self._naming(video, entry, name):
+                    arrays[name] = video.read(index[start:stop])
         return arrays, {
             name: numbers(table.column(source), stop - start, [1], f"{where}: column {source!r}")
             for name, source in extra.items()
@@ -248,8 +248,43 @@ class LeRobotDataset(Reader):
 
         return read_bounded(self.path / name, images.MOST_BYTES)
 
-    def _frames(self, entry: EpisodeEntry, name: str, file: ParquetFile, first: int) -> Any:
-        """Reads the frames of steps `start` to `stop` of an episode."""
+    def blocks(self, name: str, episode: int, most_bytes: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
+        """See `Reader.blocks`. A video is decoded once from the episode's first frame to its last."""
+        if self.columns[name].encoding != "video":
+            yield from super().blocks(name, episode, most_bytes)
+            return
+        entry = self.meta.episodes[self._stored[episode]]
+        with damage(f"{self.path}: episode {episode}", str(self.path)):
+            first, _ = self._find(entry)
+            video, index = self._located(entry, name, self._parquet(entry.data), first)
+            order, counts = np.unique(index, return_counts=True)
+            shape = self.columns[name].feature.shape
+            block = np.empty((max(1, min(len(index), most_bytes // int(np.prod(shape)))), *shape), np.uint8)
+            filled = 0
+            with self._naming(video, entry, name):
+                for frame, count in zip(video.frames(order), counts, strict=True):
+                    for _ in range(count):  # more than one where the camera was slower than the rows
+                        block[filled] = frame
+                        filled += 1
+                        if filled == len(block):
+                            yield block
+                            filled = 0
+            if filled:
+                yield block[:filled]
+
+    def pick(self, name: str, episode: int, steps: np.ndarray) -> np.ndarray:
+        """See `Reader.pick`. A video is opened once."""
+        if self.columns[name].encoding != "video":
+            return super().pick(name, episode, steps)
+        entry = self.meta.episodes[self._stored[episode]]
+        with damage(f"{self.path}: episode {episode}", str(self.path)):
+            first, _ = self._find(entry)
+            video, index = self._located(entry, name, self._parquet(entry.data), first)
+            with self._naming(video, entry, name):
+                return video.read(index[steps])
+
+    def _located(self, entry: EpisodeEntry, name: str, file: ParquetFile, first: int) -> tuple[VideoFile, np.ndarray]:
+        """The video of an episode, and the number of each row's frame in it."""
         source = self.columns[name].source
         where = f"{entry.data}: episode {entry.index}: camera {source!r}"
         part = entry.videos.get(source)
@@ -264,13 +299,17 @@ class LeRobotDataset(Reader):
         index, other = frame_indices(entry, source, video, times_s, self.meta.fps)
         for line in filter(None, (note, other)):
             self._once(line)
-        kept = self.cache.frames(video) if self.cache else None
+        return video, index
 
-        def frames(start: int, stop: int) -> np.ndarray:
-            chosen = index[start:stop]
-            return video.read(chosen) if kept is None else np.ascontiguousarray(kept[chosen])
-
-        return frames
+    @contextmanager
+    def _naming(self, video: VideoFile, entry: EpisodeEntry, name: str) -> Iterator[None]:
+        """Adds episode and camera to what a video says of a frame."""
+        try:
+            yield
+        except ValueError as error:
+            what = str(error).removeprefix(f"{video.path}: ")
+            place = f"{video.path}: episode {entry.index}: camera {self.columns[name].source!r}"
+            raise ValueError(f"{place}: {what}") from error
 
     def _once(self, line: str) -> None:
         if line not in self._said:
