@@ -61,7 +61,7 @@ class Trainer:
         if self.config.compile and device.type == "cpu":
             require_compiler()
         loss = torch.compile(self.policy.loss) if self.config.compile else self.policy.loss
-        self.loss: Callable[[Batch, torch.Generator], torch.Tensor] = loss
+        self.loss: Callable[[Batch, torch.Generator, int], torch.Tensor] = loss
         bf16 = has_bf16_units(device) if self.config.precision == "auto" else self.config.precision == "bf16"
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
         self.step = 0  # optimizer steps done
@@ -95,7 +95,7 @@ class Trainer:
         """The loss of a batch, whose gradient is then with the parameters."""
         batch = self.windows.draw(self.config.batch_size, generator)
         with self.autocast:
-            loss = self.loss(batch, generator)
+            loss = self.loss(batch, generator, self.config.draws)
         loss.backward()
         return loss
 
