@@ -15,6 +15,7 @@ HYDRA = {"output_subdir": None, "run": {"dir": "."}, "job": {"chdir": False}}
 TABLES = {  # group: the module and the name of its table, kind -> (configuration class, class)
     "env": ("envs", "ENVS"),
     "encoder": ("policies.encoders", "ENCODERS"),
+    "vision": ("policies.encoders", "VISION"),
     "net": ("policies.nets", "NETS"),
     "head": ("policies.heads", "HEADS"),
 }

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
+DTYPES = {"float32": torch.float32, "uint8": torch.uint8, "uint16": torch.uint16}
 
 
 @dataclass

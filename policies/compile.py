@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .policy import Policy
 
 PRECISIONS = ("fp32", "bf16")
-LAYERS = (nn.Linear, nn.Conv1d, nn.ConvTranspose1d)  # what precision=bf16 rounds
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d)  # what precision=bf16 rounds
 MATRIX_ROWS = 16  # rows of a batch from which a CPU multiplies matrices faster in bf16 than in fp32
 
 Inputs = dict[str, Tensor]

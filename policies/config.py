@@ -7,13 +7,14 @@ from typing import Any
 from flowhand.contracts.features import ChunkConfig
 from flowhand.contracts.strict import build, mapping
 
-from .encoders import ENCODERS
+from .encoders import ENCODERS, VISION
 from .heads import HEADS
 from .nets import NETS
 from .normalizer import NormalizerConfig
 from .policy import PolicyConfig
 
-TABLES = {"encoder": ENCODERS, "net": NETS, "head": HEADS}
+TABLES = {"encoder": ENCODERS, "vision": VISION, "net": NETS, "head": HEADS}
+BEFORE = {"vision": {"kind": "none"}}  # what a configuration from before there was the group means
 
 
 def policy_config(data: Any) -> PolicyConfig:
@@ -22,7 +23,7 @@ def policy_config(data: Any) -> PolicyConfig:
     Raises:
         ValueError: an unknown kind, an unknown or missing field, a value of the wrong type or out of range.
     """
-    values = dict(mapping(data, "policy"))
+    values = {**BEFORE, **mapping(data, "policy")}
     for group, table in TABLES.items():
         part = mapping(values.get(group), f"policy.{group}")
         kind = part.get("kind")

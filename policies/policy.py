@@ -21,9 +21,10 @@ from .action_codec import ActionCodec
 from .batch import Batch
 from .compile import CompiledSampler
 from .conditioning import Conditioning
-from .encoders import ENCODERS, compose
+from .encoders import ENCODERS, VISION, compose, image_sizes
 from .encoders.base import EncoderConfig
 from .encoders.state import StateEncoderConfig
+from .encoders.vision.config import KINDS, NoVisionConfig, VisionConfig
 from .generation.prefix import Prefix
 from .heads import HEADS
 from .heads.base import HeadConfig
@@ -34,6 +35,7 @@ from .nets.mlp import MLPConfig
 from .normalizer import Normalizer, NormalizerConfig
 
 ALIGNMENT = 64  # bytes, at a multiple of which torch allocates on a CPU
+DEPTH_PIXELS = 2**22  # of which statistics are taken at most
 
 
 @dataclass
@@ -45,6 +47,13 @@ class PolicyConfig:
     encoder: EncoderConfig = field(default_factory=StateEncoderConfig)
     net: NetConfig = field(default_factory=MLPConfig)
     head: HeadConfig = field(default_factory=FlowConfig)
+    vision: VisionConfig = field(default_factory=NoVisionConfig)
+
+
+def pixels(frames: Tensor) -> Tensor:
+    """Values (N, 1) of some million pixels, evenly spread over frames (M, H, W[, 1]): for the statistics of depth."""
+    count = max(2, min(len(frames), DEPTH_PIXELS // frames[0].numel()))
+    return frames[torch.linspace(0, len(frames) - 1, count).long().to(frames.device)].reshape(-1, 1).float()
 
 
 def component(table: Mapping[str, tuple[Any, Any]], config: Any, group: str) -> Any:
@@ -64,10 +73,12 @@ class Policy(nn.Module):
         self.spec = spec
         self.codec = ActionCodec(spec.action)
         self.chunk_shape = (config.chunk.prediction_horizon, self.codec.size)  # as heads and nets see it
-        vectors = {name: f for name, f in spec.observation.items() if f.dtype == "float32"}
-        self.observation_normalizers = nn.ModuleDict({name: Normalizer(f.size) for name, f in vectors.items()})
+        # Colours need no statistics; those of depth are of all its pixels together.
+        sizes = {n: 1 if f.kind in KINDS else f.size for n, f in spec.observation.items() if f.kind != "image"}
+        self.observation_normalizers = nn.ModuleDict({name: Normalizer(size) for name, size in sizes.items()})
         self.action_normalizer = Normalizer(spec.action.size)
         encoders = [(config.encoder, component(ENCODERS, config.encoder, "encoder"))]
+        encoders += [(config.vision, vision)] if (vision := component(VISION, config.vision, "vision")) else []
         self.encoder = compose(encoders, spec, config.chunk.history, config.net.attends)
         self.net = component(NETS, config.net, "net")(
             config.net, self.chunk_shape, self.encoder.size, self.encoder.tokens
@@ -105,7 +116,13 @@ class Policy(nn.Module):
     @property
     def observation_spread(self) -> dict[str, list[float]]:
         """Standard deviation of every dimension of the observation's vectors in the demonstrations."""
-        return {name: normalizer.scale.tolist() for name, normalizer in self.normalizers()[:-1]}
+        states = [name for name, feature in self.spec.observation.items() if feature.kind == "state"]
+        return {name: n.scale.double().tolist() for name, n in self.normalizers()[:-1] if name in states}
+
+    @property
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """Height and width in which it reads each image; it takes frames of that size as well as the camera's own."""
+        return image_sizes(self.config.vision, self.spec)
 
     @property
     def device_name(self) -> str:
@@ -140,7 +157,7 @@ class Policy(nn.Module):
         continuous = action.masked_fill(discrete, 0)  # the index of a choice stays as it is
         for name, normalizer in self.normalizers():
             data, mode = (continuous, options.action) if name == "action" else (observation[name], options.observation)
-            normalizer.fit(data.flatten(1), mode, name)
+            normalizer.fit(pixels(data) if normalizer.shift.numel() < data[0].numel() else data.flatten(1), mode, name)
 
     def take_statistics(self, statistics: Statistics, actions: Iterable[Tensor]) -> None:
         """Takes statistics of demonstrations that are not held in memory.
@@ -171,14 +188,21 @@ class Policy(nn.Module):
         """Conditioning on observation histories (B, O, *shape) in physical units; random with a generator only."""
         normalized = dict(observation)
         for name, normalizer in self.normalizers()[:-1]:
-            normalized[name] = normalizer.normalize(observation[name])
+            normalized[name] = normalizer.normalize(observation[name].float())
         return self.encoder(normalized, generator)
 
-    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Float[Tensor, ""]:
-        """Training loss of a batch of windows; the generator makes its randomness repeatable."""
+    def loss(self, batch: Batch, generator: torch.Generator | None = None, draws: int = 1) -> Float[Tensor, ""]:
+        """Training loss of a batch of windows; the generator makes its randomness repeatable.
+
+        With several draws the head learns from each window so often, with other noise, and the observation is encoded
+        once.
+        """
         mask = torch.ones_like(batch.mask) if self.config.chunk.loss_on_padding else batch.mask
-        x1_BTA = self._code(batch.action)
-        return self.head.loss(self.net, x1_BTA, self.encode(batch.observation, generator), mask, generator)
+        x1_BTA, cond = self._code(batch.action), self.encode(batch.observation, generator)
+        if draws > 1:
+            x1_BTA, mask = x1_BTA.repeat(draws, 1, 1), mask.repeat(draws, 1)
+            cond = cond.map(lambda part: part.repeat(draws, *[1] * (part.ndim - 1)))
+        return self.head.loss(self.net, x1_BTA, cond, mask, generator)
 
     def sample(
         self, observation: Mapping[str, Tensor], noise: Float[Tensor, "B ..."], prefix: Prefix | None = None

@@ -11,6 +11,7 @@ from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.features import ChunkConfig
 from flowhand.demos.config import TrainingDataConfig
 from policies.encoders.base import EncoderConfig
+from policies.encoders.vision.config import VisionConfig
 from policies.heads.base import HeadConfig
 from policies.nets.base import NetConfig
 from policies.normalizer import NormalizerConfig
@@ -30,6 +31,7 @@ class TrainRoot:
     )  # packages of yours to import first, which add worlds, encoders, nets, heads
     data: TrainingDataConfig = field(default_factory=TrainingDataConfig)
     encoder: EncoderConfig = MISSING
+    vision: VisionConfig = field(default=MISSING, metadata={"before": {"kind": "none"}})
     net: NetConfig = MISSING
     head: HeadConfig = MISSING
     chunk: ChunkConfig = field(default_factory=ChunkConfig)
@@ -49,11 +51,11 @@ class TrainRoot:
     @property
     def policy(self) -> PolicyConfig:
         """The parts that make a policy, as one configuration."""
-        return PolicyConfig(self.chunk, self.normalizer, self.encoder, self.net, self.head)
+        return PolicyConfig(self.chunk, self.normalizer, self.encoder, self.net, self.head, self.vision)
 
 
 ROOT = TrainRoot
-CHOICES = {"env": "metaworld", "encoder": "state", "net": "mlp", "head": "flow", "experiment": None}
+CHOICES = {"env": "metaworld", "encoder": "state", "vision": "none", "net": "mlp", "head": "flow", "experiment": None}
 ABOUT = "Demonstrations -> checkpoint -> success rate."
 EXAMPLES = [
     "flowhand train env.task=hammer-v3 head=flow net=mlp train.steps=4000 seed=0",

@@ -87,7 +87,7 @@ def export(
         chunk=policy.chunk,
         noise_shape=policy.noise_shape,
         action_spread=policy.action_normalizer.scale.double().tolist(),
-        observation_spread={name: n.scale.double().tolist() for name, n in policy.normalizers()[:-1]},
+        observation_spread=policy.observation_spread,
         parity=Parity(config.rows, config.allowed, 0.0, [0.0] * policy.spec.action.size, 0.0),
         files={name: artifact.fingerprint(data) for name, data in ((MODELS[config.format], model), (GOLDEN, stored))},
         versions=versions() | ({"cpu": tracing.this_cpu()} if config.format == "aoti" else {}),
@@ -119,13 +119,20 @@ def held_out(policy: Policy, golden: Mapping[str, Tensor], config: ExportConfig)
     for name in policy.spec.observation:
         value = golden[f"observation.{name}"]
         drawn = value[torch.arange(count) % known]
-        if name in spreads:
-            moved = torch.randn(drawn.shape, generator=random) * spreads[name].view(value.shape[2:])
-            drawn = drawn + MOVED * moved
+        if name in spreads:  # of each dimension of a state, of all pixels of depth
+            spread = spreads[name].view(value.shape[2:] if spreads[name].numel() > 1 else ())
+            drawn = moved(drawn, MOVED * torch.randn(drawn.shape, generator=random) * spread)
         else:
             drawn = torch.randint(256, drawn.shape, generator=random, dtype=drawn.dtype)
         inputs[f"observation.{name}"] = torch.cat([value, drawn])
     return {name: value.numpy() for name, value in inputs.items()}
+
+
+def moved(values: Tensor, by: Tensor) -> Tensor:
+    """Values moved by so much; whole numbers are rounded, and stay in their range."""
+    if values.is_floating_point():
+        return values + by
+    return (values.float() + by).round().clamp(0, torch.iinfo(values.dtype).max).to(values.dtype)
 
 
 def measured(manifest: Manifest, exported: Planner, policy: Policy, rows: Mapping[str, np.ndarray]) -> Manifest:

@@ -16,16 +16,17 @@ from .provenance import Provenance
 
 FORMS = {"rtc_exact": "exact", "rtc_identity": "identity", "rtc_trained": "trained"}  # mode: form of its prefix
 SEEN = "seen"  # form of a prefix that a planner wants to look at where the mode has none
+LEARNED = {"state": ("float32",), "image": ("uint8",), "depth": ("uint16", "float32")}  # kind: dtypes that policies take
 NOTHING: Mapping[str, int] = MappingProxyType({})  # what a planner `continues` that knows no prefix
 
 
 def check_spec(spec: Spec) -> None:
     """Raises `ValueError` naming the first feature that is not of the kinds that policies learn."""
     for name, feature in spec.observation.items():
-        if (feature.kind, feature.dtype) not in (("state", "float32"), ("image", "uint8")):
+        if feature.dtype not in LEARNED.get(feature.kind, ()):
             raise ValueError(
                 f"the observation {name!r} is {feature.dtype} of kind {feature.kind!r}; a policy takes states in "
-                "float32 and images in uint8: convert it, or leave it out"
+                "float32, images in uint8 and depth in uint16 or float32: convert it, or leave it out"
             )
     if spec.action.dtype != "float32":
         raise ValueError(f"the action is {spec.action.dtype}, a policy gives float32: convert it")

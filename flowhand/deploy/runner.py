@@ -18,7 +18,7 @@ from flowhand.contracts.export.exported_policy import Exported
 
 from .onnx_file import require_self_contained
 
-TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
+TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)", "uint16": "tensor(uint16)"}
 
 
 class Runner(Exported):

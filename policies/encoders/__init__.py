@@ -5,9 +5,19 @@ from __future__ import annotations
 from .base import Encoder, EncoderConfig
 from .fused import compose
 from .state import StateEncoder, StateEncoderConfig
+from .vision.config import NoVisionConfig, VisionConfig, image_sizes
+from .vision.conv import ConvConfig, ConvEncoder
+from .vision.resnet import ResNet18Config, ResNet18Encoder
+from .vision.vit import ViTConfig, ViTEncoder
 
 ENCODERS = {
     "state": (StateEncoderConfig, StateEncoder),
 }
+VISION = {
+    "none": (NoVisionConfig, None),
+    "conv": (ConvConfig, ConvEncoder),
+    "resnet18": (ResNet18Config, ResNet18Encoder),
+    "vit": (ViTConfig, ViTEncoder),
+}
 
-__all__ = ["ENCODERS", "Encoder", "EncoderConfig", "compose"]
+__all__ = ["ENCODERS", "VISION", "Encoder", "EncoderConfig", "VisionConfig", "compose", "image_sizes"]

@@ -27,6 +27,7 @@ class Encoder(nn.Module):
     whether the net asks for tokens; one that gives them anyway, or has none to give, may ignore that.
     """
 
+    group: ClassVar[str] = "encoder"  # of the configuration, by which it is chosen
     takes: ClassVar[str]  # what it accepts, in words
 
     size: int  # E, length of the vector

@@ -12,6 +12,7 @@ from flowhand.contracts.features import Feature, Spec
 
 from ..conditioning import Conditioning
 from .base import Encoder, EncoderConfig
+from .vision.config import KINDS, VisionConfig
 
 
 class FusedEncoder(Encoder):
@@ -45,7 +46,10 @@ class FusedEncoder(Encoder):
 
 
 def compose(
-    encoders: Sequence[tuple[EncoderConfig, type[Encoder]]], spec: Spec, history: int, tokens: bool = False
+    encoders: Sequence[tuple[EncoderConfig | VisionConfig, type[Encoder]]],
+    spec: Spec,
+    history: int,
+    tokens: bool = False,
 ) -> Encoder:
     """The encoder of a whole observation: of a single kind its own encoder, of several their fusion.
 
@@ -56,10 +60,12 @@ def compose(
     for name, feature in spec.observation.items():
         kind = next((config.kind for config, cls in encoders if cls.accepts(feature)), None)
         if kind is None:
-            able = " and ".join(f"encoder={config.kind} takes {cls.takes}" for config, cls in encoders)
+            able = " and ".join(f"{cls.group}={config.kind} takes {cls.takes}" for config, cls in encoders)
+            sees = feature.kind in KINDS and not any(cls.group == "vision" for _, cls in encoders)
+            advice = "choose vision=conv, resnet18 or vit, or leave it" if sees else "leave it"
             raise ValueError(
-                f"{able}, but the observation {name!r} is {feature.dtype} of shape {feature.shape}; leave it out of "
-                "the observation"
+                f"{able}, but the observation {name!r} is {feature.dtype} of shape {feature.shape}; {advice} "
+                "out of the observation"
             )
         taken[kind][name] = feature
     parts = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -11,6 +11,9 @@ class TrainingConfig:
 
     steps: int = 2000  # optimizer steps
     batch_size: int = 256  # windows per step
+    # times that the head learns from each window of a batch, with other noise; the observation is encoded once, so it
+    # is worth most where encoding is dear, as with images
+    draws: int = field(default=1, metadata={"before": 1})
     learning_rate: float = 2e-3  # peak, after the warm-up
     warmup_steps: int = 100  # steps of linear warm-up; a cosine to zero follows
     weight_decay: float = 1e-4  # of AdamW
@@ -28,6 +31,8 @@ class TrainingConfig:
         for name in ("steps", "batch_size", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
+        if not 1 <= self.draws <= 1000:
+            raise ValueError(f"train.draws={self.draws} must lie in 1..1000")
         for name in ("warmup_steps", "weight_decay", "eval_every", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)} must not be negative")

@@ -61,7 +61,7 @@ class Trainer:
         if self.config.compile and device.type == "cpu":
             require_compiler()
         loss = torch.compile(self.policy.loss) if self.config.compile else self.policy.loss
-        self.loss: Callable[[Batch, torch.Generator], torch.Tensor] = loss
+        self.loss: Callable[[Batch, torch.Generator, int], torch.Tensor] = loss
         bf16 = has_bf16_units(device) if self.config.precision == "auto" else self.config.precision == "bf16"
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
         self.step = 0  # optimizer steps done
@@ -99,7 +99,7 @@ class Trainer:
     def _differentiate(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """The loss of a batch, whose gradient is then with the parameters."""
         with self.autocast:
-            loss = self.loss(batch, generator)
+            loss = self.loss(batch, generator, self.config.draws)
         loss.backward()
         return loss
 

@@ -16,7 +16,13 @@ from policies.encoders import ENCODERS
 from policies.heads import HEADS
 from policies.nets import NETS
 
-SIZES = {"width": 16, "blocks": 2, "heads": 2}  # given to every component that has such a field
+SIZES = {  # given to every component that has such a field
+    **dict.fromkeys(("width", "channels", "token_width"), 16),
+    **dict.fromkeys(("features", "patch"), 8),
+    "blocks": 2,
+    "heads": 2,
+    "keypoints": 4,
+}
 
 
 def component(table: Mapping[str, tuple[Any, Any]], kind: str, **options: Any) -> Any:

@@ -124,7 +124,7 @@ class Manifest:
         spread_fits = len(self.action_spread) == size and all(s > 0 for s in self.action_spread)
         if not spread_fits or len(parity.max_error_physical) != size:
             raise ValueError(f"action_spread and parity.max_error_physical must have {size} numbers, spreads positive")
-        vectors = {name: f.size for name, f in self.spec.observation.items() if f.dtype == "float32"}
+        vectors = {name: f.size for name, f in self.spec.observation.items() if f.kind == "state"}
         given = _checked(self.observation_spread, {name: [float] for name in vectors}, "observation_spread")
         if any(len(given[name]) != n or not all(s > 0 for s in given[name]) for name, n in vectors.items()):
             raise ValueError(f"observation_spread must have {vectors} positive numbers")
