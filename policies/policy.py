@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -50,10 +50,14 @@ class PolicyConfig:
     vision: VisionConfig = field(default_factory=NoVisionConfig)
 
 
+def spread(count: int, size: int) -> Tensor:
+    """Which of `count` frames of so many pixels give some million, evenly spread: for the statistics of depth."""
+    return torch.linspace(0, count - 1, max(2, min(count, DEPTH_PIXELS // size))).long()
+
+
 def pixels(frames: Tensor) -> Tensor:
-    """Values (N, 1) of some million pixels, evenly spread over frames (M, H, W[, 1]): for the statistics of depth."""
-    count = max(2, min(len(frames), DEPTH_PIXELS // frames[0].numel()))
-    return frames[torch.linspace(0, len(frames) - 1, count).long().to(frames.device)].reshape(-1, 1).float()
+    """Values (N, 1) of some of the frames (M, H, W[, 1]), see `spread`."""
+    return frames[spread(len(frames), frames[0].numel()).to(frames.device)].reshape(-1, 1).float()
 
 
 def component(table: Mapping[str, tuple[Any, Any]], config: Any, group: str) -> Any:
@@ -159,12 +163,15 @@ class Policy(nn.Module):
             data, mode = (continuous, options.action) if name == "action" else (observation[name], options.observation)
             normalizer.fit(pixels(data) if normalizer.shift.numel() < data[0].numel() else data.flatten(1), mode, name)
 
-    def take_statistics(self, statistics: Statistics, actions: Iterable[Tensor]) -> None:
+    def take_statistics(
+        self, statistics: Statistics, actions: Iterable[Tensor], depth: Callable[[str], Tensor]
+    ) -> None:
         """Takes statistics of demonstrations that are not held in memory.
 
         Args:
             statistics: of every vector of the observation, and of the action.
             actions: all actions, part by part (n, A); looked at where some are choices.
+            depth: gives values (N, 1) of pixels of a depth image.
         """
         options = self.config.normalizer
         self.config.head.require_reference()
@@ -173,10 +180,12 @@ class Policy(nn.Module):
                 self.codec.require_choices(part)
         discrete = np.array(self.codec.choices) > 0
         for name, normalizer in self.normalizers():
-            measured, mode = statistics[name], options.observation
             if name == "action":
-                measured, mode = measured.without(discrete), options.action
-            normalizer.take(measured, mode, name)
+                normalizer.take(statistics[name].without(discrete), options.action, name)
+            elif self.spec.observation[name].kind == "depth":
+                normalizer.fit(depth(name), options.observation, name)
+            else:
+                normalizer.take(statistics[name], options.observation, name)
 
     def normalizers(self) -> list[tuple[str, Normalizer]]:
         """All normalizers with the names of their features; the action comes last."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from flowhand.contracts.data.rows import Rows, RowSet
 
 from ..batch import DTYPES, Batch
-from ..policy import Policy
+from ..policy import Policy, spread
 
 ORDER = 0x6F72646572  # makes the seed of the batches another than that of the training's other randomness
 ROWS_AT_ONCE = 2**16  # that are held beside the tensors while these are filled
@@ -168,7 +168,13 @@ class Stream:
     def fit_normalizers(self, policy: Policy) -> None:
         """Gives the policy the statistics of all steps, of which few are held at a time."""
         actions = (torch.from_numpy(block) for _, block in self._blocks(self.rows.rows["action"]))
-        policy.take_statistics(self.rows.statistics(), actions)
+        policy.take_statistics(self.rows.statistics(), actions, self._pixels)
+
+    def _pixels(self, name: str) -> Tensor:
+        """Values (N, 1) of a depth image, of some frames."""
+        rows = self.rows.rows[name]
+        steps = spread(len(self), rows.feature.size).numpy()
+        return self._taken(rows, steps).reshape(-1, 1).float()
 
     def _drawn(self, batch_size: int, generator: torch.Generator) -> Tensor:
         return torch.randint(len(self), (batch_size,), generator=generator)

@@ -21,6 +21,7 @@ from ..statistics import gathered
 from .arrays import ArrayFolder, EpisodeArray
 from .statistics import kept_statistics
 
+IMAGES = ("image", "depth")  # kinds of features
 VERSION = 1  # of what becomes of a recorded value
 ROWS_AT_ONCE = 2**16  # that are held for the statistics
 Progress = Callable[[str], None]  # told the feature of which one more episode is there
@@ -71,9 +72,9 @@ def read_features(spec: Spec, sizes: Mapping[str, tuple[int, int]]) -> dict[str,
     features = {**spec.observation, "action": spec.action}
     for name, size in sizes.items():
         feature = features.get(name)
-        if feature is None or feature.kind != "image":
+        if feature is None or feature.kind not in IMAGES:
             raise ValueError(f"there is no image {name!r} to be read at {size[0]} x {size[1]} points")
-        features[name] = replace(feature, shape=(*size, feature.shape[2]))
+        features[name] = replace(feature, shape=(*size, *feature.shape[2:]))
     return features
 
 
@@ -97,14 +98,16 @@ def training_rows(
 
 
 def as_read(values: np.ndarray, feature: Feature, where: str) -> np.ndarray:
-    """Recorded values (N, ...) as rows (N, *shape): images at another size, all else as vectors of float32.
+    """Recorded values (N, ...) as rows (N, *shape): images at another size, all else in float32.
 
     Raises:
         ValueError: float32 cannot hold a value.
     """
-    if feature.kind == "image":
+    if feature.kind in IMAGES:
+        images = values.reshape(*values.shape[:3], -1)  # a depth image may have no axis of channels
         # One at a time, for the last bit of a matrix product may depend on how many rows it has.
-        return np.stack([resized(image, (feature.shape[0], feature.shape[1])) for image in values])
+        rows = np.stack([resized(image, (feature.shape[0], feature.shape[1])) for image in images])
+        return rows.reshape(len(values), *feature.shape)
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(values.reshape(len(values), *feature.shape), np.float32)
     if not np.isfinite(rows).all():
@@ -167,8 +170,7 @@ class TrainingRows:
     Args:
         data: the recorded set.
         episodes: which of its episodes, by their place in it.
-        features: of each observation that is read, and of the action, as the policy reads them: images at the size that
-            it wants, all else as vectors of float32.
+        features: of each observation that is read, and of the action, as the policy reads them; see `read_features`.
         folder: where the arrays lie.
         progress: called for every feature and episode that is there.
 
@@ -207,7 +209,7 @@ class TrainingRows:
         return kept_statistics(self.folder.path / f"{key}.stats.json", self._measured)
 
     def _measured(self) -> Statistics:
-        rows = {name: rows for name, rows in self.rows.items() if rows.feature.kind != "image"}
+        rows = {name: rows for name, rows in self.rows.items() if rows.feature.kind not in IMAGES}
         total = sum(self.lengths)
 
         def passes() -> Iterator[dict[str, np.ndarray]]:
