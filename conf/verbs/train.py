@@ -9,7 +9,7 @@ from omegaconf import MISSING
 from envs.base import EnvConfig
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.features import ChunkConfig
-from flowhand.demos.config import DataConfig
+from flowhand.demos.config import TrainingDataConfig
 from policies.encoders.base import EncoderConfig
 from policies.heads.base import HeadConfig
 from policies.nets.base import NetConfig
@@ -28,7 +28,7 @@ class TrainRoot:
     modules: list[str] = field(
         default_factory=list
     )  # packages of yours to import first, which add worlds, encoders, nets, heads
-    data: DataConfig = field(default_factory=DataConfig)
+    data: TrainingDataConfig = field(default_factory=TrainingDataConfig)
     encoder: EncoderConfig = MISSING
     net: NetConfig = MISSING
     head: HeadConfig = MISSING

@@ -25,7 +25,7 @@ from flowhand.contracts.band import fit
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.strict import build, mapping
 from flowhand.control.alarm import Trace, WatchedAgent
-from flowhand.demos.config import DataConfig
+from flowhand.demos.config import DataConfig, TrainingDataConfig
 from flowhand.demos.native import Store
 from flowhand.evaluation.records import EpisodeRecord
 from flowhand.evaluation.rollout import rollout
@@ -62,10 +62,14 @@ def demonstrations(checkpoint: Path, config: DataConfig | None) -> Store:
             state = policies.load_train_state(files) if TRAIN_STATE in files else {}
         if "config" not in state:
             raise ValueError(f"{checkpoint} does not say how its demonstrations were collected; give data.path=...")
-        config = build(DataConfig, with_names_of_now(mapping(state["config"], "config")).get("data"), "data")
+        config = build(TrainingDataConfig, with_names_of_now(mapping(state["config"], "config")).get("data"), "data")
     _, _, source = policies.read_config(checkpoint)
     recorded = config.path and Path(config.path).exists()
-    store = Store.open(config.path).head(config.episodes) if recorded else collect(envs.env_of(source), config, False)
+    if recorded:
+        store = Store.open(config.path)
+        store = store.head(config.episodes or len(store))
+    else:
+        store = collect(envs.env_of(source), config, False)
     if store.hash() != source.demonstrations:
         raise ValueError(f"{store.path} does not hold what {checkpoint} was trained on; give data.path=...")
     return store

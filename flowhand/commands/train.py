@@ -28,6 +28,7 @@ from flowhand.contracts.features import Spec
 from flowhand.contracts.modules import imported_modules
 from flowhand.contracts.planner import learnable
 from flowhand.contracts.provenance import revision
+from flowhand.demos.config import COLLECTED, TrainingDataConfig
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.hub import is_repo_id
 from flowhand.demos.native import Store
@@ -35,6 +36,7 @@ from flowhand.demos.states import StateEpisodes
 from policies.device import select_device
 from policies.training.trainer import Trainer
 
+from . import held_out
 from .collect import collect
 from .runs import StopRequest
 
@@ -91,9 +93,9 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
         )
     if state is None:
         config.head.require_reference()  # before the demonstrations are collected
-    store = demonstrations(config)
+    store, unseen = demonstrations(config)
     collect_seconds = time.perf_counter() - started
-    trainer = trainer_of(config, learnable(store.spec), store, device, fitted=state is not None)
+    trainer = trainer_of(config, observed(config, store), store, device, fitted=state is not None)
     if state is not None:
         require_same(
             completed(with_names_of_now(state.get("config")), OmegaConf.structured(config)),
@@ -105,7 +107,7 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
     print(f"{len(store)} demonstrations, {len(trainer.windows)} windows, {size:,} parameters, {device}, -> {out}")
 
     golden = trainer.windows.gather(torch.arange(4, device=device) * (len(trainer.windows) // 4)).observation
-    source = provenance(config, store, policies.read_config(out / "checkpoint")[2].git_sha if state else "")
+    source = provenance(config, store, unseen, policies.read_config(out / "checkpoint")[2].git_sha if state else "")
 
     def save() -> None:
         trainer.require_finite()
@@ -122,6 +124,11 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
         if stopped:
             print(f"stopped at step {trainer.step}; go on with: python train.py {argument('resume', out)}")
             return stopped
+        if unseen is not None:
+            judged = held_out.judge(policies.load(out / "checkpoint", device), store, unseen, overrides)
+            held_out.write(judged, out)
+            held_out.log(log, judged)
+            print(held_out.closing_line(judged, out))
         if config.eval.episodes:
             seconds = {"collect": collect_seconds, "train": trainer.seconds}
             what = config.env, config.eval, config.execution, asdict(config)
@@ -132,8 +139,10 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
     return 0
 
 
-def demonstrations(config: TrainRoot) -> Store | StateEpisodes:
-    """Collected by the environment's expert, or, with env=none, the recorded ones at data.path, of any known format.
+def demonstrations(config: TrainRoot) -> tuple[Store | StateEpisodes, StateEpisodes | None]:
+    """What to train on, and what is held out to judge it.
+
+    The world's expert collects; with env=none they are the recorded ones at data.path, of any known format.
 
     Raises:
         ValueError: without an environment, the path is missing or an evaluation is asked for.
@@ -145,20 +154,33 @@ def demonstrations(config: TrainRoot) -> Store | StateEpisodes:
             f"there are no demonstrations at {path}; correct the path, or collect them: flowhand collect {made}"
         )
     if config.env.kind != "none":
-        return collect(config.env, config.data)
+        _require_of_a_world(config.data)
+        return collect(config.env, config.data), None
     if not config.data.path:
         raise ValueError("env=none trains on recorded demonstrations; give their store with data.path=")
     if config.eval.episodes:
         raise ValueError("env=none has nothing to evaluate in; set eval.episodes=0")
-    data = open_dataset(config.data.path)
-    if isinstance(data, Store):
-        return data.head(config.data.episodes)
-    states = StateEpisodes(data, config.data.episodes)
-    print(*states.lines, sep="\n", end="\n" if states.lines else "")
-    return states
+    return held_out.split(open_dataset(config.data.path), config.data)
 
 
-def provenance(config: TrainRoot, store: Store | StateEpisodes, git_sha: str = "") -> policies.Provenance:
+def _require_of_a_world(data: TrainingDataConfig) -> None:
+    """Says of the settings of recorded sets what they come to where a world collects and judges."""
+    if data.held_out > 0 or data.observation:
+        name = "observation" if data.observation else "held_out"
+        raise ValueError(f"data.{name} is for recorded sets, with env=none; a world has its own features and seeds")
+    data.held_out, data.episodes = 0, data.episodes or COLLECTED
+
+
+def observed(config: TrainRoot, store: Store | StateEpisodes) -> Spec:
+    """What the policy sees and commands."""
+    spec = learnable(store.spec)
+    added = config.data.previous_action and isinstance(store, Store)
+    return spec.with_previous_action() if added else spec
+
+
+def provenance(
+    config: TrainRoot, store: Store | StateEpisodes, unseen: StateEpisodes | None = None, git_sha: str = ""
+) -> policies.Provenance:
     """Where the policy comes from, for its checkpoint; an install without a clone leaves the commit that is known."""
     return policies.Provenance(
         env=asdict(config.env),
@@ -170,6 +192,7 @@ def provenance(config: TrainRoot, store: Store | StateEpisodes, git_sha: str = "
         git_sha=revision() or git_sha,
         train_steps=0,
         modules=imported_modules(),
+        recorded=[held_out.described(store, unseen)] if isinstance(store, StateEpisodes) else [],
     )
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 DTYPES = ("float16", "float32", "float64", "uint8", "uint16", "int32", "int64", "bool", "str")
-KINDS = ("state", "image", "depth", "text", "elements", "action")
+PREVIOUS = "previous_action"  # name and kind of the observation that a policy's own controller fills in
+KINDS = ("state", "image", "depth", "text", "elements", "action", PREVIOUS)
 MOST_DIMENSIONS = 31  # of one array; numpy has 32, and the steps take one
 MOST_CHOICES = 10_000  # of one dimension of an action
 MOST_VALUES = 2**25  # of a feature at one control step; a colour image of 3840 x 2160 has three quarters of it
@@ -79,6 +80,7 @@ class Feature:
             "image": (self.dtype == "uint8" and len(self.shape) == 3, "uint8 of shape (height, width, channels)"),
             "depth": (self.dtype != "str" and len(self.shape) in (2, 3), "numbers of shape (height, width[, 1])"),
             "action": (self.dtype != "str" and len(self.shape) == 1, "a vector (A,) of numbers"),
+            PREVIOUS: (self.dtype == "float32" and len(self.shape) == 1, "a vector (A,) in float32"),
         }
         if self.kind not in KINDS:
             raise ValueError(f"feature kind {shown(self.kind)} is unknown; choices: {', '.join(KINDS)}")
@@ -203,6 +205,8 @@ class Spec:
                 )
             if feature.kind == "action":
                 raise ValueError(f"the observation {name!r} is of kind 'action', expected another kind")
+            if feature.kind == PREVIOUS and feature.shape != self.action.shape:
+                raise ValueError(f"the observation {name!r} has shape {feature.shape}, the action {self.action.shape}")
         object.__setattr__(self, "action", replace(self.action, kind="action"))
         if self.control_dt_s is not None and not 0 < self.control_dt_s < math.inf:
             raise ValueError(f"control_dt_s is {self.control_dt_s}, expected a positive number of seconds, or None")
@@ -211,6 +215,25 @@ class Spec:
         seen = ", ".join(f"{name} {feature.dtype} {feature.shape}" for name, feature in self.observation.items())
         pace = "at every event" if self.control_dt_s is None else f"every {self.control_dt_s:g} s"
         return f"Spec({seen} -> action {self.action.dtype} {self.action.shape}, {pace})"
+
+    @property
+    def sensed(self) -> dict[str, Feature]:
+        """The observation without the previous action, which no robot measures: its controller knows it."""
+        return {name: feature for name, feature in self.observation.items() if feature.kind != PREVIOUS}
+
+    def with_previous_action(self) -> Spec:
+        """The specification of a policy that also observes the action of the control step before.
+
+        Raises:
+            ValueError: there is an observation of this name already.
+        """
+        if PREVIOUS in self.observation:
+            raise ValueError(f"there is an observation {PREVIOUS!r} already; expected another name")
+        action = self.action
+        added = Feature(
+            action.shape, "float32", action.unit, action.low, action.high, kind=PREVIOUS, names=action.names
+        )
+        return replace(self, observation={**self.observation, PREVIOUS: added})
 
     def seconds(self) -> float:
         """`control_dt_s`, for those who count in time; `ValueError` where the control waits for events."""

@@ -11,18 +11,19 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from .features import ChunkConfig, Spec
+from .features import PREVIOUS, ChunkConfig, Spec
 from .provenance import Provenance
 
 FORMS = {"rtc_exact": "exact", "rtc_identity": "identity", "rtc_trained": "trained"}  # mode: form of its prefix
 SEEN = "seen"  # form of a prefix that a planner wants to look at where the mode has none
+LEARNED = (("state", "float32"), ("image", "uint8"), (PREVIOUS, "float32"))  # kinds and dtypes that policies take
 NOTHING: Mapping[str, int] = MappingProxyType({})  # what a planner `continues` that knows no prefix
 
 
 def check_spec(spec: Spec) -> None:
     """Raises `ValueError` naming the first feature that is not of the kinds that policies learn."""
     for name, feature in spec.observation.items():
-        if (feature.kind, feature.dtype) not in (("state", "float32"), ("image", "uint8")):
+        if (feature.kind, feature.dtype) not in LEARNED:
             raise ValueError(
                 f"the observation {name!r} is {feature.dtype} of kind {feature.kind!r}; a policy takes states in "
                 "float32 and images in uint8: convert it, or leave it out"

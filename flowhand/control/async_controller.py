@@ -82,7 +82,7 @@ class AsyncController:
         if episode is None:
             raise ValueError("there is no episode; call reset(seed=...) first")
         try:
-            episode.history.see(fitting(observation, self.policy.spec.observation))
+            episode.history.see(fitting(observation, self.policy.spec.sensed))
             self._receive(episode.timeline)
             if episode.timeline.due:
                 form = FORMS.get(self.execution.mode, "")
@@ -90,7 +90,11 @@ class AsyncController:
         finally:
             action = episode.timeline.advance()  # whatever happens, time goes on
         self.starved += action is None and episode.timeline.started
-        return None if action is None else self.limits(action)
+        if action is None:
+            return None
+        action = self.limits(action)
+        episode.history.acted(action)
+        return action
 
     def skip(self, steps: SupportsIndex) -> None:
         """Lets so many control steps pass at which `step` was not called.

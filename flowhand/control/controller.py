@@ -249,7 +249,7 @@ class Controller:
             ValueError: an observation that does not fit the features in names, shapes or dtypes, or is not finite.
         """
         episodes = {lane: self._episode(lane) for lane in observations}
-        fitted = {lane: fitting(each, self.policy.spec.observation) for lane, each in observations.items()}
+        fitted = {lane: fitting(each, self.policy.spec.sensed) for lane, each in observations.items()}
         for lane, observation in fitted.items():
             episodes[lane].history.see(observation)
         self._deliver(episodes.values())
@@ -287,4 +287,6 @@ class Controller:
     def _advance(self, episode: RobotEpisode) -> np.ndarray:
         action = episode.timeline.advance()
         assert action is not None  # `prepare` made sure that the chunks bridge every delay
-        return self.limits(action)
+        action = self.limits(action)
+        episode.history.acted(action)
+        return action

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowhand.contracts.features import Spec
-from flowhand.contracts.history import fitted, fitting
+from flowhand.contracts.history import fitted, fitting, with_previous
 from flowhand.contracts.planner import check_spec
 
 from ..batch import DTYPES, Batch
@@ -79,7 +79,9 @@ class Windows:
         for i, episode in enumerate(episodes):  # not with zip, which holds the first one to its end
             length = lengths[i]
             try:
-                arrays = fitting(episode.observation, spec.observation, length)
+                arrays = fitting(
+                    with_previous(episode.observation, episode.action, spec.observation), spec.observation, length
+                )
                 arrays["action"] = fitted("the action", episode.action, spec.action, length)
             except ValueError as error:
                 raise ValueError(f"episode {i}: {error}") from error

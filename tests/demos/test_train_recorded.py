@@ -34,26 +34,28 @@ def test_a_lerobot_set_trains_and_its_policy_acts(tmp_path, recorded, capsys):
     assert train.train(config, [], None) == 0
     said = capsys.readouterr().out
     assert "no policy reads images yet: front left unused" in said
-    assert "has 3 episodes, 3 are used" in said
-    assert "3 demonstrations, 75 windows" in said
+    assert "3 episodes, 2 to train on, 1 held out" in said
+    assert "2 demonstrations, 50 windows" in said
+    assert "mean absolute error on 1 held-out episodes: policy" in said
     policy = policies.load(tmp_path / "run" / "checkpoint")
     assert policy.spec.control_dt_s == 0.1
     assert policy.spec.observation["state"].dtype == "float32"
     written = json.loads((tmp_path / "run/checkpoint/config.json").read_text())["provenance"]
     assert written["demonstrations"] == LeRobotDataset(recorded).fingerprint
+    named = {"format": "LeRobot v3.0", "name": "set", "revision": "", "trained_on": "0-1", "held_out": "2"}
+    assert written["recorded"] == [{**named, "fingerprint": LeRobotDataset(recorded).fingerprint}]
     assert written["env_version"] == "LeRobot v3.0"
 
 
 def test_what_is_taken_of_a_set(recorded, tmp_path):
     data = LeRobotDataset(recorded)
-    states = StateEpisodes(data, 2)
-    assert [len(episode) for episode in states] == [30, 20]
-    assert "has 3 episodes, 2 are used; data.episodes=3 takes all" in states.lines[1]
+    states = StateEpisodes(data, [0, 1])
+    assert [len(episode) for episode in states] == states.lengths == [30, 20]
     for got, expected in zip(states, data.select(["state"]), strict=False):
         assert got.observation["state"].dtype == np.float32
         np.testing.assert_array_equal(got.observation["state"], expected.observation["state"].astype(np.float32))
-    flat = StateEpisodes(ReplayZarrDataset(make(tmp_path / "set.zarr")), 3)
+    flat = StateEpisodes(ReplayZarrDataset(make(tmp_path / "set.zarr")))
     assert flat.spec.observation["keypoint"].shape == (18,)
     assert next(iter(flat)).observation["keypoint"].shape == (7, 18)
     with pytest.raises(ValueError, match="has no states, and no policy reads front yet"):
-        StateEpisodes(data.select(["front"]), 3)
+        StateEpisodes(data.select(["front"]))
