@@ -49,12 +49,12 @@ def split(data: Store | Reader, config: TrainingDataConfig) -> tuple[StateEpisod
     Raises:
         ValueError: there are fewer, or no such features.
     """
-    unseen = held_out(len(data), config.held_out, config.held_out_seed)
+    try:
+        unseen = held_out(len(data), config.held_out, config.held_out_seed, config.episodes)
+    except ValueError as error:
+        raise ValueError(f"{data.path}: {error}") from error
     rest = sorted(set(range(len(data))) - set(unseen))
     count = config.episodes or len(rest)
-    if count > len(rest):
-        kept = f", of which {len(unseen)} are held out" if unseen else ""
-        raise ValueError(f"{data.path} has {len(data)} episodes{kept}; data.episodes={count} asks for more")
     states = StateEpisodes(data, rest[:count], config.observation, config.previous_action)
     print(*states.lines, sep="\n", end="\n" if states.lines else "")
     more = f", {len(rest) - count} unused (data.episodes={count})" if count < len(rest) else ""

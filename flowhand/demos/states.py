@@ -112,25 +112,29 @@ class StateEpisodes:
         return self.data.hash() if isinstance(self.data, Store) else self.data.fingerprint
 
 
-def held_out(count: int, wanted: float, seed: int) -> list[int]:
+def held_out(count: int, wanted: float, seed: int, trained: int = 0) -> list[int]:
     """The numbers of the episodes that are kept from training, drawn by the seed, in order.
 
     Args:
         count: episodes of the set.
-        wanted: below 1 their share, from 1 on their number; -1: a tenth, at least one and at most 50.
+        wanted: below 1 their share, from 1 on their number; -1: a tenth, at most 50, of what `trained` leaves.
         seed: of the draw.
+        trained: how many are to be trained on; 0: what is left.
 
     Raises:
-        ValueError: none would be left to train on.
+        ValueError: too few would be left to train on.
     """
-    number = min(50, max(1, round(count / 10))) if wanted == -1 else round(wanted * count if wanted < 1 else wanted)
-    if wanted == -1 and count == 1:
-        return []
-    if 0 < wanted < 1:
-        number = max(1, number)
-    if number >= count:
+    least = max(1, trained)
+    if count < least:
+        raise ValueError(f"data.episodes={trained} asks for more episodes than there are: {count}")
+    if wanted == -1:
+        number = min(50, -(-count // 10), count - least)
+    else:
+        number = max(1, round(wanted * count)) if 0 < wanted < 1 else int(wanted)
+    if count - number < least:
         raise ValueError(
-            f"data.held_out={wanted:g} keeps {number} of {count} episodes from training; none would be left"
+            f"data.held_out={wanted:g} keeps {number} of {count} episodes from training, and {least} or more are to be "
+            "trained on; lower it, or data.episodes"
         )
     return sorted(np.random.default_rng(seed).permutation(count)[:number].tolist())
 

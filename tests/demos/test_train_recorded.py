@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import policies
 from conf.cli import compose
 from flowhand.commands import train
 from flowhand.demos.lerobot.dataset import LeRobotDataset
-from flowhand.demos.states import StateEpisodes
+from flowhand.demos.states import StateEpisodes, held_out, ranges
 from flowhand.demos.zarr_files.replay_zarr import ReplayZarrDataset
 from tests.demos.recorded import Set3
 from tests.demos.test_replay_zarr import make
@@ -59,3 +61,89 @@ def test_what_is_taken_of_a_set(recorded, tmp_path):
     assert next(iter(flat)).observation["keypoint"].shape == (7, 18)
     with pytest.raises(ValueError, match="has no states, and no policy reads front yet"):
         StateEpisodes(data.select(["front"]))
+
+
+def test_what_is_held_out_never_reaches_the_training(tmp_path):
+    """Two sets that differ in their held-out episodes alone, one of them absurd, give the same weights."""
+    found = []
+    for name, poison in (("honest", 0.0), ("poisoned", 1e6)):
+        made = Set3(tmp_path / name, (30, 20, 25, 22), ((0,), (1, 2), (3,)))
+        for number in held_out(4, 0.5, 1):
+            made.rows[number]["observation.state"] += np.float32(poison)
+            made.rows[number]["action"] -= np.float32(poison)
+        words = (f"data.path={made.write()}", f"out={tmp_path}/run-{name}", "data.held_out=0.5", "data.held_out_seed=1")
+        assert train.train(compose([*ALONE, *words]), [], None) == 0
+        run = tmp_path / f"run-{name}"
+        judged = json.loads((run / "held_out.json").read_text())
+        found.append(((run / "checkpoint/model.safetensors").read_bytes(), judged["methods"]["policy"]["mean"]))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] < 10 < 1e5 < found[1][1]
+
+
+def test_the_page_and_the_file_say_what_was_run(tmp_path, recorded):
+    words = [*ALONE, f"data.path={recorded}", f"out={tmp_path}/run", "data.previous_action=true", "data.held_out=2"]
+    assert train.train(compose(words), words, None) == 0
+    content = json.loads((tmp_path / "run/held_out.json").read_text())
+    assert list(content["methods"]) == [
+        "policy",
+        "policy, mean of 8 samples",
+        "repeat the last action",
+        "nearest neighbour",
+        "ridge regression on two states",
+        "ridge regression on two states and the last action",
+    ]
+    assert content["dimensions"] == ["left", "right"]
+    assert content["data"]["held_out"] == ranges(held_out(3, 2, 0))
+    errors = np.array(content["methods"]["policy"]["episodes"])
+    assert errors.shape == (2, 2)
+    assert content["methods"]["policy"]["mean"] == pytest.approx(errors.mean())
+    minus = content["methods"]["nearest neighbour"]["policy_minus_this"]["policy"]["mean"]
+    assert minus[0] == pytest.approx((errors - content["methods"]["nearest neighbour"]["episodes"]).mean())
+    assert minus[1] <= minus[0] <= minus[2]
+    page = (tmp_path / "run/held_out.html").read_text()
+    assert shlex.join(["python", "train.py", *words]) in page
+    assert page.count("<svg") == 2 * 2  # episodes and dimensions
+    assert not re.search(r"https?://|<script", page)
+
+
+def test_features_are_chosen_by_name(tmp_path, recorded):
+    data = ReplayZarrDataset(make(tmp_path / "set.zarr"))
+    chosen = StateEpisodes(data, observation=["state"], previous_action=True)
+    assert list(chosen.spec.observation) == ["state", "previous_action"]
+    for episode in chosen:
+        assert list(episode.observation) == ["state", "previous_action"]
+        np.testing.assert_array_equal(episode.observation["previous_action"][1:], episode.action[:-1])
+    with pytest.raises(ValueError, match=r"data\.observation names 'stat'; .* has no such feature: did you mean state"):
+        StateEpisodes(data, observation=["stat"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["data.held_out=3"],
+            r"data\.held_out=3 keeps 3 of 3 episodes from training, and 1 or more are to be trained on",
+        ),
+        (["data.held_out=2", "data.episodes=2"], "keeps 2 of 3 episodes from training, and 2 or more"),
+        (["data.episodes=4"], r"data\.episodes=4 asks for more episodes than there are: 3"),
+        (["data.held_out=1.5"], r"data\.held_out is 1\.5: expected a share below 1, a whole number"),
+    ],
+)
+def test_what_cannot_be_held_out_is_refused(recorded, words, message):
+    with pytest.raises(ValueError, match=message):
+        train.demonstrations(compose([*ALONE, f"data.path={recorded}", *words]))
+
+
+def test_a_world_has_features_and_seeds_of_its_own():
+    for words in ("data.held_out=0.2", "data.observation=[state]"):
+        with pytest.raises(ValueError, match=r"is for recorded sets, with env=none"):
+            train.demonstrations(compose(["env.task=reach-v3", words]))
+
+
+def test_how_many_are_held_out():
+    assert [len(held_out(count, -1, 0)) for count in (1, 2, 10, 11, 100, 10_000)] == [0, 1, 1, 2, 10, 50]
+    assert len(held_out(100, -1, 0, trained=95)) == 5
+    assert len(held_out(100, 0.25, 0)) == 25
+    assert held_out(100, 20, 3) != held_out(100, 20, 4)
+    assert held_out(100, 0, 0) == []
+    assert ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"

@@ -1,4 +1,4 @@
-"""The previous action as an observation: the same values in training, in every controller, and from a server's client."""
+"""The previous action as an observation: the same in training, in every controller, and from a server's client."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Counting:
     """A planner whose chunk is [n, n, n] for its n-th decision, n = 1, 2, ...; it notes the previous actions it saw."""
 
     spec, chunk, noise_shape = SPEC, ChunkConfig(2, 4, 1), (1,)
-    continues: dict[str, int] = {}
 
     def __init__(self) -> None:
+        self.continues: dict[str, int] = {}
         self.seen: list[list[list[float]]] = []
 
     def plan(self, observation, noise, prefix=None):
