@@ -16,7 +16,7 @@ from flowhand.contracts.features import ChunkConfig, Spec
 from flowhand.contracts.planner import PrefixArrays, check_spec
 from flowhand.contracts.provenance import Provenance
 
-from .action_codec import ActionCodec
+from .action_codec import ActionCodec, require_choices
 from .batch import Batch
 from .compile import CompiledSampler
 from .conditioning import Conditioning
@@ -31,6 +31,8 @@ from .nets import NETS
 from .nets.base import Net, NetConfig
 from .nets.mlp import MLPConfig
 from .normalizer import Normalizer, NormalizerConfig
+from .representation.config import ActionConfig, declared, earlier
+from .representation.represent import Representation
 
 ALIGNMENT = 64  # bytes, at a multiple of which torch allocates on a CPU
 
@@ -44,6 +46,7 @@ class PolicyConfig:
     encoder: EncoderConfig = field(default_factory=StateEncoderConfig)
     net: NetConfig = field(default_factory=MLPConfig)
     head: HeadConfig = field(default_factory=FlowConfig)
+    action: ActionConfig = field(default_factory=ActionConfig, metadata={"before": earlier()})
 
 
 def component(table: Mapping[str, tuple[Any, Any]], config: Any, group: str) -> Any:
@@ -59,13 +62,16 @@ class Policy(nn.Module):
     def __init__(self, config: PolicyConfig, spec: Spec):
         super().__init__()
         check_spec(spec)
+        spec = declared(spec, config.action)
         self.config = config
         self.spec = spec
-        self.codec = ActionCodec(spec.action)
+        self.representation = Representation(config.action, spec)
+        self.codec = ActionCodec(self.representation.choices)
         self.chunk_shape = (config.chunk.prediction_horizon, self.codec.size)  # as heads and nets see it
         vectors = {name: f for name, f in spec.observation.items() if f.dtype == "float32"}
         self.observation_normalizers = nn.ModuleDict({name: Normalizer(f.size) for name, f in vectors.items()})
-        self.action_normalizer = Normalizer(spec.action.size)
+        steps = config.chunk.prediction_horizon if config.action.statistics == "step" else 0
+        self.action_normalizer = Normalizer(self.representation.size, steps)
         encoders = [(config.encoder, component(ENCODERS, config.encoder, "encoder"))]
         self.encoder = compose(encoders, spec, config.chunk.history, config.net.attends)
         self.net = component(NETS, config.net, "net")(
@@ -107,6 +113,13 @@ class Policy(nn.Module):
         return {name: normalizer.scale.tolist() for name, normalizer in self.normalizers()[:-1]}
 
     @property
+    def action_spread(self) -> Tensor:
+        """The unit (A,) in which errors of actions are judged: the scale of what the net learns of each dimension."""
+        scale = self.action_normalizer.scale
+        scale = scale.mean(0) if scale.ndim > 1 else scale
+        return self.representation.spread(scale, self.chunk.prediction_horizon)
+
+    @property
     def device_name(self) -> str:
         """Where it computes: cpu | cuda | cuda:N."""
         return str(self.action_normalizer.shift.device)
@@ -130,16 +143,24 @@ class Policy(nn.Module):
         """Notes where the policy comes from."""
         self._provenance = provenance
 
-    def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor) -> None:
-        """Takes the statistics of the demonstrations: each (N, *shape), N control steps."""
-        options = self.config.normalizer
+    def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor, last: Tensor | None = None) -> None:
+        """Takes the statistics of the demonstrations: each (N, *shape), N control steps.
+
+        Args:
+            observation: of every step.
+            action: of every step, (N, A).
+            last: (N,) the last step of the episode of each step; needed where actions are learned as differences.
+        """
+        options, chunk = self.config.normalizer, self.config.chunk
         self.config.head.require_reference()
-        self.codec.require_choices(action)
+        require_choices(self.spec.action.choices or (), action)
+        for name, normalizer in self.normalizers()[:-1]:
+            normalizer.fit(observation[name].flatten(1), options.observation, name)
+        self.representation.fit(action, observation)
+        rows = self.representation.rows(observation, action, last, chunk.prediction_horizon, chunk.loss_on_padding)
         discrete = torch.tensor([n > 0 for n in self.codec.choices], device=action.device)
-        continuous = action.masked_fill(discrete, 0)  # the index of a choice stays as it is
-        for name, normalizer in self.normalizers():
-            data, mode = (continuous, options.action) if name == "action" else (observation[name], options.observation)
-            normalizer.fit(data.flatten(1), mode, name)
+        rows = [each.masked_fill(discrete, 0) for each in rows]  # the index of a choice stays as it is
+        self.action_normalizer.fit_steps(rows, options.action, "action", self.representation.groups)
 
     def normalizers(self) -> list[tuple[str, Normalizer]]:
         """All normalizers with the names of their features; the action comes last."""
@@ -157,7 +178,7 @@ class Policy(nn.Module):
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Float[Tensor, ""]:
         """Training loss of a batch of windows; the generator makes its randomness repeatable."""
         mask = torch.ones_like(batch.mask) if self.config.chunk.loss_on_padding else batch.mask
-        x1_BTA = self._code(batch.action)
+        x1_BTA = self.code(batch.action, batch.observation)
         return self.head.loss(self.net, x1_BTA, self.encode(batch.observation, generator), mask, generator)
 
     def sample(
@@ -178,20 +199,22 @@ class Policy(nn.Module):
         if prefix is None:
             return self._compiled(observation, noise) if self._compiled else self.generate(self.net, observation, noise)
         self._require_continues(prefix, len(noise))
-        prefix = prefix.converted(self._code)
-        return self.decode(self.head.continue_chunk(self.net, noise, self.encode(observation), prefix))
+        prefix = prefix.converted(lambda action: self.code(action, observation))
+        return self.decode(self.head.continue_chunk(self.net, noise, self.encode(observation), prefix), observation)
 
     def generate(self, net: Net, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """What `sample` computes, with a net in place of the policy's own: the same one compiled, for example."""
-        return self.decode(self.head.sample(net, noise, self.encode(observation)))
+        return self.decode(self.head.sample(net, noise, self.encode(observation)), observation)
 
-    def decode(self, x_BTA: Tensor) -> Tensor:
-        """What heads and nets see, (..., C), to actions (..., A)."""
-        return self.action_normalizer.denormalize(self.codec.decode(x_BTA))
+    def decode(self, x_BTA: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
+        """What heads and nets see, (B, T, C), to actions (B, T, A), decided from these observation histories."""
+        columns = self.action_normalizer.denormalize(self.codec.decode(x_BTA))
+        return self.representation.decode(columns, observation)
 
-    def _code(self, action: Tensor) -> Tensor:
-        """Actions (..., A) to what heads and nets see, (..., C): normalized, choices as analog bits."""
-        return self.codec.encode(self.action_normalizer.normalize(action))
+    def code(self, action: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
+        """Actions (B, T, A) to what heads and nets see, (B, T, C): as declared, normalized, choices as analog bits."""
+        columns = self.representation.encode(action, observation)
+        return self.codec.encode(self.action_normalizer.normalize(columns))
 
     def _require_continues(self, prefix: Prefix, rows: int) -> None:
         """Raises `ValueError` unless the head can continue such a prefix for so many rows."""

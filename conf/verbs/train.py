@@ -15,6 +15,7 @@ from policies.heads.base import HeadConfig
 from policies.nets.base import NetConfig
 from policies.normalizer import NormalizerConfig
 from policies.policy import PolicyConfig
+from policies.representation.config import ActionConfig, earlier
 from policies.training.config import TrainingConfig
 
 from .eval import EvaluationConfig, WandbConfig
@@ -33,6 +34,7 @@ class TrainRoot:
     net: NetConfig = MISSING
     head: HeadConfig = MISSING
     chunk: ChunkConfig = field(default_factory=ChunkConfig)
+    action: ActionConfig = field(default_factory=ActionConfig, metadata={"before": earlier()})
     normalizer: NormalizerConfig = field(default_factory=NormalizerConfig)
     train: TrainingConfig = field(default_factory=TrainingConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)  # of the evaluation
@@ -49,7 +51,7 @@ class TrainRoot:
     @property
     def policy(self) -> PolicyConfig:
         """The parts that make a policy, as one configuration."""
-        return PolicyConfig(self.chunk, self.normalizer, self.encoder, self.net, self.head)
+        return PolicyConfig(self.chunk, self.normalizer, self.encoder, self.net, self.head, self.action)
 
 
 ROOT = TrainRoot

@@ -62,7 +62,8 @@ class AsyncController:
 
     def reset(self, *, seed: SupportsIndex = 0) -> None:
         """Starts an episode; the seed, in [0, 2^32), fixes its noise. An answer still to come is not waited for."""
-        self._episode = RobotEpisode(self.policy, Timeline(self.execution, *self._timing), self.noise_seed, seed)
+        timeline = Timeline(self.execution, *self._timing, action=self.policy.spec.action)
+        self._episode = RobotEpisode(self.policy, timeline, self.noise_seed, seed)
         self.starved = 0
         if self._answer is not None:
             self._answer.cancel()

@@ -228,7 +228,8 @@ class Controller:
 
     def reset(self, lane: int = 0, seed: SupportsIndex = 0) -> None:
         """Starts an episode in a lane; the seed, in [0, 2^32), fixes all the randomness of the episode."""
-        self._episodes[lane] = RobotEpisode(self.policy, Timeline(self.execution, *self._timing), self.noise_seed, seed)
+        timeline = Timeline(self.execution, *self._timing, action=self.policy.spec.action)
+        self._episodes[lane] = RobotEpisode(self.policy, timeline, self.noise_seed, seed)
 
     def step(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
         """The action (A,) for the observation of a single robot (lane 0)."""

@@ -51,7 +51,7 @@ class Trainer:
         self.windows = Windows(episodes, spec, policy.chunk.history, policy.chunk.prediction_horizon, device)
         self.policy = Policy(policy, spec).to(device)
         if not fitted:
-            self.policy.fit_normalizers(self.windows.observation, self.windows.action)
+            self.policy.fit_normalizers(self.windows.observation, self.windows.action, self.windows.last)
         self.ema = EMA(self.policy, self.config.ema_decay)
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
