@@ -42,11 +42,16 @@ class TrainRoot:
     wandb: WandbConfig = field(default_factory=WandbConfig)
     seed: int = 0  # of the weights, the batches and the training noise
     out: str = ""  # folder for everything the run writes; empty: outputs/<task>-<head>-<seed>
+    init: str = field(default="", metadata={"before": ""})  # a checkpoint, or its run's folder: start with its weights
+    # keep (the checkpoint's, for the features that it has) | recompute (those of the new data)
+    init_statistics: str = field(default="keep", metadata={"before": "keep"})
     resume: str = ""  # a run's folder or its checkpoint: go on with that run exactly where it stopped
 
     def __post_init__(self) -> None:
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed} must lie in [-2^63, 2^63)")
+        if self.init_statistics not in ("keep", "recompute"):
+            raise ValueError(f"init_statistics={self.init_statistics!r} is unknown; choices: keep, recompute")
 
     @property
     def policy(self) -> PolicyConfig:
@@ -74,4 +79,5 @@ MATTER = (
     "seed",
     "out",
     "resume",
+    "init",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -33,7 +34,9 @@ from flowhand.demos.formats import open_dataset
 from flowhand.demos.hub import is_repo_id
 from flowhand.demos.native import Store
 from flowhand.demos.states import StateEpisodes
+from policies.checkpoint import MOST_TENSOR_BYTES
 from policies.device import select_device
+from policies.training import start as starting
 from policies.training.trainer import Trainer
 
 from . import held_out
@@ -107,7 +110,12 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
     print(f"{len(store)} demonstrations, {len(trainer.windows)} windows, {size:,} parameters, {device}, -> {out}")
 
     golden = trainer.windows.gather(torch.arange(4, device=device) * (len(trainer.windows) // 4)).observation
-    source = provenance(config, store, unseen, policies.read_config(out / "checkpoint")[2].git_sha if state else "")
+    earlier = policies.read_config(out / "checkpoint")[2] if state else None
+    source = provenance(config, store, unseen, earlier.git_sha if earlier else "")
+    if earlier is not None:
+        source.started_from, source.demonstration_seeds = earlier.started_from, earlier.demonstration_seeds
+    elif config.init:
+        start(config, trainer, source)
 
     def save() -> None:
         trainer.require_finite()
@@ -194,6 +202,21 @@ def provenance(
         modules=imported_modules(),
         recorded=[held_out.described(store, unseen)] if isinstance(store, StateEpisodes) else [],
     )
+
+
+def start(config: TrainRoot, trainer: Trainer, source: policies.Provenance) -> None:
+    """Gives the trainer the weights of the checkpoint of `init`, says what differs, and notes where they come from."""
+    with policies.snapshot(config.init) as files:
+        old = policies.load(files, trainer.windows.action.device)
+        digest = hashlib.sha256(files.read("model.safetensors", MOST_TENSOR_BYTES)).hexdigest()
+    lines = starting.start(trainer.policy, old, config.init_statistics)
+    trainer.ema.module.load_state_dict(trainer.policy.state_dict())
+    before = old.provenance
+    names = ("task", "demonstrations", "recorded", "train_steps")
+    about = {"weights": digest, "statistics": config.init_statistics, **{each: getattr(before, each) for each in names}}
+    source.started_from = [*before.started_from, about]
+    source.demonstration_seeds = sorted({*before.demonstration_seeds, *source.demonstration_seeds})
+    print(f"starts from {config.init}, trained for {before.train_steps} steps", *lines, sep="\n")
 
 
 def compose(cfg: DictConfig) -> tuple[TrainRoot, list[str], dict[str, Any] | None]:
