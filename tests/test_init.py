@@ -1,4 +1,4 @@
-"""Start from a checkpoint: new features leave the function as it is, what differs is said, what cannot be is refused."""
+"""Start from a checkpoint: new features leave the function as it is, what differs is said, misfits are refused."""
 
 from __future__ import annotations
 
