@@ -23,6 +23,7 @@ from torch import Tensor
 from flowhand.contracts.durable import Snapshot, exists, opened, replacing
 from flowhand.contracts.features import Spec
 from flowhand.contracts.modules import imported_modules
+from flowhand.contracts.nearest import difference
 from flowhand.contracts.provenance import Provenance
 from flowhand.contracts.strict import build, mapping, parse_json
 
@@ -228,8 +229,9 @@ def _check_golden(policy: Policy, stored: Mapping[str, Tensor], file: Path) -> N
         action = policy.sample(observation, stored["noise"])
     # Beside a large offset the last two bits of a value may be more than this share of the spread.
     rounding = 2 * torch.finfo(action.dtype).eps * stored["action"].abs()
-    beyond = ((action - stored["action"]).abs() - rounding).clamp(min=0)  # NaN stays NaN
-    error = (beyond / policy.action_normalizer.scale).max().item()
+    apart = difference(action.numpy(), stored["action"].numpy(), policy.spec.action)
+    beyond = (torch.from_numpy(apart).abs() - rounding).clamp(min=0)  # NaN stays NaN
+    error = (beyond / policy.action_spread).max().item()
     if not error <= GOLDEN_TOLERANCE:
         raise ValueError(
             f"{file}: the policy's action differs from the stored one by {error:.2g} of the action's spread (allowed "

@@ -12,6 +12,7 @@ from .heads import HEADS
 from .nets import NETS
 from .normalizer import NormalizerConfig
 from .policy import PolicyConfig
+from .representation.config import ActionConfig, earlier
 
 TABLES = {"encoder": ENCODERS, "vision": VISION, "net": NETS, "head": HEADS}
 BEFORE = {"vision": {"kind": "none"}}  # what a configuration from before there was the group means
@@ -30,6 +31,7 @@ def policy_config(data: Any) -> PolicyConfig:
         if not isinstance(kind, str) or kind not in table:
             raise ValueError(f"policy.{group}.kind is {kind!r}; choices: {', '.join(sorted(table))}")
         values[group] = build(table[kind][0], part, f"policy.{group}")
-    for name, cls in (("chunk", ChunkConfig), ("normalizer", NormalizerConfig)):
+    values.setdefault("action", earlier())
+    for name, cls in (("chunk", ChunkConfig), ("action", ActionConfig), ("normalizer", NormalizerConfig)):
         values[name] = build(cls, values.get(name), f"policy.{name}")
     return build(PolicyConfig, values, "policy")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,20 +50,37 @@ class Normalizer(nn.Module):
 
     Until it is fitted or loaded its statistics are NaN, and using it is an error: a statistic that is missing must
     never look like the identity.
+
+    Args:
+        size: dimensions.
+        steps: of a chunk (..., steps, size) that have statistics of their own; 0: all have the same.
     """
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, steps: int = 0):
         super().__init__()
-        self.register_buffer("shift", torch.full((size,), torch.nan))
-        self.register_buffer("scale", torch.full((size,), torch.nan))
+        shape = (steps, size) if steps else (size,)
+        self.register_buffer("shift", torch.full(shape, torch.nan))
+        self.register_buffer("scale", torch.full(shape, torch.nan))
 
-    def fit(self, data: Tensor, mode: str, name: str) -> None:
+    def fit_steps(self, data: Sequence[Tensor], mode: str, name: str, groups: Sequence[slice] = ()) -> None:
+        """`fit` to the data (N, size) of every step: of each for itself, or, where all share statistics, of all."""
+        if self.shift.ndim == 1:
+            self.fit(torch.cat(list(data)) if len(data) > 1 else data[0], mode, name, groups)
+            return
+        for step, rows in enumerate(data):
+            own = Normalizer(self.shift.shape[-1]).to(rows.device)
+            own.fit(rows, mode, f"{name} at step {step} of a chunk", groups)
+            self.shift[step].copy_(own.shift)
+            self.scale[step].copy_(own.scale)
+
+    def fit(self, data: Tensor, mode: str, name: str, groups: Sequence[slice] = ()) -> None:
         """Takes the statistics of `data` (N, size), those of the feature `name`.
 
-        A dimension that float32 cannot tell from a constant is only centred; a warning names it if it does vary.
+        A dimension that float32 cannot tell from a constant is only centred; a warning names it if it does vary. The
+        dimensions of a group, such as the columns of a rotation, all take the largest scale among them.
 
         Raises:
             ValueError: fewer than two rows, non-finite values, an unknown mode, or tails too heavy for quantiles.
@@ -77,7 +95,7 @@ class Normalizer(nn.Module):
             raise ValueError(f"statistics of {name!r} need finite data, but row {bad} has NaN or infinity")
         low, high = data.amin(dim=0), data.amax(dim=0)
         inner = _inner(data) if mode == "quantile" else (low, high)
-        self._take(_Summary(data.mean(dim=0), data.std(dim=0, correction=0), low, high, *inner), mode, name)
+        self._take(_Summary(data.mean(dim=0), data.std(dim=0, correction=0), low, high, *inner), mode, name, groups)
 
     def take(self, statistics: FeatureStatistics, mode: str, name: str) -> None:
         """Takes statistics that were measured elsewhere; see `fit`.
@@ -92,13 +110,16 @@ class Normalizer(nn.Module):
         parts = (statistics.mean, statistics.std, statistics.low, statistics.high, *inner)
         self._take(_Summary(*(torch.from_numpy(part).to(self.shift.device) for part in parts)), mode, name)
 
-    def _take(self, data: _Summary, mode: str, name: str) -> None:
+    def _take(self, data: _Summary, mode: str, name: str, groups: Sequence[slice] = ()) -> None:
         shift, scale = _statistics(data, mode, name)
         if mode != "identity":
             step, varies = _resolution(data), data.high - data.low
             constant = varies <= JITTER * step
             _warn_of(constant & (varies > 0), data, name)
             scale = torch.where(constant, 1.0, torch.maximum(scale, step))
+            for group in groups:
+                if not constant[group].all():
+                    scale[group] = scale[group].masked_fill(constant[group], 0).amax()
         self.shift.copy_(shift)
         self.scale.copy_(scale)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,12 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowhand.contracts.data.statistics import Statistics
 from flowhand.contracts.features import ChunkConfig, Spec
 from flowhand.contracts.planner import PrefixArrays, check_spec
 from flowhand.contracts.provenance import Provenance
 
-from .action_codec import ActionCodec
+from .action_codec import ActionCodec, require_choices
 from .batch import Batch
 from .compile import CompiledSampler
 from .conditioning import Conditioning
@@ -33,6 +32,8 @@ from .nets import NETS
 from .nets.base import Net, NetConfig
 from .nets.mlp import MLPConfig
 from .normalizer import Normalizer, NormalizerConfig
+from .representation.config import ActionConfig, declared, earlier
+from .representation.represent import Representation
 
 ALIGNMENT = 64  # bytes, at a multiple of which torch allocates on a CPU
 DEPTH_PIXELS = 2**22  # of which statistics are taken at most
@@ -47,6 +48,7 @@ class PolicyConfig:
     encoder: EncoderConfig = field(default_factory=StateEncoderConfig)
     net: NetConfig = field(default_factory=MLPConfig)
     head: HeadConfig = field(default_factory=FlowConfig)
+    action: ActionConfig = field(default_factory=ActionConfig, metadata={"before": earlier()})
     vision: VisionConfig = field(default_factory=NoVisionConfig)
 
 
@@ -73,14 +75,17 @@ class Policy(nn.Module):
     def __init__(self, config: PolicyConfig, spec: Spec):
         super().__init__()
         check_spec(spec)
+        spec = declared(spec, config.action)
         self.config = config
         self.spec = spec
-        self.codec = ActionCodec(spec.action)
+        self.representation = Representation(config.action, spec)
+        self.codec = ActionCodec(self.representation.choices)
         self.chunk_shape = (config.chunk.prediction_horizon, self.codec.size)  # as heads and nets see it
         # Colours need no statistics; those of depth are of all its pixels together.
         sizes = {n: 1 if f.kind in KINDS else f.size for n, f in spec.observation.items() if f.kind != "image"}
         self.observation_normalizers = nn.ModuleDict({name: Normalizer(size) for name, size in sizes.items()})
-        self.action_normalizer = Normalizer(spec.action.size)
+        steps = config.chunk.prediction_horizon if config.action.statistics == "step" else 0
+        self.action_normalizer = Normalizer(self.representation.size, steps)
         encoders = [(config.encoder, component(ENCODERS, config.encoder, "encoder"))]
         encoders += [(config.vision, vision)] if (vision := component(VISION, config.vision, "vision")) else []
         self.encoder = compose(encoders, spec, config.chunk.history, config.net.attends)
@@ -120,13 +125,20 @@ class Policy(nn.Module):
     @property
     def observation_spread(self) -> dict[str, list[float]]:
         """Standard deviation of every dimension of the observation's vectors in the demonstrations."""
-        states = [name for name, feature in self.spec.observation.items() if feature.kind == "state"]
+        states = [name for name, feature in self.spec.observation.items() if feature.kind not in KINDS]
         return {name: n.scale.double().tolist() for name, n in self.normalizers()[:-1] if name in states}
 
     @property
     def image_sizes(self) -> dict[str, tuple[int, int]]:
         """Height and width in which it reads each image; it takes frames of that size as well as the camera's own."""
         return image_sizes(self.config.vision, self.spec)
+
+    @property
+    def action_spread(self) -> Tensor:
+        """The unit (A,) in which errors of actions are judged: the scale of what the net learns of each dimension."""
+        scale = self.action_normalizer.scale
+        scale = scale.mean(0) if scale.ndim > 1 else scale
+        return self.representation.spread(scale, self.chunk.prediction_horizon)
 
     @property
     def device_name(self) -> str:
@@ -152,40 +164,32 @@ class Policy(nn.Module):
         """Notes where the policy comes from."""
         self._provenance = provenance
 
-    def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor) -> None:
-        """Takes the statistics of the demonstrations: each (N, *shape), N control steps."""
-        options = self.config.normalizer
-        self.config.head.require_reference()
-        self.codec.require_choices(action)
-        discrete = torch.tensor([n > 0 for n in self.codec.choices], device=action.device)
-        continuous = action.masked_fill(discrete, 0)  # the index of a choice stays as it is
-        for name, normalizer in self.normalizers():
-            data, mode = (continuous, options.action) if name == "action" else (observation[name], options.observation)
-            normalizer.fit(pixels(data) if normalizer.shift.numel() < data[0].numel() else data.flatten(1), mode, name)
-
-    def take_statistics(
-        self, statistics: Statistics, actions: Iterable[Tensor], depth: Callable[[str], Tensor]
-    ) -> None:
-        """Takes statistics of demonstrations that are not held in memory.
+    def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor, last: Tensor | None = None) -> None:
+        """Takes the statistics of the demonstrations: each (N, *shape), N control steps.
 
         Args:
-            statistics: of every vector of the observation, and of the action.
-            actions: all actions, part by part (n, A); looked at where some are choices.
-            depth: gives values (N, 1) of pixels of a depth image.
+            observation: of every step.
+            action: of every step, (N, A).
+            last: (N,) the last step of the episode of each step; needed where actions are learned as differences.
         """
-        options = self.config.normalizer
+        options, chunk = self.config.normalizer, self.config.chunk
         self.config.head.require_reference()
-        if self.codec.mixed:
-            for part in actions:
-                self.codec.require_choices(part)
-        discrete = np.array(self.codec.choices) > 0
-        for name, normalizer in self.normalizers():
-            if name == "action":
-                normalizer.take(statistics[name].without(discrete), options.action, name)
-            elif self.spec.observation[name].kind == "depth":
-                normalizer.fit(depth(name), options.observation, name)
-            else:
-                normalizer.take(statistics[name], options.observation, name)
+        require_choices(self.spec.action.choices or (), action)
+        for name, normalizer in self.normalizers()[:-1]:
+            data = observation[name]
+            data = pixels(data) if self.spec.observation[name].kind in KINDS else data.flatten(1)
+            normalizer.fit(data, options.observation, name)
+        self.representation.fit(action, observation)
+        self.fit_action(
+            self.representation.rows(observation, action, last, chunk.prediction_horizon, chunk.loss_on_padding)
+        )
+
+    def fit_action(self, rows: Sequence[Tensor]) -> None:
+        """Takes the statistics of the action: of its columns (N, D) at each step of a chunk, or at any."""
+        options = self.config.normalizer
+        discrete = torch.tensor([n > 0 for n in self.codec.choices], device=rows[0].device)
+        rows = [each.masked_fill(discrete, 0) for each in rows]  # the index of a choice stays as it is
+        self.action_normalizer.fit_steps(rows, options.action, "action", self.representation.groups)
 
     def normalizers(self) -> list[tuple[str, Normalizer]]:
         """All normalizers with the names of their features; the action comes last."""
@@ -207,7 +211,7 @@ class Policy(nn.Module):
         once.
         """
         mask = torch.ones_like(batch.mask) if self.config.chunk.loss_on_padding else batch.mask
-        x1_BTA, cond = self._code(batch.action), self.encode(batch.observation, generator)
+        x1_BTA, cond = self.code(batch.action, batch.observation), self.encode(batch.observation, generator)
         if draws > 1:
             x1_BTA, mask = x1_BTA.repeat(draws, 1, 1), mask.repeat(draws, 1)
             cond = cond.map(lambda part: part.repeat(draws, *[1] * (part.ndim - 1)))
@@ -231,20 +235,22 @@ class Policy(nn.Module):
         if prefix is None:
             return self._compiled(observation, noise) if self._compiled else self.generate(self.net, observation, noise)
         self._require_continues(prefix, len(noise))
-        prefix = prefix.converted(self._code)
-        return self.decode(self.head.continue_chunk(self.net, noise, self.encode(observation), prefix))
+        prefix = prefix.converted(lambda action: self.code(action, observation))
+        return self.decode(self.head.continue_chunk(self.net, noise, self.encode(observation), prefix), observation)
 
     def generate(self, net: Net, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """What `sample` computes, with a net in place of the policy's own: the same one compiled, for example."""
-        return self.decode(self.head.sample(net, noise, self.encode(observation)))
+        return self.decode(self.head.sample(net, noise, self.encode(observation)), observation)
 
-    def decode(self, x_BTA: Tensor) -> Tensor:
-        """What heads and nets see, (..., C), to actions (..., A)."""
-        return self.action_normalizer.denormalize(self.codec.decode(x_BTA))
+    def decode(self, x_BTA: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
+        """What heads and nets see, (B, T, C), to actions (B, T, A), decided from these observation histories."""
+        columns = self.action_normalizer.denormalize(self.codec.decode(x_BTA))
+        return self.representation.decode(columns, observation)
 
-    def _code(self, action: Tensor) -> Tensor:
-        """Actions (..., A) to what heads and nets see, (..., C): normalized, choices as analog bits."""
-        return self.codec.encode(self.action_normalizer.normalize(action))
+    def code(self, action: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
+        """Actions (B, T, A) to what heads and nets see, (B, T, C): as declared, normalized, choices as analog bits."""
+        columns = self.representation.encode(action, observation)
+        return self.codec.encode(self.action_normalizer.normalize(columns))
 
     def _require_continues(self, prefix: Prefix, rows: int) -> None:
         """Raises `ValueError` unless the head can continue such a prefix for so many rows."""

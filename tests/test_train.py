@@ -267,11 +267,12 @@ def test_recorded_demonstrations_need_no_simulator(cache, uninterrupted, tmp_pat
     assert train.train(config, [], None) == 0
     policy = policies.load(tmp_path / "run" / "checkpoint")
     assert policy.spec.action.size == 4
+    assert not (tmp_path / "run" / "held_out.json").exists()  # data.episodes takes all
     with pytest.raises(ValueError, match=r"give their store with data\.path="):
         train.demonstrations(configure(*options))
     with pytest.raises(ValueError, match=r"set eval\.episodes=0"):
         train.demonstrations(configure(*options, f"data.path={store}", "eval.episodes=5"))
-    with pytest.raises(ValueError, match="9 episodes asked for, the store has 3"):
+    with pytest.raises(ValueError, match=r"data\.episodes=9 asks for more episodes than there are: 3"):
         train.demonstrations(configure(*options, f"data.path={store}", "data.episodes=9"))
 
 

@@ -16,6 +16,7 @@ from policies.heads.base import HeadConfig
 from policies.nets.base import NetConfig
 from policies.normalizer import NormalizerConfig
 from policies.policy import PolicyConfig
+from policies.representation.config import ActionConfig, earlier
 from policies.training.config import TrainingConfig
 
 from .eval import EvaluationConfig, WandbConfig
@@ -35,6 +36,7 @@ class TrainRoot:
     net: NetConfig = MISSING
     head: HeadConfig = MISSING
     chunk: ChunkConfig = field(default_factory=ChunkConfig)
+    action: ActionConfig = field(default_factory=ActionConfig, metadata={"before": earlier()})
     normalizer: NormalizerConfig = field(default_factory=NormalizerConfig)
     train: TrainingConfig = field(default_factory=TrainingConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)  # of the evaluation
@@ -42,16 +44,23 @@ class TrainRoot:
     wandb: WandbConfig = field(default_factory=WandbConfig)
     seed: int = 0  # of the weights, the batches and the training noise
     out: str = ""  # folder for everything the run writes; empty: outputs/<task>-<head>-<seed>
+    init: str = field(default="", metadata={"before": ""})  # a checkpoint, or its run's folder: start with its weights
+    # keep (the checkpoint's, for the features that it has) | recompute (those of the new data)
+    init_statistics: str = field(default="keep", metadata={"before": "keep"})
     resume: str = ""  # a run's folder or its checkpoint: go on with that run exactly where it stopped
 
     def __post_init__(self) -> None:
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed} must lie in [-2^63, 2^63)")
+        if self.init_statistics not in ("keep", "recompute"):
+            raise ValueError(f"init_statistics={self.init_statistics!r} is unknown; choices: keep, recompute")
 
     @property
     def policy(self) -> PolicyConfig:
         """The parts that make a policy, as one configuration."""
-        return PolicyConfig(self.chunk, self.normalizer, self.encoder, self.net, self.head, self.vision)
+        return PolicyConfig(
+            self.chunk, self.normalizer, self.encoder, self.net, self.head, vision=self.vision, action=self.action
+        )
 
 
 ROOT = TrainRoot
@@ -74,4 +83,5 @@ MATTER = (
     "seed",
     "out",
     "resume",
+    "init",
 )

@@ -65,7 +65,11 @@ def demonstrations(checkpoint: Path, config: DataConfig | None) -> Store:
         config = build(TrainingDataConfig, with_names_of_now(mapping(state["config"], "config")).get("data"), "data")
     _, _, source = policies.read_config(checkpoint)
     recorded = config.path and Path(config.path).exists()
-    store = Store.open(config.path).head(config.episodes) if recorded else collect(envs.env_of(source), config, False)
+    if recorded:
+        store = Store.open(config.path)
+        store = store.head(config.episodes or len(store))
+    else:
+        store = collect(envs.env_of(source), config, False)
     if store.hash() != source.demonstrations:
         raise ValueError(f"{store.path} does not hold what {checkpoint} was trained on; give data.path=...")
     return store

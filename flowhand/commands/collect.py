@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.modules import import_modules, imported_modules
 from flowhand.contracts.strict import whole
 from flowhand.contracts.world import WorldError
-from flowhand.demos.config import SEEDS_PER_COLLECTION, DataConfig
+from flowhand.demos.config import COLLECTED, SEEDS_PER_COLLECTION, DataConfig
 from flowhand.demos.meta import StoreMeta
 from flowhand.demos.native import Store
 
@@ -66,6 +66,7 @@ def collect(env_config: EnvConfig, config: DataConfig, progress: bool = True, *,
     Raises:
         ValueError: the environment has no expert, its expert fails too often, or the store does not fit the request.
     """
+    config = replace(config, episodes=config.episodes or COLLECTED)
     with closing(make_env(env_config)) as env:
         meta = _meta(env, env_config, config)
         store = _find_store(env, meta, config)

@@ -60,7 +60,7 @@ def control(config: ControlRoot) -> tuple[str, str]:
         safety = safety_of(spec, config.safety, config.workspace, dt)
         journal = open_journal(path, spec, _about(config, dt))
         robot = SimulatedRobot(env, config.stop_at_success)
-        runtime = Runtime(robot, decider, safety, spec.observation, dt, config.runtime, monitor, journal)
+        runtime = Runtime(robot, decider, safety, spec.sensed, dt, config.runtime, monitor, journal)
         with closing(decider), closing(runtime), on_signals(runtime.stop):
             ended, seed = "over", config.seed
             while ended == "over" and (left_s := config.seconds - runtime.report.steps * dt) > 0:
@@ -87,7 +87,7 @@ def _require_fit(spec: Spec, env: World) -> None:
     world = env.features
 
     def form(of: Spec) -> tuple[Any, ...]:
-        return {name: (feature.shape, feature.dtype) for name, feature in of.observation.items()}, of.action.shape
+        return {name: (feature.shape, feature.dtype) for name, feature in of.sensed.items()}, of.action.shape
 
     if form(world) != form(spec):
         raise ValueError(f"{env.task} has observation and action {form(world)}, the policy expects {form(spec)}")

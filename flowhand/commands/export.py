@@ -86,7 +86,7 @@ def export(
         spec=policy.spec,
         chunk=policy.chunk,
         noise_shape=policy.noise_shape,
-        action_spread=policy.action_normalizer.scale.double().tolist(),
+        action_spread=policy.action_spread.double().tolist(),
         observation_spread=policy.observation_spread,
         parity=Parity(config.rows, config.allowed, 0.0, [0.0] * policy.spec.action.size, 0.0),
         files={name: artifact.fingerprint(data) for name, data in ((MODELS[config.format], model), (GOLDEN, stored))},

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import hydra
@@ -29,17 +29,21 @@ from flowhand.contracts.features import Spec
 from flowhand.contracts.modules import imported_modules
 from flowhand.contracts.planner import learnable
 from flowhand.contracts.provenance import revision
+from flowhand.demos.config import COLLECTED, TrainingDataConfig
 from flowhand.demos.decoded.rows import read_features, row_bytes, training_rows
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.hub import is_repo_id
 from flowhand.demos.native import Store
-from flowhand.demos.reader import Reader
 from flowhand.demos.states import StateEpisodes
+from policies.checkpoint import MOST_TENSOR_BYTES
 from policies.device import select_device
+from policies.encoders import image_sizes
+from policies.training import start as starting
 from policies.training.stream import Stream, WindowSource
 from policies.training.trainer import Trainer
 from policies.training.windows import Windows
 
+from . import held_out
 from .collect import collect
 from .runs import StopRequest
 
@@ -52,31 +56,22 @@ def trainer_of(
     return Trainer(config.train, config.policy, spec, windows, device, config.seed, fitted)
 
 
-def windows_of(
-    config: TrainRoot,
-    spec: Spec,
-    episodes: Iterable[Episode],
-    device: torch.device,
-    sizes: Mapping[str, tuple[int, int]] = MappingProxyType({}),
-) -> WindowSource:
+def windows_of(config: TrainRoot, spec: Spec, episodes: Iterable[Episode], device: torch.device) -> WindowSource:
     """The demonstrations as windows: all on the device where they fit into `data.memory_gb`, else read from the disk.
 
-    Args:
-        config: of the run.
-        spec: what the policy sees and commands.
-        episodes: the demonstrations.
-        device: where the policy is trained.
-        sizes: height and width at which the policy reads each image; recorded frames are decoded to it, once.
+    Recorded frames are decoded once, to the size that the policy reads.
     """
     shape, room = (config.chunk.history, config.chunk.prediction_horizon), int(config.data.memory_gb * 1e9)
-    data = episodes.data if isinstance(episodes, StateEpisodes) else episodes
-    if not isinstance(data, Store | Reader):  # held in memory as they are
+    if not isinstance(episodes, Store | StateEpisodes):  # held in memory as they are
         return Windows(episodes, spec, *shape, device)
+    sizes = image_sizes(config.vision, spec)
     features = read_features(spec, sizes)
-    fits = sum(data.lengths) * row_bytes(features) <= room
+    fits = sum(episodes.lengths) * row_bytes(features) <= room
     if fits and not sizes:
         return Windows(episodes, spec, *shape, device)
-    rows = training_rows(data, range(len(data.lengths)), features, config.data)
+    states = episodes if isinstance(episodes, StateEpisodes) else None
+    data, numbers = (states.data, states.numbers) if states else (episodes, range(len(episodes)))
+    rows = training_rows(data, numbers, features, config.data)
     if not fits:
         return Stream(rows, *shape, device, room, config.data.prefetch)
     observation = {name: features[name] for name in spec.observation}
@@ -130,9 +125,9 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
         )
     if state is None:
         config.head.require_reference()  # before the demonstrations are collected
-    store = demonstrations(config)
+    store, unseen = demonstrations(config)
     collect_seconds = time.perf_counter() - started
-    trainer = trainer_of(config, learnable(store.spec), store, device, fitted=state is not None)
+    trainer = trainer_of(config, observed(config, store), store, device, fitted=state is not None)
     if state is not None:
         require_same(
             completed(with_names_of_now(state.get("config")), OmegaConf.structured(config)),
@@ -144,7 +139,12 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
     print(f"{len(store)} demonstrations, {len(trainer.windows)} windows, {size:,} parameters, {device}, -> {out}")
 
     golden = trainer.windows.gather(torch.arange(4, device=device) * (len(trainer.windows) // 4)).observation
-    source = provenance(config, store, policies.read_config(out / "checkpoint")[2].git_sha if state else "")
+    earlier = policies.read_config(out / "checkpoint")[2] if state else None
+    source = provenance(config, store, unseen, earlier.git_sha if earlier else "")
+    if earlier is not None:
+        source.started_from, source.demonstration_seeds = earlier.started_from, earlier.demonstration_seeds
+    elif config.init:
+        start(config, trainer, source)
 
     def save() -> None:
         trainer.require_finite()
@@ -161,6 +161,11 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
         if stopped:
             print(f"stopped at step {trainer.step}; go on with: python train.py {argument('resume', out)}")
             return stopped
+        if unseen is not None:
+            judged = held_out.judge(policies.load(out / "checkpoint", device), store, unseen, overrides)
+            held_out.write(judged, out)
+            held_out.log(log, judged)
+            print(held_out.closing_line(judged, out))
         if config.eval.episodes:
             seconds = {"collect": collect_seconds, "train": trainer.seconds}
             what = config.env, config.eval, config.execution, asdict(config)
@@ -171,8 +176,10 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
     return 0
 
 
-def demonstrations(config: TrainRoot) -> Store | StateEpisodes:
-    """Collected by the environment's expert, or, with env=none, the recorded ones at data.path, of any known format.
+def demonstrations(config: TrainRoot) -> tuple[Store | StateEpisodes, StateEpisodes | None]:
+    """What to train on, and what is held out to judge it.
+
+    The world's expert collects; with env=none they are the recorded ones at data.path, of any known format.
 
     Raises:
         ValueError: without an environment, the path is missing or an evaluation is asked for.
@@ -184,20 +191,33 @@ def demonstrations(config: TrainRoot) -> Store | StateEpisodes:
             f"there are no demonstrations at {path}; correct the path, or collect them: flowhand collect {made}"
         )
     if config.env.kind != "none":
-        return collect(config.env, config.data)
+        _require_of_a_world(config.data)
+        return collect(config.env, config.data), None
     if not config.data.path:
         raise ValueError("env=none trains on recorded demonstrations; give their store with data.path=")
     if config.eval.episodes:
         raise ValueError("env=none has nothing to evaluate in; set eval.episodes=0")
-    data = open_dataset(config.data.path)
-    if isinstance(data, Store):
-        return data.head(config.data.episodes)
-    states = StateEpisodes(data, config.data.episodes)
-    print(*states.lines, sep="\n", end="\n" if states.lines else "")
-    return states
+    return held_out.split(open_dataset(config.data.path), config.data, config.vision.kind != "none")
 
 
-def provenance(config: TrainRoot, store: Store | StateEpisodes, git_sha: str = "") -> policies.Provenance:
+def _require_of_a_world(data: TrainingDataConfig) -> None:
+    """Says of the settings of recorded sets what they come to where a world collects and judges."""
+    if data.held_out > 0 or data.observation:
+        name = "observation" if data.observation else "held_out"
+        raise ValueError(f"data.{name} is for recorded sets, with env=none; a world has its own features and seeds")
+    data.held_out, data.episodes = 0, data.episodes or COLLECTED
+
+
+def observed(config: TrainRoot, store: Store | StateEpisodes) -> Spec:
+    """What the policy sees and commands."""
+    spec = learnable(store.spec)
+    added = config.data.previous_action and isinstance(store, Store)
+    return spec.with_previous_action() if added else spec
+
+
+def provenance(
+    config: TrainRoot, store: Store | StateEpisodes, unseen: StateEpisodes | None = None, git_sha: str = ""
+) -> policies.Provenance:
     """Where the policy comes from, for its checkpoint; an install without a clone leaves the commit that is known."""
     return policies.Provenance(
         env=asdict(config.env),
@@ -209,7 +229,23 @@ def provenance(config: TrainRoot, store: Store | StateEpisodes, git_sha: str = "
         git_sha=revision() or git_sha,
         train_steps=0,
         modules=imported_modules(),
+        recorded=[held_out.described(store, unseen)] if isinstance(store, StateEpisodes) else [],
     )
+
+
+def start(config: TrainRoot, trainer: Trainer, source: policies.Provenance) -> None:
+    """Gives the trainer the weights of the checkpoint of `init`, says what differs, and notes where they come from."""
+    with policies.snapshot(config.init) as files:
+        old = policies.load(files, trainer.windows.device)
+        digest = hashlib.sha256(files.read("model.safetensors", MOST_TENSOR_BYTES)).hexdigest()
+    lines = starting.start(trainer.policy, old, config.init_statistics)
+    trainer.ema.module.load_state_dict(trainer.policy.state_dict())
+    before = old.provenance
+    names = ("task", "demonstrations", "recorded", "train_steps")
+    about = {"weights": digest, "statistics": config.init_statistics, **{each: getattr(before, each) for each in names}}
+    source.started_from = [*before.started_from, about]
+    source.demonstration_seeds = sorted({*before.demonstration_seeds, *source.demonstration_seeds})
+    print(f"starts from {config.init}, trained for {before.train_steps} steps", *lines, sep="\n")
 
 
 def compose(cfg: DictConfig) -> tuple[TrainRoot, list[str], dict[str, Any] | None]:

@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 
 DTYPES = ("float16", "float32", "float64", "uint8", "uint16", "int32", "int64", "bool", "str")
-KINDS = ("state", "image", "depth", "text", "elements", "action")
+PREVIOUS = "previous_action"  # name and kind of the observation that a policy's own controller fills in
+KINDS = ("state", "image", "depth", "text", "elements", "action", PREVIOUS)
+# Forms of a rotation, and how many values each has. The two of six are the first two columns of the matrix (Zhou 2019),
+# one after the other, and its first two rows (as PyTorch3D and Diffusion Policy write it).
+ROTATIONS = {"axis_angle": 3, "quaternion_xyzw": 4, "quaternion_wxyz": 4, "rotation_6d": 6, "rotation_6d_rows": 6}
 MOST_DIMENSIONS = 31  # of one array; numpy has 32, and the steps take one
 MOST_CHOICES = 10_000  # of one dimension of an action
 MOST_VALUES = 2**25  # of a feature at one control step; a colour image of 3840 x 2160 has three quarters of it
@@ -44,6 +48,8 @@ class Feature:
     names: tuple[str, ...] | None = None  # of the values along the last axis, such as those of joints
     wraps: tuple[int, ...] | None = None  # places on the last axis whose values are angles (rad) that wrap
     camera: str = ""  # that takes the image
+    # Rotations among the values along the last axis: the first place and the form (one of ROTATIONS) of each.
+    rotations: tuple[tuple[int, str], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -79,6 +85,7 @@ class Feature:
             "image": (self.dtype == "uint8" and len(self.shape) == 3, "uint8 of shape (height, width, channels)"),
             "depth": (self.dtype != "str" and len(self.shape) in (2, 3), "numbers of shape (height, width[, 1])"),
             "action": (self.dtype != "str" and len(self.shape) == 1, "a vector (A,) of numbers"),
+            PREVIOUS: (self.dtype == "float32" and len(self.shape) == 1, "a vector (A,) in float32"),
         }
         if self.kind not in KINDS:
             raise ValueError(f"feature kind {shown(self.kind)} is unknown; choices: {', '.join(KINDS)}")
@@ -93,6 +100,24 @@ class Feature:
             raise ValueError(f"feature names {shown(names)} must be {last} strings, one of each value on the last axis")
         if wraps is not None and not all(type(place) is int and 0 <= place < last for place in wraps):
             raise ValueError(f"feature wraps {shown(wraps)} must be places on the last axis, 0 to {last - 1}")
+        self._check_rotations()
+
+    def _check_rotations(self) -> None:
+        """Raises `ValueError` unless rotations have known forms and places of their own on the last axis."""
+        taken = set(self.wraps or ()) | {place for place, n in enumerate(self.choices or ()) if n}
+        for each in self.rotations or ():
+            if len(each) != 2 or type(each[0]) is not int or not isinstance(each[1], str) or each[1] not in ROTATIONS:
+                raise ValueError(
+                    f"a rotation of a feature is {shown(each)}, expected its first place and its form, one of "
+                    f"{', '.join(ROTATIONS)}"
+                )
+            places = set(range(each[0], each[0] + ROTATIONS[each[1]]))
+            if not places <= set(range(self.shape[-1])) or places & taken:
+                raise ValueError(
+                    f"the rotation {shown(each)} of a feature takes places {each[0]} to {max(places)}, expected some "
+                    f"of 0 to {self.shape[-1] - 1} that no other rotation, angle that wraps or choice has"
+                )
+            taken |= places
 
     def _check_bounds(self) -> None:
         for name, never in (("low", math.inf), ("high", -math.inf)):
@@ -142,11 +167,13 @@ class Feature:
             got = shown(sorted(map(str, data)))
             raise ValueError(f"a feature has fields {got}, expected {known[:5]} and, if wanted, {known[5:]}")
         values = dict(data)
-        for name in ("shape", "low", "high", "choices", "names", "wraps"):
+        for name in ("shape", "low", "high", "choices", "names", "wraps", "rotations"):
             value = values.get(name)
             if not isinstance(value, list | tuple) and (value is not None or name == "shape"):
                 raise ValueError(f"feature {name} is {shown(value)}, expected a list")
             values[name] = None if value is None else tuple(value)
+        if isinstance(values.get("rotations"), list | tuple):
+            values["rotations"] = tuple(tuple(v) if isinstance(v, list) else (v,) for v in values["rotations"])
         for name, end in (("low", -math.inf), ("high", math.inf)):
             if values[name] is not None:
                 what = f"a feature bound {name!r}"
@@ -162,6 +189,8 @@ class Feature:
         for name in ("choices", "names", "wraps"):
             if getattr(self, name) is not None:
                 data[name] = list(getattr(self, name))
+        if self.rotations is not None:
+            data["rotations"] = [list(each) for each in self.rotations]
         if self.kind != self._usual_kind():
             data["kind"] = self.kind
         return data | ({"camera": self.camera} if self.camera else {})
@@ -203,6 +232,8 @@ class Spec:
                 )
             if feature.kind == "action":
                 raise ValueError(f"the observation {name!r} is of kind 'action', expected another kind")
+            if feature.kind == PREVIOUS and feature.shape != self.action.shape:
+                raise ValueError(f"the observation {name!r} has shape {feature.shape}, the action {self.action.shape}")
         object.__setattr__(self, "action", replace(self.action, kind="action"))
         if self.control_dt_s is not None and not 0 < self.control_dt_s < math.inf:
             raise ValueError(f"control_dt_s is {self.control_dt_s}, expected a positive number of seconds, or None")
@@ -211,6 +242,22 @@ class Spec:
         seen = ", ".join(f"{name} {feature.dtype} {feature.shape}" for name, feature in self.observation.items())
         pace = "at every event" if self.control_dt_s is None else f"every {self.control_dt_s:g} s"
         return f"Spec({seen} -> action {self.action.dtype} {self.action.shape}, {pace})"
+
+    @property
+    def sensed(self) -> dict[str, Feature]:
+        """The observation without the previous action, which no robot measures: its controller knows it."""
+        return {name: feature for name, feature in self.observation.items() if feature.kind != PREVIOUS}
+
+    def with_previous_action(self) -> Spec:
+        """The specification of a policy that also observes the action of the control step before.
+
+        Raises:
+            ValueError: there is an observation of this name already.
+        """
+        if PREVIOUS in self.observation:
+            raise ValueError(f"there is an observation {PREVIOUS!r} already; expected another name")
+        added = replace(self.action, dtype="float32", kind=PREVIOUS, choices=None)
+        return replace(self, observation={**self.observation, PREVIOUS: added})
 
     def seconds(self) -> float:
         """`control_dt_s`, for those who count in time; `ValueError` where the control waits for events."""

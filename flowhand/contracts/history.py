@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .features import Feature, shown
+from .features import PREVIOUS, Feature, shown
 
 Arrays = dict[str, np.ndarray]
 
@@ -50,6 +50,43 @@ def fitted(what: str, given: Any, feature: Feature, *leading: int, finite: bool 
     return value
 
 
+def with_previous(
+    observation: Mapping[str, np.ndarray], action: np.ndarray, features: Mapping[str, Feature]
+) -> dict[str, np.ndarray]:
+    """The observations of an episode with the action of the step before each; `before_first` is before the first.
+
+    Args:
+        observation: by name, each (N, *shape).
+        action: (N, A).
+        features: of the policy; without one of the kind `previous_action` that is missing, nothing is added.
+    """
+    names = [name for name, feature in features.items() if feature.kind == PREVIOUS and name not in observation]
+    if not names or not len(action):
+        return dict(observation)
+    first = before_first({name: values[0] for name, values in observation.items()}, features)
+    shifted = {name: np.concatenate([first[name][None], action[:-1]]).astype(np.float32) for name in names}
+    return {**observation, **shifted}
+
+
+def before_first(observation: Mapping[str, np.ndarray], features: Mapping[str, Feature]) -> Arrays:
+    """What stands for the previous action, by name, at the first step of an episode.
+
+    A robot that has not been commanded stands where it is: a dimension is the value of the one state dimension that has
+    its name, and zero where there is none, or several.
+    """
+    states = {n: f for n, f in features.items() if f.kind == "state" and len(f.shape) == 1 and n in observation}
+    known: dict[str, list[float]] = {}
+    for name, feature in states.items():
+        for dimension, value in zip(feature.names or (), observation[name], strict=False):
+            known.setdefault(dimension, []).append(float(value))
+    found = {}
+    for name, feature in features.items():
+        if feature.kind == PREVIOUS:
+            values = [known.get(dimension, []) for dimension in feature.names or [""] * feature.size]
+            found[name] = np.array([each[0] if len(each) == 1 else 0 for each in values], np.float32)
+    return found
+
+
 _CASTING: Any = {"f": "same_kind", "u": "safe", "i": "safe", "b": "safe"}
 
 
@@ -64,9 +101,18 @@ class History:
     def __init__(self, features: Mapping[str, Feature], length: int):
         self.features, self.length = features, length
         self._seen: list[Arrays] = []
+        self._own = [name for name, feature in features.items() if feature.kind == PREVIOUS]
+        self._acted: np.ndarray | None = None  # the last action of the episode
+
+    def acted(self, action: np.ndarray) -> None:
+        """Notes the action (A,) of this control step, which the next one may observe."""
+        self._acted = np.array(action, np.float32)
 
     def see(self, observation: Arrays) -> None:
-        """Appends an observation that `fitting` gave."""
+        """Appends an observation that `fitting` gave; the previous action is filled in where it is not given."""
+        if missing := [name for name in self._own if name not in observation]:
+            first = before_first(observation, self.features) if self._acted is None else {}
+            observation = {**observation, **{name: first.get(name, self._acted) for name in missing}}
         self._seen.extend([observation] * (1 if self._seen else self.length))
         del self._seen[: -self.length]
 

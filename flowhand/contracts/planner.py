@@ -11,12 +11,17 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from .features import ChunkConfig, Spec
+from .features import PREVIOUS, ChunkConfig, Spec
 from .provenance import Provenance
 
 FORMS = {"rtc_exact": "exact", "rtc_identity": "identity", "rtc_trained": "trained"}  # mode: form of its prefix
 SEEN = "seen"  # form of a prefix that a planner wants to look at where the mode has none
-LEARNED = {"state": ("float32",), "image": ("uint8",), "depth": ("uint16", "float32")}  # kind: dtypes that policies take
+LEARNED = {  # dtypes of each kind of feature that policies take
+    "state": ("float32",),
+    PREVIOUS: ("float32",),
+    "image": ("uint8",),
+    "depth": ("uint16", "float32"),
+}
 NOTHING: Mapping[str, int] = MappingProxyType({})  # what a planner `continues` that knows no prefix
 
 

@@ -73,3 +73,7 @@ class Provenance:
     train_steps: int  # optimizer steps behind these weights
     # Packages that were imported for the world; a person must name them again, since nothing here is ever imported.
     modules: list[str] = field(default_factory=list, metadata={"before": []})
+    # Recorded sets: format, name, revision, fingerprint, and the numbers of the episodes trained on and held out.
+    recorded: list[dict[str, Any]] = field(default_factory=list, metadata={"before": []})
+    # Checkpoints that the training started from, the oldest first: the SHA-256 of its weights, its steps and its data.
+    started_from: list[dict[str, Any]] = field(default_factory=list, metadata={"before": []})

@@ -62,7 +62,8 @@ class AsyncController:
 
     def reset(self, *, seed: SupportsIndex = 0) -> None:
         """Starts an episode; the seed, in [0, 2^32), fixes its noise. An answer still to come is not waited for."""
-        self._episode = RobotEpisode(self.policy, Timeline(self.execution, *self._timing), self.noise_seed, seed)
+        timeline = Timeline(self.execution, *self._timing, action=self.policy.spec.action)
+        self._episode = RobotEpisode(self.policy, timeline, self.noise_seed, seed)
         self.starved = 0
         if self._answer is not None:
             self._answer.cancel()
@@ -82,7 +83,7 @@ class AsyncController:
         if episode is None:
             raise ValueError("there is no episode; call reset(seed=...) first")
         try:
-            episode.history.see(fitting(observation, self.policy.spec.observation))
+            episode.history.see(fitting(observation, self.policy.spec.sensed))
             self._receive(episode.timeline)
             if episode.timeline.due:
                 form = FORMS.get(self.execution.mode, "")
@@ -90,7 +91,11 @@ class AsyncController:
         finally:
             action = episode.timeline.advance()  # whatever happens, time goes on
         self.starved += action is None and episode.timeline.started
-        return None if action is None else self.limits(action)
+        if action is None:
+            return None
+        action = self.limits(action)
+        episode.history.acted(action)
+        return action
 
     def skip(self, steps: SupportsIndex) -> None:
         """Lets so many control steps pass at which `step` was not called.

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.features import Feature
+from flowhand.contracts.nearest import average
 
 REMEMBERED = 10  # last delays, the largest of which is expected of the next decision
 
@@ -20,13 +22,21 @@ class Timeline:
         interval: control steps from one decision to the next.
         longest: delay in control steps that a prefix may have at most.
         discrete: dimensions of the action that are choices, which have no mean.
+        action: of the policy, whose angles and rotations have a mean of their own; None: it has none.
     """
 
-    def __init__(self, config: ExecutionConfig, interval: int, longest: int, discrete: Sequence[int] = ()):
+    def __init__(
+        self,
+        config: ExecutionConfig,
+        interval: int,
+        longest: int,
+        discrete: Sequence[int] = (),
+        action: Feature | None = None,
+    ):
         self.config = config
         self.interval = interval
         self.longest = longest
-        self.discrete = discrete
+        self.discrete, self.action = discrete, action
         self.step = 0  # the present control step
         self.begun = 0  # the step at which the last decision began
         self.waiting = False  # for its chunk
@@ -86,7 +96,7 @@ class Timeline:
             return actions[0].copy()
         exponent = -self.config.ensemble_decay * np.arange(len(actions))
         weight = np.exp(exponent - exponent.max())  # none of them overflows, and one of them is 1
-        mean = np.average(actions, axis=0, weights=weight).astype(np.float32)
+        mean = average(np.stack(actions), weight, self.action).astype(np.float32)
         for i in self.discrete:  # the choice with the most weight
             choices, which = np.unique([action[i] for action in actions], return_inverse=True)
             mean[i] = choices[np.bincount(which, weight).argmax()]

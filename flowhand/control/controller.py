@@ -228,7 +228,8 @@ class Controller:
 
     def reset(self, lane: int = 0, seed: SupportsIndex = 0) -> None:
         """Starts an episode in a lane; the seed, in [0, 2^32), fixes all the randomness of the episode."""
-        self._episodes[lane] = RobotEpisode(self.policy, Timeline(self.execution, *self._timing), self.noise_seed, seed)
+        timeline = Timeline(self.execution, *self._timing, action=self.policy.spec.action)
+        self._episodes[lane] = RobotEpisode(self.policy, timeline, self.noise_seed, seed)
 
     def step(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
         """The action (A,) for the observation of a single robot (lane 0)."""
@@ -249,7 +250,7 @@ class Controller:
             ValueError: an observation that does not fit the features in names, shapes or dtypes, or is not finite.
         """
         episodes = {lane: self._episode(lane) for lane in observations}
-        fitted = {lane: fitting(each, self.policy.spec.observation) for lane, each in observations.items()}
+        fitted = {lane: fitting(each, self.policy.spec.sensed) for lane, each in observations.items()}
         for lane, observation in fitted.items():
             episodes[lane].history.see(observation)
         self._deliver(episodes.values())
@@ -287,4 +288,6 @@ class Controller:
     def _advance(self, episode: RobotEpisode) -> np.ndarray:
         action = episode.timeline.advance()
         assert action is not None  # `prepare` made sure that the chunks bridge every delay
-        return self.limits(action)
+        action = self.limits(action)
+        episode.history.acted(action)
+        return action

@@ -38,7 +38,7 @@ class Replayed:
 def open_journal(path: str | Path, spec: Any, about: Mapping[str, Any]) -> Journal:
     """A new journal for a runtime of this specification (`policies.Spec`); `about` goes into its header as JSON."""
     content = {**about, "spec": spec.to_dict()}
-    return Journal(path, spec.observation, spec.action.size, content, REASONS, CLAMPS)
+    return Journal(path, spec.sensed, spec.action.size, content, REASONS, CLAMPS)
 
 
 def replay(recording: Recording, policy: Policy, safety: Safety) -> Replayed:

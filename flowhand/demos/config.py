@@ -10,6 +10,7 @@ from pathlib import Path
 from flowhand.contracts.data.episode import SEED_LIMIT
 from flowhand.contracts.strict import whole
 
+COLLECTED = 50  # episodes of an expert, where data.episodes does not say how many
 SEEDS_PER_COLLECTION = 10_000  # collections with different `seed` share no episode seed
 
 
@@ -21,7 +22,7 @@ class DataConfig:
     # folder for what can be made again; empty: data/demos for what an expert collects, and the user's cache folder
     # (~/.cache/flowhand) for what is decoded of recorded sets
     cache_dir: str = ""
-    episodes: int = 50  # successful episodes to have
+    episodes: int = 0  # to have, the first ones; 0: all of a recorded set, 50 where an expert collects them
     seed: int = 0  # episode seeds count up from seed * 10_000; in [0, 100)
     noise: float = 0.1  # standard deviation of the noise added to the executed action, action units; the label is clean
     after_success: int = 0  # control steps recorded after the first success
@@ -30,7 +31,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         limits = {
-            "episodes": (1, math.inf),
+            "episodes": (0, math.inf),
             "seed": (0, SEED_LIMIT // SEEDS_PER_COLLECTION - 1),
             "noise": (0, math.inf),
             "after_success": (0, math.inf),
@@ -60,6 +61,15 @@ class DataConfig:
 class TrainingDataConfig(DataConfig):
     """What a training takes of the demonstrations, and how."""
 
+    # features of a recorded set that the policy observes; empty: all that it can
+    observation: list[str] = field(default_factory=list, metadata={"before": []})
+    # the action of the step before is observed too, as the feature previous_action: zeros at the first step
+    previous_action: bool = field(default=False, metadata={"before": False})
+    # episodes of a recorded set that are kept from the training, which they judge: below 1 their share, from 1 on their
+    # number; -1: a tenth, at most 50. Where there is a world they are 0: it judges on seeds of its own
+    held_out: float = field(default=-1, metadata={"before": 0})
+    # of the draw of the episodes that are held out
+    held_out_seed: int = field(default=0, metadata={"before": 0})
     # what the demonstrations may take on the training device, GB; more is read from the disk batch by batch
     memory_gb: float = field(default=4.0, metadata={"before": 4.0})
     # what decoded frames and rows may take below cache_dir, GB; what has no room is decoded again for each batch
@@ -72,3 +82,11 @@ class TrainingDataConfig(DataConfig):
         for name in ("memory_gb", "cache_gb", "prefetch"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"data.{name} is {getattr(self, name)}: expected a number, 0 or more")
+        self.held_out_seed = whole("data.held_out_seed", self.held_out_seed)
+        if self.held_out_seed < 0:
+            raise ValueError(f"data.held_out_seed is {self.held_out_seed}: expected a number in [0, inf]")
+        wanted = self.held_out
+        if wanted != -1 and not (0 <= wanted < 1 or (math.isfinite(wanted) and wanted >= 1 and wanted == int(wanted))):
+            raise ValueError(
+                f"data.held_out is {wanted:g}: expected a share below 1, a whole number of episodes, or -1 for a tenth"
+            )

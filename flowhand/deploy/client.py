@@ -291,6 +291,7 @@ class RemoteController:
             self.chunk_start, self.chunk_age_s = False, 0.0
             self._episode += 1
             self._step = self._due = self._decision = 0  # _due: step from which on the next chunk is asked for
+            self._acted: np.ndarray | None = None  # for a policy that observes the previous action
             self._history: deque[dict[str, np.ndarray]] = deque(maxlen=self._policy["history"])
             self._chunk: _Chunk | None = None  # being executed
             self._arrived: _Chunk | None = None  # to be executed from `ahead` steps after its observation on
@@ -323,6 +324,7 @@ class RemoteController:
             self._missing = f"no chunk reaches step {step}" if action is None else ""
             self.chunk_start = self._chunk is not before
             self.chunk_age_s = now_s - self._chunk.request.observed_s if self._chunk else 0.0
+        self._acted = self._acted if action is None else np.array(action, np.float32)
         return action
 
     def skip(self, steps: int) -> None:
@@ -339,12 +341,21 @@ class RemoteController:
     def _observe(self, observation: Mapping[str, np.ndarray]) -> None:
         """Appends the observation to the history, which starts with copies of the first one."""
         features = self._policy["spec"]["observation"]
-        if observation.keys() != features.keys():
-            raise ValueError(f"the observation has {sorted(map(str, observation))}, expected {sorted(features)}")
+        own = [name for name, feature in features.items() if feature.get("kind") == "previous_action"]
+        sensed = {name: feature for name, feature in features.items() if name not in own}
+        if observation.keys() != sensed.keys():
+            raise ValueError(f"the observation has {sorted(map(str, observation))}, expected {sorted(sensed)}")
         taken = {name: np.array(value) for name, value in observation.items()}
-        for name, feature in features.items():
+        for name, feature in sensed.items():
             if taken[name].shape != (expected := tuple(feature["shape"])):
                 raise ValueError(f"observation {name!r} has shape {taken[name].shape}, expected {expected}")
+        for name in own:  # at the first step the robot is taken to have been commanded to where it is
+            known = [] if self._acted is not None else list(_named(taken, sensed))
+            alike = [
+                [value for each, value in known if each == dimension] for dimension in features[name].get("names") or ()
+            ]
+            first = [values[0] if len(values) == 1 else 0 for values in alike] or [0] * features[name]["shape"][0]
+            taken[name] = np.array(first, np.float32) if self._acted is None else self._acted
         self._history.extend([taken] * (1 if self._history else self._policy["history"]))
 
     def _action(self, step: int) -> np.ndarray | None:
@@ -383,6 +394,15 @@ class RemoteController:
             return self._client.infer(message)["actions"], ""
         except Exception as error:  # whatever a hostile server causes, the thread lives and the robot hears of it
             return None, f"{type(error).__name__}: {_one_line(error)}"
+
+
+def _named(
+    observation: Mapping[str, np.ndarray], features: Mapping[str, dict[str, Any]]
+) -> Iterator[tuple[str, float]]:
+    """Name and value of every dimension of a state that has a name."""
+    for name, feature in features.items():
+        if feature.get("kind", "state") == "state" and len(feature["shape"]) == 1:
+            yield from zip(feature.get("names") or (), observation[name].tolist(), strict=False)
 
 
 def _described(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,32 @@ def compare_paired(
     return PairedComparison(n, a_only, b_only, difference, p, margin, float(bound), confidence, bool(bound > -margin))
 
 
+def bootstrap_mean(
+    values: np.ndarray, confidence: float = 0.95, draws: int = 10_000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The percentile interval of a mean, by drawing the rows again with replacement (Efron and Tibshirani 1993, 13).
+
+    Of differences between two methods on the same rows it is the paired interval. Every column sees the same draws.
+
+    Args:
+        values: (n, ...), a row for each unit that was drawn independently, such as an episode.
+        confidence: of the interval.
+        draws: how often.
+        seed: of the draws.
+
+    Raises:
+        ValueError: there is no row.
+    """
+    values = np.asarray(values, np.float64)
+    if not len(values):
+        raise ValueError("there are no values to draw from; expected at least one row")
+    rows = values.reshape(len(values), -1)
+    counts = np.random.default_rng(seed).multinomial(len(rows), np.full(len(rows), 1 / len(rows)), draws)
+    means = counts @ rows / len(rows)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
+
+
 @dataclass(frozen=True)
 class Summary:
     """A success rate that can be believed: count, total and the Wilson interval, any-time and final."""

@@ -65,7 +65,7 @@ class ScoredDecision(Decision):
     def forward(self, noise: Tensor, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Noise (B, *noise_shape) and histories (B, O, *shape) to chunks (B, T, A) and scores (B, D)."""
         head, cond, heard = self.policy.head, self.policy.encode(observation), Heard(self.net)
-        action_BTA = self.policy.decode(head.sample(heard, noise, cond))
+        action_BTA = self.policy.decode(head.sample(heard, noise, cond), observation)
         path = any("path" in score.needs for score in self.scores)
         velocity = head.velocities(heard.asked) if path else torch.zeros(0)
         scores = [cast(DirectScore, score).rows(cond.flat_BF, velocity, self.density) for score in self.scores]

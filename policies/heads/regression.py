@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,16 +11,24 @@ from ..conditioning import Conditioning
 from ..nets.base import Net
 from .base import Head, HeadConfig, masked_mean
 
+ERRORS = {"squared": torch.square, "absolute": torch.abs}
+
 
 @dataclass
 class RegressionConfig(HeadConfig):
-    """Mean squared error, one evaluation. Strong where each situation has one right action, a blur where it has two."""
+    """One chunk by one evaluation. Strong where each situation has one right action, a blur where it has two."""
 
     kind: str = "regression"
+    # squared (it learns the mean chunk) | absolute (the median: still where the robot mostly stands still)
+    error: str = field(default="squared", metadata={"before": "squared"})
+
+    def __post_init__(self) -> None:
+        if self.error not in ERRORS:
+            raise ValueError(f"head.error={self.error!r} is unknown; choices: {', '.join(ERRORS)}")
 
 
 class RegressionHead(Head):
-    """Predicts the mean chunk: the same net, at t=0, with zeros in place of the noise."""
+    """Predicts the mean or the median chunk: the same net, at t=0, with zeros in place of the noise."""
 
     def __init__(self, config: RegressionConfig, cond_size: int, tokens: tuple[int, int] = (0, 0)):
         super().__init__()
@@ -34,8 +42,8 @@ class RegressionHead(Head):
     def loss(
         self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        """Mean squared error of the predicted chunk; uses no randomness."""
-        return masked_mean((self.sample(net, x1_BTA, cond) - x1_BTA).square(), mask_BT)
+        """Mean squared or absolute error of the predicted chunk; uses no randomness."""
+        return masked_mean(ERRORS[self.config.error](self.sample(net, x1_BTA, cond) - x1_BTA), mask_BT)
 
     def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """The predicted chunk; the noise gives only the shape."""

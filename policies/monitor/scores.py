@@ -22,7 +22,10 @@ INTEGRATION_STEPS = 16  # of the density's flow where it is integrated
 
 @dataclass
 class Decision:
-    """What is known of one decision of one robot; actions are normalized, as the head sees them."""
+    """What is known of one decision of one robot; actions are normalized, as the head sees them.
+
+    Where the head sees differences to the present state, the chunks are those of absolute actions (`WatchedPolicy`).
+    """
 
     embedding_E: Tensor  # the conditioning that it was made from, flat
     velocity_KTA: Tensor  # of the chunk at the beginning of each of K steps on its way from noise; K=0: not a flow

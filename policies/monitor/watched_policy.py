@@ -11,10 +11,13 @@ from torch import Tensor
 
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.planner import SEEN, PrefixArrays
+from policies.action_codec import ActionCodec
 from policies.conditioning import Conditioning, split
 from policies.monitor.density import Density
 from policies.monitor.scores import SCORES, Decision, Probe, Score
 from policies.policy import Policy
+from policies.representation.config import ActionConfig
+from policies.representation.represent import Representation
 
 
 def possible(policy: Policy, execution: ExecutionConfig) -> list[str]:
@@ -108,7 +111,7 @@ class WatchedPolicy:
             chunk = self.policy.plan(observation, noise, prefix if prefix is None or prefix.form != SEEN else None)
         assert probe.cond is not None
         with torch.no_grad():
-            chunks_STA = self._sample(probe.cond, noise)
+            chunks_STA = self._sample(probe.cond, noise, observation)
             needs_path = any("path" in score.needs for score in self._scores)
             velocity_KTA = probe.velocity() if needs_path else torch.zeros(0, *self.policy.chunk_shape)
             embedding_E = probe.cond.flat_BF[0].float().cpu()
@@ -118,12 +121,30 @@ class WatchedPolicy:
         scores_ND.append(values)
         return chunk
 
-    def _sample(self, cond: Conditioning, noise: np.ndarray) -> Tensor:
-        """Chunks (S, T, A) from the same conditioning, in one batch."""
+    def _sample(self, cond: Conditioning, noise: np.ndarray, observation: Mapping[str, np.ndarray]) -> Tensor:
+        """Chunks (S, T, A) from the same conditioning, in one batch, as they can be compared with other decisions'."""
         if not self._samples:
             return torch.zeros(0, *self.policy.chunk_shape)
         key = np.frombuffer(hashlib.sha256(np.ascontiguousarray(noise).tobytes()).digest()[:16], np.uint64)
         random = np.random.Generator(np.random.Philox(key=key))
         draws = torch.from_numpy(random.standard_normal((self._samples, *self.noise_shape), np.float32))
         rows = cond.map(lambda part: part.expand(self._samples, *part.shape[1:]))
-        return self.policy.head.sample(self.policy.net, draws.to(cond.vector_BE.device), rows).float().cpu()
+        device = cond.vector_BE.device
+        chunks = self.policy.head.sample(self.policy.net, draws.to(device), rows)
+        seen = {name: torch.from_numpy(value).to(device) for name, value in observation.items()}
+        return self._comparable(chunks, seen).float().cpu()
+
+    def _comparable(self, x_STA: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
+        """What the head sees, in numbers whose distances mean the same at every decision.
+
+        Differences depend on where the robot is: in place of them come absolute actions, as shares of their spread.
+        """
+        policy = self.policy
+        if not policy.representation.anchored:
+            return x_STA
+        rows = {name: value.expand(len(x_STA), *value.shape[1:]) for name, value in observation.items()}
+        absolute = Representation(ActionConfig(), policy.spec).to(x_STA.device)
+        columns = absolute.encode(policy.decode(x_STA, rows), {})
+        discrete = torch.from_numpy(policy.spec.action.discrete).to(x_STA.device)
+        spread = absolute.columns_of(policy.action_spread.masked_fill(discrete, 1))
+        return ActionCodec(absolute.choices).encode(columns / spread)

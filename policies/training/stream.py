@@ -16,7 +16,8 @@ from torch import Tensor
 from flowhand.contracts.data.rows import Rows, RowSet
 
 from ..batch import DTYPES, Batch
-from ..policy import Policy, spread
+from ..policy import Policy
+from .statistics import take_statistics
 
 ORDER = 0x6F72646572  # makes the seed of the batches another than that of the training's other randomness
 ROWS_AT_ONCE = 2**16  # that are held beside the tensors while these are filled
@@ -27,6 +28,7 @@ class WindowSource(Protocol):
     """Windows to train on, wherever they lie: `Windows`, all on the device, and `Stream`."""
 
     tasks: list[str]
+    device: torch.device  # of the batches
 
     def __len__(self) -> int:
         """Number of windows: one for each control step."""
@@ -167,14 +169,16 @@ class Stream:
 
     def fit_normalizers(self, policy: Policy) -> None:
         """Gives the policy the statistics of all steps, of which few are held at a time."""
-        actions = (torch.from_numpy(block) for _, block in self._blocks(self.rows.rows["action"]))
-        policy.take_statistics(self.rows.statistics(), actions, self._pixels)
 
-    def _pixels(self, name: str) -> Tensor:
-        """Values (N, 1) of a depth image, of some frames."""
-        rows = self.rows.rows[name]
-        steps = spread(len(self), rows.feature.size).numpy()
-        return self._taken(rows, steps).reshape(-1, 1).float()
+        def values(name: str, steps: np.ndarray) -> Tensor:
+            return self._taken(self.rows.rows[name], steps).to(self.device)
+
+        actions = (torch.from_numpy(block) for _, block in self._blocks(self.rows.rows["action"]))
+        take_statistics(policy, self.rows.statistics(), actions, values, self._last, len(self))
+
+    def _last(self, steps: np.ndarray) -> np.ndarray:
+        """The last step of the episode of each step."""
+        return self._ends[np.searchsorted(self._ends, steps, side="right")] - 1
 
     def _drawn(self, batch_size: int, generator: torch.Generator) -> Tensor:
         return torch.randint(len(self), (batch_size,), generator=generator)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowhand.contracts.features import Spec
-from flowhand.contracts.history import fitted, fitting
+from flowhand.contracts.history import fitted, fitting, with_previous
 from flowhand.contracts.planner import check_spec
 
 from ..batch import DTYPES, Batch
@@ -80,7 +80,9 @@ class Windows:
         for i, episode in enumerate(episodes):  # not with zip, which holds the first one to its end
             length = lengths[i]
             try:
-                arrays = fitting(episode.observation, spec.observation, length)
+                arrays = fitting(
+                    with_previous(episode.observation, episode.action, spec.observation), spec.observation, length
+                )
                 arrays["action"] = fitted("the action", episode.action, spec.action, length)
             except ValueError as error:
                 raise ValueError(f"episode {i}: {error}") from error
@@ -99,6 +101,7 @@ class Windows:
         ends = counts.cumsum(0)
         self.first = torch.repeat_interleave(ends - counts, counts).to(device)  # first step of each step's episode
         self.last = torch.repeat_interleave(ends - 1, counts).to(device)
+        self.device = self.action.device
         self.back = torch.arange(1 - history, 1, device=device)
         self.ahead = torch.arange(prediction_horizon, device=device)
 
@@ -129,4 +132,4 @@ class Windows:
 
     def fit_normalizers(self, policy: Policy) -> None:
         """Gives the policy the statistics of all steps."""
-        policy.fit_normalizers(self.observation, self.action)
+        policy.fit_normalizers(self.observation, self.action, self.last)

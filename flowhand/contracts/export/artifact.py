@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from ..durable import Snapshot, opened
-from ..features import ChunkConfig, Spec
+from ..features import ChunkConfig, Feature, Spec
+from ..nearest import difference
 from ..planner import check_spec
 from ..strict import parse_json
 from .exported_monitor import ExportedMonitor
@@ -63,7 +64,7 @@ class Manifest:
     spec: Spec
     chunk: ChunkConfig
     noise_shape: tuple[int, ...]
-    action_spread: list[float]  # the unit of errors: the scale of the action normalizer
+    action_spread: list[float]  # the unit of errors: the scale of what the net learns of each dimension
     observation_spread: dict[str, list[float]]  # of every dimension of the vectors observed: what noise is measured in
     parity: Parity
     files: dict[str, dict[str, Any]]  # name: {"bytes": n, "sha256": hexadecimal}
@@ -167,21 +168,22 @@ class Manifest:
 
     def compare(self, action: np.ndarray, expected: np.ndarray) -> tuple[float, list[float], float]:
         """Errors of actions (B, T, A) as in `Parity`: the largest, those of the dimensions, choices changed."""
-        return compare(action, expected, self.action_spread, self.spec.action.choices)
+        return compare(action, expected, self.action_spread, self.spec.action)
 
 
 def compare(
-    action: np.ndarray, expected: np.ndarray, spread: list[float], choices: tuple[int, ...] | None
+    action: np.ndarray, expected: np.ndarray, spread: list[float], feature: Feature
 ) -> tuple[float, list[float], float]:
     """The largest error as a share of the spread, that of each dimension in its unit, the share of other choices.
 
-    Beside a large offset the last two bits of a value may be more than any share of the spread; they do not count.
+    Beside a large offset the last two bits of a value may be more than any share of the spread; they do not count. Of
+    angles and rotations equal values are equal.
     """
-    error_BTA = np.abs(action.astype(np.float64) - expected)
+    error_BTA = np.abs(difference(action, expected, feature))
     error_A = error_BTA.max(axis=(0, 1))
     if not np.isfinite(error_A).all():
         return math.inf, [math.inf] * len(error_A), 1.0
-    discrete = np.array(choices or [0] * len(error_A)) > 0
+    discrete = feature.discrete
     changed = float((action != expected)[..., discrete].mean()) if discrete.any() else 0.0
     rounding = 2 * np.finfo(np.float32).eps * np.abs(expected.astype(np.float64))
     continuous = np.where(discrete, 0, np.maximum(error_BTA - rounding, 0).max(axis=(0, 1)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -12,16 +13,17 @@ from tqdm import tqdm
 
 from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.data.statistics import Statistics
-from flowhand.contracts.features import Feature, Spec
+from flowhand.contracts.features import PREVIOUS, Feature, Spec
+from flowhand.contracts.history import with_previous
 from flowhand.contracts.resize import resized
 
 from ..columns import make_episode
 from ..config import TrainingDataConfig
+from ..states import IMAGES
 from ..statistics import gathered
 from .arrays import ArrayFolder, EpisodeArray
 from .statistics import kept_statistics
 
-IMAGES = ("image", "depth")  # kinds of features
 VERSION = 1  # of what becomes of a recorded value
 ROWS_AT_ONCE = 2**16  # that are held for the statistics
 Progress = Callable[[str], None]  # told the feature of which one more episode is there
@@ -148,8 +150,14 @@ class KeptRows:
 class LiveRows:
     """Rows that are read from the files each time, a stretch of an episode at a time."""
 
-    def __init__(self, feature: Feature, data: Source, name: str, episodes: Sequence[int], lengths: Sequence[int]):
-        self.feature, self._data, self._name, self._episodes = feature, data, name, episodes
+    def __init__(
+        self,
+        feature: Feature,
+        pick: Callable[[int, np.ndarray], np.ndarray],
+        episodes: Sequence[int],
+        lengths: Sequence[int],
+    ):
+        self.feature, self._pick, self._episodes = feature, pick, episodes
         self._steps = _Steps(lengths)
 
     def take(self, steps: np.ndarray, out: np.ndarray) -> None:
@@ -157,9 +165,7 @@ class LiveRows:
         places = self._steps.episodes(steps)
         for place in np.unique(places):
             part = np.flatnonzero(places == place)
-            episode = self._episodes[place]
-            values = self._data.pick(self._name, episode, steps[part] - self._steps.starts[place])
-            out[part] = as_read(values, self.feature, f"episode {episode}: {self._name!r}")
+            out[part] = self._pick(self._episodes[place], steps[part] - self._steps.starts[place])
 
 
 class TrainingRows:
@@ -235,13 +241,32 @@ class TrainingRows:
                 progress(name)
             else:
                 return KeptRows(feature, array, self._numbers, self.lengths)
-        return LiveRows(feature, self.data, name, self.episodes, self.lengths)
+        return LiveRows(feature, partial(self._picked, name), self.episodes, self.lengths)
 
     def _decoded(self, name: str, episode: int) -> Iterator[np.ndarray]:
+        if self.features[name].kind == PREVIOUS:
+            yield self._previous(name, episode)
+            return
         for block in self.data.blocks(name, episode):
             yield as_read(block, self.features[name], f"episode {episode}: {name!r}")
 
+    def _picked(self, name: str, episode: int, steps: np.ndarray) -> np.ndarray:
+        if self.features[name].kind == PREVIOUS:
+            return self._previous(name, episode)[steps]
+        return as_read(self.data.pick(name, episode, steps), self.features[name], f"episode {episode}: {name!r}")
+
+    def _previous(self, name: str, episode: int) -> np.ndarray:
+        """The action of the step before each of an episode, which no file holds."""
+        action = np.concatenate(list(self._decoded("action", episode)))
+        states = [each for each, feature in self.features.items() if feature.kind == "state"]
+        first = {each: self._picked(each, episode, np.zeros(1, np.int64)) for each in states}
+        return with_previous(first, action, self.features)[name]
+
     def _key(self, name: str) -> str:
+        """All that the rows of a feature depend on."""
         feature = self.features[name]
-        told = f"{VERSION} {self.data.fingerprint} {name} {self.data.origin(name)} {feature.shape} {feature.dtype}"
-        return hashlib.sha256(told.encode()).hexdigest()[:32]
+        names = self.features if feature.kind == PREVIOUS else [name]
+        told = [(each, self.features[each].to_dict()) for each in names]
+        told += [self.data.origin(each) for each in names if self.features[each].kind != PREVIOUS]
+        text = f"{VERSION} {self.data.fingerprint} {feature.shape} {feature.dtype} {told}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -153,6 +153,8 @@ def describe(policy: policies.Policy, keys: dict[str, str]) -> FlowhandConfig:
         ValueError: a vector without key, a key without vector, or one key twice; or an image.
     """
     observation, chunk = policy.spec.observation, policy.chunk
+    if own := sorted(observation.keys() - policy.spec.sensed.keys()):
+        raise ValueError(f"LeRobot has no observation {own}, which a flowhand controller fills in; train without it")
     if set(keys) != set(observation) or len(set(keys.values())) < len(keys):
         raise ValueError(f"keys {keys} do not name each of {sorted(observation)} with a key of its own")
     if images := [name for name, feature in observation.items() if feature.dtype != "float32"]:

@@ -1,0 +1,202 @@
+"""Judges a policy on recorded episodes that its training did not see: held_out.json and held_out.html."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowhand.contracts.features import PREVIOUS, Feature
+from flowhand.contracts.planner import LoadedPlanner
+from flowhand.contracts.provenance import versions
+from flowhand.demos.config import TrainingDataConfig
+from flowhand.demos.native import Store
+from flowhand.demos.reader import Reader
+from flowhand.demos.states import StateEpisodes, held_out, ranges
+from flowhand.evaluation import chunk_errors as errors
+from flowhand.evaluation.records import write_whole
+from flowhand.evaluation.statistics import bootstrap_mean
+from flowhand.pages.held_out import Drawn, write_page
+from policies.device import cpu_threads, hardware
+
+SAMPLES = 8  # chunks of every decision, of which the mean is judged too
+POLICY, MEAN = "policy", f"policy, mean of {SAMPLES} samples"
+REPEAT, NEAREST, RIDGE = "repeat the last action", "nearest neighbour", "ridge regression on two states"
+RIDGE_PREVIOUS = "ridge regression on two states and the last action"
+DRAWN_EPISODES, DRAWN_DIMENSIONS = 3, 6
+FILES = "held_out.json", "held_out.html"
+
+
+@dataclass
+class Judged:
+    """What was measured, as held_out.json has it, and what the page draws."""
+
+    content: dict[str, Any]
+    drawn: list[Drawn]
+
+
+def split(
+    data: Store | Reader, config: TrainingDataConfig, images: bool = False
+) -> tuple[StateEpisodes, StateEpisodes | None]:
+    """The episodes of a recorded set to train on, and those that are held out; says in a line what is not used.
+
+    The held-out ones are drawn from the whole set; of the others the first `data.episodes` are trained on.
+
+    Raises:
+        ValueError: there are fewer, or no such features.
+    """
+    try:
+        unseen = held_out(len(data), config.held_out, config.held_out_seed, config.episodes)
+    except ValueError as error:
+        raise ValueError(f"{data.path}: {error}") from error
+    rest = sorted(set(range(len(data))) - set(unseen))
+    count = config.episodes or len(rest)
+    states = StateEpisodes(data, rest[:count], config.observation, config.previous_action, images)
+    print(*states.lines, sep="\n", end="\n" if states.lines else "")
+    more = f", {len(rest) - count} unused (data.episodes={count})" if count < len(rest) else ""
+    print(f"{data.path}: {len(data)} episodes, {count} to train on, {len(unseen)} held out{more}")
+    return states, states.part(unseen) if unseen else None
+
+
+def described(trained: StateEpisodes, unseen: StateEpisodes | None) -> dict[str, Any]:
+    """A recorded set as the provenance of a checkpoint names it."""
+    data = trained.data
+    return {
+        "format": data.format if isinstance(data, Reader) else "flowhand store",
+        "name": Path(trained.path).name,
+        "revision": getattr(data, "revision", ""),
+        "fingerprint": trained.hash(),
+        "trained_on": ranges(trained.numbers),
+        "held_out": ranges(unseen.numbers) if unseen else "",
+    }
+
+
+def judge(
+    policy: LoadedPlanner, trained: StateEpisodes, unseen: StateEpisodes, command: Sequence[str], samples: int = SAMPLES
+) -> Judged:
+    """The errors of the policy's chunks and of the baselines' on every held-out episode.
+
+    Args:
+        policy: was trained on `trained`.
+        trained: what the baselines learn from.
+        unseen: what all are judged on; those of one step are left out.
+        command: the settings of the training, for the page.
+        samples: of a policy that generates; one that gives the same chunk for any noise has one.
+    """
+    spec, chunk = policy.spec, policy.chunk
+    found: dict[str, list[np.ndarray]] = {}
+    moves, about, drawn = [], [], []
+    with cpu_threads(1):
+        methods = _baselines(trained.vectors(), policy)
+        for number, episode in zip(unseen.numbers, unseen, strict=True):
+            at = errors.decisions(episode, spec, chunk, errors.judged_steps(episode, chunk))
+            if not len(at.steps):
+                continue
+            chunks = errors.sampled(policy, at, number, samples)
+            samples = 1 if samples > 1 and (chunks == chunks[:1]).all() else samples
+            predicted = {POLICY: chunks[0]} | ({MEAN: errors.mean_of(chunks, spec.action)} if samples > 1 else {})
+            predicted |= {name: method(at) for name, method in methods.items()}
+            for name, each in predicted.items():
+                found.setdefault(name, []).append(errors.error(each, at, spec.action))
+            moves.append(errors.movement(at, spec.action))
+            about.append({"episode": number, "steps": len(episode), "decisions": len(at.steps)})
+            if len(drawn) < DRAWN_EPISODES:
+                drawn.append(Drawn(number, episode.action, at.steps, chunks[0]))
+    if not about:
+        raise ValueError(f"{unseen.path}: no held-out episode has two steps or more, so there is nothing to judge on")
+    content = {
+        "what": errors.__doc__,
+        "policy": policy.words,
+        "data": described(trained, unseen),
+        "command": shlex.join(["python", "train.py", *command]),
+        "judged_at": f"every {chunk.execution_horizon} steps from step 1 on, over {chunk.prediction_horizon} steps",
+        "baselines_see": f"at most {errors.MOST_WINDOWS} windows of the training episodes, evenly spread",
+        "samples": samples,
+        **summarized({name: np.array(each) for name, each in found.items()}, np.array(moves), spec.action),
+        "episodes": about,
+        "versions": versions(),
+        "hardware": hardware(torch.device(policy.device_name)),
+    }
+    most = np.argsort(-np.mean(moves, axis=0))[:DRAWN_DIMENSIONS]
+    for each in drawn:
+        each.dimensions = sorted(most.tolist())
+        each.control_dt_s = spec.control_dt_s
+    return Judged(content, drawn)
+
+
+def _baselines(trained: StateEpisodes, policy: LoadedPlanner) -> dict[str, errors.Predict]:
+    training = errors.Training(trained, sum(trained.lengths), policy.spec, policy.chunk)
+    methods: dict[str, errors.Predict] = {REPEAT: errors.repeat_last}
+    if training.vectors:
+        methods[NEAREST] = errors.nearest_neighbour(training)
+    if training.sensed:
+        methods[RIDGE] = errors.ridge(training, training.sensed)
+        if PREVIOUS in training.vectors:
+            methods[RIDGE_PREVIOUS] = errors.ridge(training, training.sensed, PREVIOUS)
+    return methods
+
+
+def summarized(found: dict[str, np.ndarray], moves: np.ndarray, action: Feature) -> dict[str, Any]:
+    """Means over episodes with their intervals: of each method, and of its difference to each other from the policy.
+
+    Args:
+        found: errors (E, A) of each method, per episode.
+        moves: (E, A).
+        action: names its dimensions.
+    """
+    methods = {}
+    for name, each in found.items():
+        row: dict[str, Any] = {"mean": each.mean(), "dimensions": each.mean(0).tolist()}
+        row["mean_95"] = [float(end) for end in bootstrap_mean(each.mean(1))]
+        if not name.startswith(POLICY):
+            row["policy_minus_this"] = {
+                mine: _difference(found[mine] - each) for mine in found if mine.startswith(POLICY)
+            }
+        row["episodes"] = each.tolist()
+        methods[name] = row
+    return {
+        "dimensions": names_of(action),
+        "unit": action.unit,
+        "moves": moves.mean(0).tolist(),
+        "methods": methods,
+        "interval": "95 %, percentile bootstrap over episodes, 10000 draws, seed 0",
+    }
+
+
+def _difference(gap: np.ndarray) -> dict[str, Any]:
+    """Of errors (E, A), with the interval that the pairing by episode gives."""
+    low, high = bootstrap_mean(gap)
+    ends = [float(end) for end in bootstrap_mean(gap.mean(1))]
+    dimensions = [[*each] for each in np.stack([gap.mean(0), low, high], axis=1).tolist()]
+    return {"mean": [float(gap.mean()), *ends], "dimensions": dimensions}
+
+
+def names_of(action: Feature) -> list[str]:
+    """A name of each dimension of an action."""
+    return list(action.names or (f"action {i}" for i in range(action.size)))
+
+
+def write(judged: Judged, out: Path) -> None:
+    """Writes held_out.json and held_out.html into the folder."""
+    write_page(judged.content, judged.drawn, out / FILES[1])
+    write_whole(out / FILES[0], (json.dumps(judged.content, indent=1) + "\n").encode())
+
+
+def log(run: Any, judged: Judged) -> None:
+    """Puts the mean errors into the wandb run, if there is one."""
+    if run is not None:
+        run.summary.update({f"held_out/{name}": row["mean"] for name, row in judged.content["methods"].items()})
+
+
+def closing_line(judged: Judged, out: Path) -> str:
+    """One line with all that matters."""
+    methods, count = judged.content["methods"], len(judged.content["episodes"])
+    told = ", ".join(f"{name} {row['mean']:.4g}" for name, row in methods.items())
+    unit = f" {judged.content['unit']}" if judged.content["unit"] else ""
+    return f"mean absolute error on {count} held-out episodes{unit}: {told}; page: {out / FILES[1]}"
