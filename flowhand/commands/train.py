@@ -29,11 +29,13 @@ from flowhand.contracts.features import Spec
 from flowhand.contracts.modules import imported_modules
 from flowhand.contracts.planner import learnable
 from flowhand.contracts.provenance import revision
+from flowhand.contracts.resize import resized
 from flowhand.demos.config import COLLECTED, TrainingDataConfig
 from flowhand.demos.decoded.rows import read_features, row_bytes, training_rows
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.hub import is_repo_id
 from flowhand.demos.native import Store
+from flowhand.demos.reader import Reader
 from flowhand.demos.states import StateEpisodes
 from policies.checkpoint import MOST_TENSOR_BYTES
 from policies.device import select_device
@@ -62,20 +64,33 @@ def windows_of(config: TrainRoot, spec: Spec, episodes: Iterable[Episode], devic
     Recorded frames are decoded once, to the size that the policy reads.
     """
     shape, room = (config.chunk.history, config.chunk.prediction_horizon), int(config.data.memory_gb * 1e9)
-    if not isinstance(episodes, Store | StateEpisodes):  # held in memory as they are
+    data, numbers = (episodes.data, episodes.numbers) if isinstance(episodes, StateEpisodes) else (episodes, None)
+    if not isinstance(data, Store | Reader):  # held in memory as they are
         return Windows(episodes, spec, *shape, device)
+    numbers = range(len(data)) if numbers is None else numbers
     sizes = image_sizes(config.vision, spec)
     features = read_features(spec, sizes)
-    fits = sum(episodes.lengths) * row_bytes(features) <= room
+    lengths = data.lengths
+    fits = sum(lengths[number] for number in numbers) * row_bytes(features) <= room
     if fits and not sizes:
         return Windows(episodes, spec, *shape, device)
-    states = episodes if isinstance(episodes, StateEpisodes) else None
-    data, numbers = (states.data, states.numbers) if states else (episodes, range(len(episodes)))
     rows = training_rows(data, numbers, features, config.data)
     if not fits:
         return Stream(rows, *shape, device, room, config.data.prefetch)
     observation = {name: features[name] for name in spec.observation}
     return Windows(rows, replace(spec, observation=observation), *shape, device)
+
+
+def golden_observation(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Four histories that are stored beside the action that they give; images of the size that the camera has."""
+    index = torch.arange(4, device=trainer.windows.device) * (len(trainer.windows) // 4)
+    observation = trainer.windows.gather(index).observation
+    for name in trainer.policy.image_sizes:
+        shape, images = trainer.policy.spec.observation[name].shape, observation[name]
+        values = images.cpu().numpy().reshape(*images.shape[:4], -1)  # depth may have no axis of channels
+        whole = resized(values, (shape[0], shape[1])).reshape(*images.shape[:2], *shape)
+        observation[name] = torch.from_numpy(whole).to(images.device)
+    return observation
 
 
 def fit(
@@ -138,7 +153,7 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
     size = sum(p.numel() for p in trainer.policy.parameters())
     print(f"{len(store)} demonstrations, {len(trainer.windows)} windows, {size:,} parameters, {device}, -> {out}")
 
-    golden = trainer.windows.gather(torch.arange(4, device=device) * (len(trainer.windows) // 4)).observation
+    golden = golden_observation(trainer)
     earlier = policies.read_config(out / "checkpoint")[2] if state else None
     source = provenance(config, store, unseen, earlier.git_sha if earlier else "")
     if earlier is not None:
