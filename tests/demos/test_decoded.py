@@ -16,6 +16,7 @@ from flowhand.contracts.data.statistics import QUANTILES
 from flowhand.contracts.features import Feature
 from flowhand.contracts.planner import learnable
 from flowhand.contracts.resize import resized
+from flowhand.demos.decoded import arrays
 from flowhand.demos.decoded.arrays import ArrayFolder, EpisodeArray
 from flowhand.demos.decoded.rows import KeptRows, LiveRows, TrainingRows, read_features, row_bytes
 from flowhand.demos.formats import open_dataset
@@ -275,18 +276,17 @@ def test_only_whole_episodes_count(tmp_path):
     folder = ArrayFolder(tmp_path, GB)
     array = EpisodeArray(folder, "a", (2,), "float32")
     values = np.arange(12, dtype=np.float32).reshape(6, 2)
-    assert array.add(3, 4, [values[:1], values[1:4]])
+    assert array.add({3: 4}, lambda number: [values[:1], values[1:4]])
     with array.file.open("ab") as file:
         file.write(b"half an episode")
     with array.index_file.open("ab") as file:
         file.write(b"half a line")
     assert array.places() == {3: (0, 4)}
-    with pytest.raises(ValueError, match="3 rows were decoded, expected 2"):
-        array.add(1, 2, [values[:3]])
-    with pytest.raises(ValueError, match="1 rows were decoded, expected 2"):
-        array.add(1, 2, [values[:1]])
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=f"{count} rows were decoded, expected 2"):
+            array.add({3: 4, 1: 2}, lambda number, count=count: [values[:count]])
     assert array.places() == {3: (0, 4)}
-    assert array.add(1, 2, [values[4:]])
+    assert array.add({1: 2}, lambda number: [values[4:]])
     assert array.places() == {3: (0, 4), 1: (4, 2)}
     np.testing.assert_array_equal(array.mapped(6), values)
     with array.file.open("r+b") as file:
@@ -328,7 +328,7 @@ def _decode_and_hang(path: Path, cache: Path, done: Any) -> None:
     def slow(self: EpisodeArray, first: int, rows: int, blocks: Any) -> bool:
         return write(self, first, rows, hanging(blocks) if first > 0 and self.dtype == "uint8" else blocks)
 
-    EpisodeArray._write = slow
+    EpisodeArray._write, arrays.AT_ONCE = slow, 1  # each episode for itself
     rows_of(open_dataset(path), cache)
 
 

@@ -13,7 +13,7 @@ import errno
 import fcntl
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +22,7 @@ import numpy as np
 from ..archive import open_regular
 
 LINE_BYTES = 24
+AT_ONCE = 2**26  # bytes of episodes that are written together, and lost together when the writer is killed
 MOST_ROWS = 2**40
 
 logger = logging.getLogger(__name__)
@@ -133,34 +134,66 @@ class EpisodeArray:
         missing = sum(rows for episode, rows in lengths.items() if episode not in there)
         return not missing or self.folder.has_room(missing * self.row_bytes)
 
-    def add(self, episode: int, rows: int, blocks: Iterable[np.ndarray]) -> bool:
-        """Adds an episode, unless it is there; whether it is there now.
+    def add(
+        self,
+        lengths: Mapping[int, int],
+        blocks: Callable[[int], Iterable[np.ndarray]],
+        added: Callable[[int], object] = lambda count: None,
+    ) -> bool:
+        """Adds the episodes that are not there, a few at a time; whether all are there now.
 
         Args:
-            episode: its number.
-            rows: how many it has.
-            blocks: its values, not looked at where they are there already.
+            lengths: rows of each episode by its number.
+            blocks: gives the values of an episode by its number, part by part.
+            added: told how many more are there, at each time.
 
         Raises:
-            ValueError: there are other than so many rows; nothing is kept then.
+            ValueError: an episode has other than so many rows, or cannot be decoded; nothing is kept of it then.
         """
-        with open_regular(self.index_file, os.O_RDWR | os.O_CREAT) as index:
-            fcntl.flock(index, fcntl.LOCK_EX)
-            there = self._places(index.read())
-            if episode in there:
-                return True
-            first = max((begin + count for begin, count in there.values()), default=0)
-            try:
-                if not self._write(first, rows, blocks):
+        known = 0
+        while True:
+            with open_regular(self.index_file, os.O_RDWR | os.O_CREAT) as index:
+                fcntl.flock(index, fcntl.LOCK_EX)
+                there = self._places(index.read())
+                missing = [number for number in lengths if number not in there]
+                added(len(lengths) - len(missing) - known)
+                known = len(lengths) - len(missing)
+                if not missing:
+                    return True
+                try:
+                    if not self._add_some(index, there, {number: lengths[number] for number in missing}, blocks):
+                        return False
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    self.folder.disk_is_full()
                     return False
+
+    def _add_some(
+        self,
+        index: BinaryIO,
+        there: Mapping[int, tuple[int, int]],
+        missing: Mapping[int, int],
+        blocks: Callable[[int], Iterable[np.ndarray]],
+    ) -> bool:
+        """Adds the first of the episodes that are missing, whose lines are written together."""
+        lines, size = [], 0
+        end = max((begin + count for begin, count in there.values()), default=0)
+        try:
+            for number, rows in missing.items():
+                if size and size + rows * self.row_bytes > AT_ONCE:
+                    break
+                if not self._write(end, rows, blocks(number)):
+                    return False
+                lines.append((number, end, rows))
+                end, size = end + rows, size + rows * self.row_bytes
+        finally:  # what was decoded before a damaged episode stays
+            if lines:
+                with open_regular(self.file, os.O_RDWR) as file:
+                    os.fdatasync(file.fileno())
                 index.seek(LINE_BYTES * len(there))
                 index.truncate()
-                index.write(np.array([episode, first, rows], "<i8").tobytes())
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                self.folder.disk_is_full()
-                return False
+                index.write(np.array(lines, "<i8").tobytes())
         return True
 
     def _write(self, first: int, rows: int, blocks: Iterable[np.ndarray]) -> bool:
@@ -172,10 +205,10 @@ class EpisodeArray:
             for block in blocks:
                 if block.shape[1:] != self.shape or block.dtype != self.dtype:
                     raise ValueError(f"rows are {block.dtype} {block.shape[1:]}, expected {self.dtype} {self.shape}")
-                file.write(np.ascontiguousarray(block).data)
                 written += len(block)
+                if written > rows:
+                    break
+                file.write(np.ascontiguousarray(block).data)
             if written != rows:
                 raise ValueError(f"{written} rows were decoded, expected {rows}")
-            file.flush()
-            os.fdatasync(file.fileno())
         return True

@@ -26,7 +26,6 @@ from .statistics import kept_statistics
 
 VERSION = 1  # of what becomes of a recorded value
 ROWS_AT_ONCE = 2**16  # that are held for the statistics
-Progress = Callable[[str], None]  # told the feature of which one more episode is there
 
 
 class Source(Protocol):
@@ -91,12 +90,7 @@ def training_rows(
     """The rows as the settings say, with a bar that shows how far the decoding is, if it takes more than a moment."""
     folder = ArrayFolder(config.decoded_dir, int(config.cache_gb * 1e9))
     with tqdm(total=len(features) * len(episodes), desc="decode", unit="ep", delay=2, leave=False) as bar:
-
-        def progress(name: str) -> None:
-            bar.set_postfix_str(name, refresh=False)
-            bar.update()
-
-        return TrainingRows(data, episodes, features, folder, progress)
+        return TrainingRows(data, episodes, features, folder, bar.update)
 
 
 def as_read(values: np.ndarray, feature: Feature, where: str) -> np.ndarray:
@@ -178,7 +172,7 @@ class TrainingRows:
         episodes: which of its episodes, by their place in it.
         features: of each observation that is read, and of the action, as the policy reads them; see `read_features`.
         folder: where the arrays lie.
-        progress: called for every feature and episode that is there.
+        progress: told how many more episodes of a feature are there.
 
     Raises:
         ValueError: a value cannot be decoded; the line names the file, the episode and the frame or column.
@@ -190,7 +184,7 @@ class TrainingRows:
         episodes: Sequence[int],
         features: Mapping[str, Feature],
         folder: ArrayFolder,
-        progress: Progress = lambda name: None,
+        progress: Callable[[int], object] = lambda count: None,
     ):
         self.data, self.episodes, self.features, self.folder = data, list(episodes), dict(features), folder
         lengths, tasks, numbers = data.lengths, data.tasks, data.numbers
@@ -230,17 +224,14 @@ class TrainingRows:
             each.take(steps, arrays[name])
         return arrays
 
-    def _rows(self, name: str, progress: Progress) -> KeptRows | LiveRows:
+    def _rows(self, name: str, progress: Callable[[int], object]) -> KeptRows | LiveRows:
         feature, lengths = self.features[name], dict(zip(self._numbers, self.lengths, strict=True))
         array = EpisodeArray(self.folder, self._key(name), feature.shape, feature.dtype)
-        if array.has_room_for(lengths):
-            there = array.places()
-            for episode, number in zip(self.episodes, self._numbers, strict=True):
-                if number not in there and not array.add(number, lengths[number], self._decoded(name, episode)):
-                    break
-                progress(name)
-            else:
-                return KeptRows(feature, array, self._numbers, self.lengths)
+        place = dict(zip(self._numbers, self.episodes, strict=True))
+        if array.has_room_for(lengths) and array.add(
+            lengths, lambda number: self._decoded(name, place[number]), progress
+        ):
+            return KeptRows(feature, array, self._numbers, self.lengths)
         return LiveRows(feature, partial(self._picked, name), self.episodes, self.lengths)
 
     def _decoded(self, name: str, episode: int) -> Iterator[np.ndarray]:
