@@ -33,6 +33,7 @@ from flowhand.demos.hub import is_repo_id
 from flowhand.demos.native import Store
 from flowhand.demos.states import StateEpisodes
 from policies.device import select_device
+from policies.encoders.vision.pretrained import described
 from policies.training.trainer import Trainer
 
 from .collect import collect
@@ -105,7 +106,7 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
     print(f"{len(store)} demonstrations, {len(trainer.windows)} windows, {size:,} parameters, {device}, -> {out}")
 
     golden = trainer.windows.gather(torch.arange(4, device=device) * (len(trainer.windows) // 4)).observation
-    source = provenance(config, store, policies.read_config(out / "checkpoint")[2].git_sha if state else "")
+    source = provenance(config, store, policies.read_config(out / "checkpoint")[2] if state else None)
 
     def save() -> None:
         trainer.require_finite()
@@ -158,8 +159,14 @@ def demonstrations(config: TrainRoot) -> Store | StateEpisodes:
     return states
 
 
-def provenance(config: TrainRoot, store: Store | StateEpisodes, git_sha: str = "") -> policies.Provenance:
-    """Where the policy comes from, for its checkpoint; an install without a clone leaves the commit that is known."""
+def provenance(
+    config: TrainRoot, store: Store | StateEpisodes, earlier: policies.Provenance | None = None
+) -> policies.Provenance:
+    """Where the policy comes from, for its checkpoint.
+
+    A run that goes on has started from the file that its `earlier` checkpoint names, and keeps the commit that is known
+    in an install without a clone.
+    """
     return policies.Provenance(
         env=asdict(config.env),
         env_version=store.meta.env_version,
@@ -167,9 +174,10 @@ def provenance(config: TrainRoot, store: Store | StateEpisodes, git_sha: str = "
         demonstrations=store.hash(),
         demonstration_seeds=store.seeds,
         versions=evaluation.versions(),
-        git_sha=revision() or git_sha,
+        git_sha=revision() or (earlier.git_sha if earlier else ""),
         train_steps=0,
         modules=imported_modules(),
+        pretrained=earlier.pretrained if earlier else described(config.vision),
     )
 
 

@@ -16,7 +16,11 @@ from .provenance import Provenance
 
 FORMS = {"rtc_exact": "exact", "rtc_identity": "identity", "rtc_trained": "trained"}  # mode: form of its prefix
 SEEN = "seen"  # form of a prefix that a planner wants to look at where the mode has none
-LEARNED = {"state": ("float32",), "image": ("uint8",), "depth": ("uint16", "float32")}  # kind: dtypes that policies take
+LEARNED = {
+    "state": ("float32",),
+    "image": ("uint8",),
+    "depth": ("uint16", "float32"),
+}  # kind: dtypes that policies take
 NOTHING: Mapping[str, int] = MappingProxyType({})  # what a planner `continues` that knows no prefix
 
 

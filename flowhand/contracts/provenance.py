@@ -73,3 +73,5 @@ class Provenance:
     train_steps: int  # optimizer steps behind these weights
     # Packages that were imported for the world; a person must name them again, since nothing here is ever imported.
     modules: list[str] = field(default_factory=list, metadata={"before": []})
+    # Name, SHA-256 and licence of the file of weights that the training started from; empty: from random ones.
+    pretrained: dict[str, str] = field(default_factory=dict, metadata={"before": {}})

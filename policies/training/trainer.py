@@ -15,6 +15,7 @@ from flowhand.contracts.features import Spec
 from ..batch import Batch
 from ..compile import require_compiler
 from ..device import has_bf16_units, usable_threads
+from ..encoders.vision.pretrained import take_pretrained
 from ..policy import Policy, PolicyConfig
 from .config import TrainingConfig
 from .ema import EMA
@@ -51,6 +52,7 @@ class Trainer:
         self.windows = Windows(episodes, spec, policy.chunk.history, policy.chunk.prediction_horizon, device)
         self.policy = Policy(policy, spec).to(device)
         if not fitted:
+            take_pretrained(self.policy.encoder, policy.vision)
             self.policy.fit_normalizers(self.windows.observation, self.windows.action)
         self.ema = EMA(self.policy, self.config.ema_decay)
         self.optimizer = torch.optim.AdamW(
