@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from policies import Policy
+from policies.batch import DTYPES
 
 LARGE = 2**29  # bytes; more than any cache holds
 
@@ -31,7 +32,7 @@ class Work:
 
 
 class CountProducts(TorchDispatchMode):
-    """Counts the matrix products that run inside the block, and what they read of a policy's weights."""
+    """Counts the matrix products and convolutions inside the block, and what they read of a policy's weights."""
 
     def __init__(self, policy: Policy):
         super().__init__()
@@ -46,12 +47,19 @@ class CountProducts(TorchDispatchMode):
             a, b = (args[place] for place in places)
             self.operations += 2 * a.numel() * b.shape[-1]
             self.reads += sum(x.numel() for x in (a, b) if x.untyped_storage().data_ptr() in self.weights)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if func is aten.convolution.default and not args[6]:  # not a transposed one
+            self.operations += 2 * result.numel() * args[1][0].numel()
+            self.reads += args[1].numel()
+        return result
 
 
 def work(policy: Policy) -> Work:
     """Counts a decision; the policy is on the CPU."""
-    observation = {n: torch.zeros(1, policy.chunk.history, *f.shape) for n, f in policy.spec.observation.items()}
+    observation = {
+        n: torch.zeros(1, policy.chunk.history, *f.shape, dtype=DTYPES[f.dtype])
+        for n, f in policy.spec.observation.items()
+    }
     with torch.no_grad(), CountProducts(policy) as counted:
         policy.generate(policy.net, observation, torch.zeros(1, *policy.noise_shape))
     weights = sum(p.numel() for p in policy.parameters() if p.ndim > 1)

@@ -158,7 +158,9 @@ class PerturbedEnv(Env):
         absolute, relative = self.config.observation_noise, self.config.observation_noise_relative
         if not (absolute or relative):
             return {}
-        vectors = {name: f for name, f in self.features.observation.items() if f.kind == "state" and f.dtype == "float32"}
+        vectors = {
+            name: f for name, f in self.features.observation.items() if f.kind == "state" and f.dtype == "float32"
+        }
         if not vectors:
             raise ValueError(f"{self.task} has no vector to observe, and noise is for vectors")
         levels = {}

@@ -40,6 +40,7 @@ from flowhand.demos.states import StateEpisodes
 from policies.checkpoint import MOST_TENSOR_BYTES
 from policies.device import select_device
 from policies.encoders import image_sizes
+from policies.encoders.vision import pretrained
 from policies.training import start as starting
 from policies.training.stream import Stream, WindowSource
 from policies.training.trainer import Trainer
@@ -155,10 +156,8 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
 
     golden = golden_observation(trainer)
     earlier = policies.read_config(out / "checkpoint")[2] if state else None
-    source = provenance(config, store, unseen, earlier.git_sha if earlier else "")
-    if earlier is not None:
-        source.started_from, source.demonstration_seeds = earlier.started_from, earlier.demonstration_seeds
-    elif config.init:
+    source = provenance(config, store, unseen, earlier)
+    if earlier is None and config.init:
         start(config, trainer, source)
 
     def save() -> None:
@@ -231,20 +230,29 @@ def observed(config: TrainRoot, store: Store | StateEpisodes) -> Spec:
 
 
 def provenance(
-    config: TrainRoot, store: Store | StateEpisodes, unseen: StateEpisodes | None = None, git_sha: str = ""
+    config: TrainRoot,
+    store: Store | StateEpisodes,
+    unseen: StateEpisodes | None = None,
+    earlier: policies.Provenance | None = None,
 ) -> policies.Provenance:
-    """Where the policy comes from, for its checkpoint; an install without a clone leaves the commit that is known."""
+    """Where the policy comes from, for its checkpoint.
+
+    A run that goes on has started from what its `earlier` checkpoint names, and keeps the commit that is known in an
+    install without a clone.
+    """
     return policies.Provenance(
         env=asdict(config.env),
         env_version=store.meta.env_version,
         task=store.meta.task,
         demonstrations=store.hash(),
-        demonstration_seeds=store.seeds,
+        demonstration_seeds=earlier.demonstration_seeds if earlier else store.seeds,
         versions=evaluation.versions(),
-        git_sha=revision() or git_sha,
+        git_sha=revision() or (earlier.git_sha if earlier else ""),
         train_steps=0,
         modules=imported_modules(),
         recorded=[held_out.described(store, unseen)] if isinstance(store, StateEpisodes) else [],
+        started_from=earlier.started_from if earlier else [],
+        pretrained=earlier.pretrained if earlier else pretrained.described(config.vision),
     )
 
 

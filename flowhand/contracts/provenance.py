@@ -77,3 +77,5 @@ class Provenance:
     recorded: list[dict[str, Any]] = field(default_factory=list, metadata={"before": []})
     # Checkpoints that the training started from, the oldest first: the SHA-256 of its weights, its steps and its data.
     started_from: list[dict[str, Any]] = field(default_factory=list, metadata={"before": []})
+    # Name, SHA-256 and licence of the file of weights that the training started from; empty: from random ones.
+    pretrained: dict[str, str] = field(default_factory=dict, metadata={"before": {}})

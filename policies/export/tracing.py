@@ -179,7 +179,7 @@ def mish(x: Any) -> Any:
 def rounded(model: bytes) -> bytes:
     """An ONNX file with weights and activations of its matrix products rounded to int8.
 
-    Three kinds stay as they are, which cost little and err most. What does not depend on the noise, the encoding of
+    Four kinds stay as they are, which cost little or err most. Convolutions, and what is done to an image before them. What does not depend on the noise, the encoding of
     the observation and all that is computed once per decision (unless nothing does): its error would go into every
     step. The last quarter of several evaluations: where the net predicts data its last output is the action, while
     the errors of the first shrink with every step. Narrow weights, such as those by which an action enters the net.
@@ -195,7 +195,7 @@ def rounded(model: bytes) -> bytes:
         raise ImportError(EXTRA) from error
     graph = onnx.load_from_string(model)
     nodes = graph.graph.node
-    spared = {*_before_the_noise(nodes), *_last_evaluations(nodes), *_narrow(graph.graph)}
+    spared = {*_before_the_noise(nodes), *_last_evaluations(nodes), *_narrow(graph.graph), *_before_convolutions(nodes)}
     _own_weights(graph.graph, spared)
     with tempfile.TemporaryDirectory() as folder, quiet():
         file = Path(folder) / "int8.onnx"
@@ -241,6 +241,16 @@ def _narrow(graph: Any) -> list[str]:
     """Names of the nodes with a weight of which one side has at most NARROW entries."""
     narrow = {weight.name for weight in graph.initializer if min(weight.dims, default=NARROW + 1) <= NARROW}
     return [node.name for node in graph.node if narrow.intersection(node.input[1:2])]
+
+
+def _before_convolutions(nodes: Iterable[Any]) -> list[str]:
+    """Names of the nodes of which a convolution takes the result: an image's resize has matrix products too."""
+    wanted, names = set(), []
+    for node in reversed(list(nodes)):  # what follows comes first
+        if node.op_type == "Conv" or wanted.intersection(node.output):
+            wanted.update(node.input)
+            names.append(node.name)
+    return names
 
 
 def _before_the_noise(nodes: Iterable[Any]) -> list[str]:

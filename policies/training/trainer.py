@@ -14,6 +14,7 @@ from flowhand.contracts.features import Spec
 from ..batch import Batch
 from ..compile import require_compiler
 from ..device import has_bf16_units, usable_threads
+from ..encoders.vision.pretrained import take_pretrained
 from ..policy import Policy, PolicyConfig
 from .config import TrainingConfig
 from .ema import EMA
@@ -50,6 +51,7 @@ class Trainer:
         self.windows = windows
         self.policy = Policy(policy, spec).to(device)
         if not fitted:
+            take_pretrained(self.policy.encoder, policy.vision)
             self.windows.fit_normalizers(self.policy)
         self.ema = EMA(self.policy, self.config.ema_decay)
         self.optimizer = torch.optim.AdamW(

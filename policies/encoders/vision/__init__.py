@@ -1,1 +1,1 @@
-"""Encoders of images and depth: what is done to an image before, the networks, and their files of pretrained weights."""
+"""Encoders of images and depth: what is done to an image first, the networks, and pretrained weights."""

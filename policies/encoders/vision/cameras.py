@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -26,6 +27,11 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images to their vectors and tokens."""
         raise NotImplementedError
+
+
+def parted(rows: Tensor, count: int) -> Sequence[Tensor]:
+    """So many equal parts of the rows; not with `chunk`, which a graph for any number of rows cannot do."""
+    return rows.reshape(count, -1, *rows.shape[1:]).unbind()
 
 
 class CameraEncoder(Encoder):
@@ -91,8 +97,8 @@ class CameraEncoder(Encoder):
         seen = [self.pictures[name](observation[name][:, -self.frames :], generator) for name in self.names]
         if self.shared:
             vectors, tokens = self.backbones["shared"](torch.cat(seen))
-            parts = vectors.chunk(len(seen)), [None] * len(seen) if tokens is None else tokens.chunk(len(seen))
-            answers = list(zip(*parts, strict=True))
+            own = [None] * len(seen) if tokens is None else parted(tokens, len(seen))
+            answers = list(zip(parted(vectors, len(seen)), own, strict=True))
         else:
             answers = [self.backbones[name](images) for name, images in zip(self.names, seen, strict=True)]
         each = [vectors.unflatten(0, (-1, self.frames)) for vectors, _ in answers]  # (B, frames, F)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .cameras import Backbone, CameraEncoder
 from .config import ImageConfig
-from .spatial_softmax import SpatialSoftmax
+from .spatial_softmax import Keypoints
 
 STRIDE, COARSE = 4, 2  # of the first layer, and of the coarse map after it
 GROUP = 16  # channels that are normalized together
@@ -25,7 +25,7 @@ class ConvConfig(ImageConfig):
 
     kind: str = "conv"
     channels: int = 32  # of the fine map, a quarter of the image's height and width; the coarse one has twice as many
-    blocks: int = 1  # residual convolutions on the coarse map, an eighth of the image's height and width
+    blocks: int = 2  # residual convolutions on the coarse map, an eighth of the image's height and width
     keypoints: int = 32  # places that are read off the fine map
 
     def __post_init__(self) -> None:
@@ -56,10 +56,8 @@ class ConvBackbone(Backbone):
         self.convolutions = nn.ModuleList(nn.Conv2d(coarse, coarse, 3, 1, 1) for _ in range(config.blocks))
         self.norms = nn.ModuleList(nn.GroupNorm(coarse // GROUP, coarse) for _ in range(config.blocks))
         self.up = nn.Conv2d(coarse, fine, 1)
-        self.keypoints = nn.Conv2d(fine, config.keypoints, 1)
-        places = (height // STRIDE, width // STRIDE)
-        self.softmax = SpatialSoftmax(*places)
-        self.places = places
+        self.places = (height // STRIDE, width // STRIDE)
+        self.keypoints = Keypoints(fine, config.keypoints, *self.places)
         self.out = nn.Linear(2 * config.keypoints + coarse, config.features)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -69,7 +67,7 @@ class ConvBackbone(Backbone):
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             coarse = coarse + F.relu(norm(convolution(coarse)))
         fine = F.relu(fine + F.interpolate(self.up(coarse), size=self.places, mode="nearest"))
-        found = [self.softmax(self.keypoints(fine)), coarse.mean((2, 3))]
+        found = [self.keypoints(fine), coarse.mean((2, 3))]
         return self.out(torch.cat(found, dim=1)), None
 
 

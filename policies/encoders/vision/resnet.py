@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .cameras import Backbone, CameraEncoder
 from .config import ImageConfig
-from .spatial_softmax import SpatialSoftmax
+from .spatial_softmax import Keypoints
 
 STAGES = (1, 2, 4, 8)  # widths of the four stages, each of two blocks, as multiples of the first one's
 GROUP = 16  # channels that are normalized together
@@ -123,13 +123,13 @@ class ResNetBackbone(Backbone):
                 f"vision=resnet18 needs images of more than {STRIDE} x {STRIDE} pixels, got {height} x {width}"
             )
         self.resnet = ResNet18(channels, config.channels, bool(config.weights))
-        self.keypoints = nn.Conv2d(STAGES[-1] * config.channels, config.keypoints, 1)
-        self.softmax = SpatialSoftmax(-(-height // STRIDE), -(-width // STRIDE))
+        places = (-(-height // STRIDE), -(-width // STRIDE))
+        self.keypoints = Keypoints(STAGES[-1] * config.channels, config.keypoints, *places)
         self.out = nn.Linear(2 * config.keypoints, config.features)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images (N, C, H, W) to vectors (N, features)."""
-        return self.out(self.softmax(self.keypoints(self.resnet(images)))), None
+        return self.out(self.keypoints(self.resnet(images))), None
 
 
 class ResNet18Encoder(CameraEncoder):

@@ -12,13 +12,17 @@ from torch import Tensor, nn
 from ...nets.transformer import attend
 from .cameras import Backbone, CameraEncoder
 from .config import ImageConfig
+from .spatial_softmax import Keypoints
 
 
 @dataclass
 class ViTConfig(ImageConfig):
     """ViT (Dosovitskiy 2021): for net=transformer with net.cross_attention=true, large data sets, and a GPU."""
 
-    positive: ClassVar[tuple[str, ...]] = ("features", "width", "patch", "token_width", "blocks", "heads", "expansion")
+    positive: ClassVar[tuple[str, ...]] = (
+        *("features", "width", "keypoints"),
+        *("patch", "token_width", "blocks", "heads", "expansion"),
+    )
 
     kind: str = "vit"
     patch: int = 8  # pixels of a patch's side; must divide the image's height and width
@@ -26,6 +30,7 @@ class ViTConfig(ImageConfig):
     blocks: int = 4  # transformer blocks
     heads: int = 4  # attention heads; must divide token_width
     expansion: int = 4  # hidden features of a block's perceptron, as a multiple of token_width
+    keypoints: int = 32  # places that are read off the map of patches
     registers: int = 0  # tokens of no patch, where the blocks can keep what is about the whole image (Darcet 2024)
 
     def __post_init__(self) -> None:
@@ -58,7 +63,10 @@ class ViTBlock(nn.Module):
 
 
 class ViTBackbone(Backbone):
-    """Patches with learned positions, blocks, and the mean of the patches as the image's vector."""
+    """Patches with learned positions and blocks; places and the mean of the patches are the image's vector.
+
+    A mean alone hardly differs from image to image at the start, and learns where something is much later.
+    """
 
     registers: Tensor | None
 
@@ -78,7 +86,9 @@ class ViTBackbone(Backbone):
         self.register_parameter("registers", kept)
         self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.token_width)
-        self.out = nn.Linear(config.token_width, config.features)
+        self.places = (height // config.patch, width // config.patch)
+        self.keypoints = Keypoints(config.token_width, config.keypoints, *self.places)
+        self.out = nn.Linear(2 * config.keypoints + config.token_width, config.features)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images (N, C, H, W) to vectors (N, features) and tokens (N, P, W), one for each patch."""
@@ -88,7 +98,8 @@ class ViTBackbone(Backbone):
         for block in self.blocks:
             x_NPW = block(x_NPW)
         x_NPW = self.norm(x_NPW[:, : self.tokens[0]])
-        return self.out(x_NPW.mean(1)), x_NPW
+        where = self.keypoints(x_NPW.transpose(1, 2).unflatten(-1, self.places))
+        return self.out(torch.cat([where, x_NPW.mean(1)], dim=1)), x_NPW
 
 
 class ViTEncoder(CameraEncoder):
