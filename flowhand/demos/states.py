@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from flowhand.contracts.data.episode import Episode
-from flowhand.contracts.features import Feature, Spec
+from flowhand.contracts.features import Feature, Spec, shown
 from flowhand.contracts.history import with_previous
 from flowhand.contracts.planner import learnable
 from flowhand.contracts.strict import nearest
@@ -148,6 +149,22 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             parts.append([number, number])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def numbers(text: object, count: int) -> list[int]:
+    """The numbers below `count` that `ranges` gave as text; `ValueError` where it is no such text."""
+    found: list[int] = []
+    if not isinstance(text, str) or not re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", text):
+        raise ValueError(f"episodes are {shown(text)}, expected numbers such as 0-4,7")
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        begins, ends = int(first), int(last or first)
+        if not (found[-1] if found else -1) < begins <= ends:
+            raise ValueError(f"episodes are {shown(text)}, expected increasing numbers")
+        if ends >= count:
+            raise ValueError(f"episode {ends} is asked for, and there are {count}: 0 to {count - 1}")
+        found += range(begins, ends + 1)
+    return found
 
 
 def _vector(feature: Feature) -> Feature:
