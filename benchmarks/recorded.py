@@ -29,6 +29,8 @@ COMMON = [
     "data.previous_action=true",
     "action.representation=relative",
     "action.anchors=[previous_action]",
+    "net.width=128",
+    "encoder.width=128",
     "train.batch_size=128",
     "train.steps=1500",
 ]

@@ -57,6 +57,13 @@ class WandbConfig:
 
 
 @dataclass
+class RecordedConfig:
+    """The recorded set whose held-out episodes judge a checkpoint again."""
+
+    path: str = ""  # of the set that it was trained on: judge the errors of its chunks there, in place of a world
+
+
+@dataclass
 class EvalRoot:
     """What `flowhand eval` reads."""
 
@@ -66,6 +73,7 @@ class EvalRoot:
     modules: list[str] = field(
         default_factory=list
     )  # packages of yours to import first, which add worlds, encoders, nets, heads
+    data: RecordedConfig = field(default_factory=RecordedConfig)
     head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     eval: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -83,6 +91,7 @@ EXAMPLES = [
     "flowhand eval checkpoint=outputs/demo eval.episodes=200 eval.n_envs=8",
     "flowhand eval checkpoint=outputs/demo/onnx-int8 eval.episodes=200",
     "flowhand eval checkpoint=outputs/demo execution.mode=rtc_identity execution.execution_horizon=8 execution.delay=4",
+    "flowhand eval checkpoint=outputs/mine data.path=data/my_set",
     "flowhand eval checkpoint=outputs/demo eval.perturb.observation_noise=0.01 eval.perturb.push=20",
 ]
 MATTER = (

@@ -16,9 +16,10 @@ from flowhand.contracts.features import PREVIOUS, Feature
 from flowhand.contracts.planner import LoadedPlanner
 from flowhand.contracts.provenance import versions
 from flowhand.demos.config import TrainingDataConfig
+from flowhand.demos.formats import open_dataset
 from flowhand.demos.native import Store
 from flowhand.demos.reader import Reader
-from flowhand.demos.states import StateEpisodes, held_out, ranges
+from flowhand.demos.states import StateEpisodes, held_out, numbers, ranges
 from flowhand.evaluation import chunk_errors as errors
 from flowhand.evaluation.records import write_whole
 from flowhand.evaluation.statistics import bootstrap_mean
@@ -77,6 +78,28 @@ def described(trained: StateEpisodes, unseen: StateEpisodes | None) -> dict[str,
     }
 
 
+def of_checkpoint(policy: LoadedPlanner, where: str) -> tuple[StateEpisodes, StateEpisodes]:
+    """The episodes that a policy was trained on, and those that were held out, in the set that lies there.
+
+    Raises:
+        ValueError: the policy was not trained on a recorded set, nothing was held out, or it is another set.
+    """
+    recorded = policy.provenance.recorded
+    if not recorded or not recorded[0].get("held_out"):
+        raise ValueError("the checkpoint names no recorded set with held-out episodes; evaluate it in a world")
+    entry, data = recorded[0], open_dataset(where)
+    groups = [numbers(entry.get(name), len(data)) for name in ("trained_on", "held_out")]
+    sensed = policy.spec.sensed
+    trained = StateEpisodes(data, groups[0], list(sensed), previous_action=len(sensed) < len(policy.spec.observation))
+    for name, feature in {**policy.spec.observation, "action": policy.spec.action}.items():
+        found = {**trained.spec.observation, "action": trained.spec.action}[name]
+        if (found.shape, found.names) != (feature.shape, feature.names):
+            raise ValueError(f"{where} has another {name} than the set {entry.get('name')!r} of the checkpoint")
+    if trained.hash() != entry.get("fingerprint"):
+        print(f"{where}: not the files of the training as they were then: copied, or changed")
+    return trained, trained.part(groups[1])
+
+
 def judge(
     policy: LoadedPlanner, trained: StateEpisodes, unseen: StateEpisodes, command: Sequence[str], samples: int = SAMPLES
 ) -> Judged:
@@ -86,7 +109,7 @@ def judge(
         policy: was trained on `trained`.
         trained: what the baselines learn from.
         unseen: what all are judged on; those of one step are left out.
-        command: the settings of the training, for the page.
+        command: that asked for it, for the page.
         samples: of a policy that generates; one that gives the same chunk for any noise has one.
     """
     spec, chunk = policy.spec, policy.chunk
@@ -114,7 +137,7 @@ def judge(
         "what": errors.__doc__,
         "policy": policy.words,
         "data": described(trained, unseen),
-        "command": shlex.join(["python", "train.py", *command]),
+        "command": shlex.join(command),
         "judged_at": f"every {chunk.execution_horizon} steps from step 1 on, over {chunk.prediction_horizon} steps",
         "baselines_see": f"at most {errors.MOST_WINDOWS} windows of the training episodes, evenly spread",
         "samples": samples,

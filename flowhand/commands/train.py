@@ -176,7 +176,9 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
             print(f"stopped at step {trainer.step}; go on with: python train.py {argument('resume', out)}")
             return stopped
         if unseen is not None:
-            judged = held_out.judge(policies.load(out / "checkpoint", device), store, unseen, overrides)
+            judged = held_out.judge(
+                policies.load(out / "checkpoint", device), store, unseen, ["python", "train.py", *overrides]
+            )
             held_out.write(judged, out)
             held_out.log(log, judged)
             print(held_out.closing_line(judged, out))

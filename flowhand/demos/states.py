@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from flowhand.contracts.data.episode import Episode
-from flowhand.contracts.features import Feature, Spec
+from flowhand.contracts.features import Feature, Spec, shown
 from flowhand.contracts.history import with_previous
 from flowhand.contracts.planner import learnable
 from flowhand.contracts.strict import nearest
@@ -170,6 +171,22 @@ def _unread(names: Sequence[str], known: Mapping[str, Feature]) -> str:
     parts = [f"{', '.join(images)} left unused: images are read with vision=conv, resnet18 or vit"] if images else []
     parts += [f"{', '.join(texts)} left unused: no policy reads text as an observation"] if texts else []
     return "; ".join(parts)
+
+
+def numbers(text: object, count: int) -> list[int]:
+    """The numbers below `count` that `ranges` gave as text; `ValueError` where it is no such text."""
+    found: list[int] = []
+    if not isinstance(text, str) or not re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", text):
+        raise ValueError(f"episodes are {shown(text)}, expected numbers such as 0-4,7")
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        begins, ends = int(first), int(last or first)
+        if not (found[-1] if found else -1) < begins <= ends:
+            raise ValueError(f"episodes are {shown(text)}, expected increasing numbers")
+        if ends >= count:
+            raise ValueError(f"episode {ends} is asked for, and there are {count}: 0 to {count - 1}")
+        found += range(begins, ends + 1)
+    return found
 
 
 def _vector(feature: Feature) -> Feature:

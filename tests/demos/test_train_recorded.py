@@ -12,9 +12,10 @@ import torch
 
 import policies
 from conf.cli import compose
+from flowhand.commands import eval as evaluation
 from flowhand.commands import train
 from flowhand.demos.lerobot.dataset import LeRobotDataset
-from flowhand.demos.states import StateEpisodes, held_out, ranges
+from flowhand.demos.states import StateEpisodes, held_out, numbers, ranges
 from flowhand.demos.zarr_files.replay_zarr import ReplayZarrDataset
 from tests.demos.recorded import Set3
 from tests.demos.test_replay_zarr import make
@@ -106,6 +107,18 @@ def test_the_page_and_the_file_say_what_was_run(tmp_path, recorded):
     assert page.count("<svg") == 2 * 2  # episodes and dimensions
     assert not re.search(r"https?://|<script", page)
 
+    again = [f"checkpoint={tmp_path}/run", f"data.path={recorded}", "wandb.mode=disabled", "threads=1"]
+    policy = policies.load(tmp_path / "run")
+    line = evaluation.judged_again(compose(again, "eval"), policy, tmp_path / "run/checkpoint")
+    assert "mean absolute error on 2 held-out episodes: policy" in line
+    judged = json.loads((tmp_path / "run/eval-held_out-set/held_out.json").read_text())
+    assert judged["methods"] == content["methods"]
+    with pytest.raises(ValueError, match=r"data\.path judges on recorded episodes and env in a world"):
+        evaluation.judged_again(compose([*again, "env=detour"], "eval"), policy, tmp_path)
+    policy.provenance.recorded.clear()
+    with pytest.raises(ValueError, match="names no recorded set with held-out episodes"):
+        evaluation.judged_again(compose(again, "eval"), policy, tmp_path)
+
 
 def test_features_are_chosen_by_name(tmp_path, recorded):
     data = ReplayZarrDataset(make(tmp_path / "set.zarr"))
@@ -148,6 +161,14 @@ def test_how_many_are_held_out():
     assert held_out(100, 20, 3) != held_out(100, 20, 4)
     assert held_out(100, 0, 0) == []
     assert ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
+    assert numbers("0-2,5,7-8", 9) == [0, 1, 2, 5, 7, 8]
+    for text, message in (
+        ("0-9", "episode 9 is asked for"),
+        ("3,1", "increasing"),
+        ("1;2", "expected numbers such as"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            numbers(text, 9)
 
 
 SEES = ("vision=conv", "vision.image_size=[16,24]", "vision.shift=0", "vision.features=8", "vision.width=16")
