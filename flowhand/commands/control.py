@@ -19,7 +19,7 @@ from conf.verbs.control import ControlRoot
 from flowhand.contracts.durable import opened
 from flowhand.contracts.export import artifact, exported_policy
 from flowhand.contracts.features import Spec
-from flowhand.contracts.planner import LoadedPlanner, Planner
+from flowhand.contracts.planner import LoadedPlanner, Planner, require_drives
 from flowhand.contracts.world import World
 from flowhand.control.alarm import Monitor
 from flowhand.control.background import Logger, divert_logging
@@ -54,7 +54,7 @@ def control(config: ControlRoot) -> tuple[str, str]:
     dt = 1 / config.rate_hz if config.rate_hz else spec.seconds()
     path = Path(config.journal or f"outputs/deploy/{time.strftime('%Y-%m-%d_%H-%M-%S')}.journal")
     with closing(envs.make(config.env or envs.env_of(own.provenance))) as env, one_thread(own):
-        _require_fit(spec, env)
+        require_drives(spec, env.features, env.task)
         decider = Decider(planner, config.execution, config.noise_seed, config.asynchronous)
         config.safety = _resting(config.safety, env)
         safety = safety_of(spec, config.safety, config.workspace, dt)
@@ -80,17 +80,6 @@ def _resting(config: SafetyConfig, env: World) -> SafetyConfig:
         logger.warning("%s does not say how its robot stands still: hold repeats the last command", env.task)
         return config
     return replace(config, rest=list(env.rest))
-
-
-def _require_fit(spec: Spec, env: World) -> None:
-    """Raises `ValueError` unless the world has the observation and the action that the policy was trained with."""
-    world = env.features
-
-    def form(of: Spec) -> tuple[Any, ...]:
-        return {name: (feature.shape, feature.dtype) for name, feature in of.sensed.items()}, of.action.shape
-
-    if form(world) != form(spec):
-        raise ValueError(f"{env.task} has observation and action {form(world)}, the policy expects {form(spec)}")
 
 
 def digest(where: str | Path) -> str:

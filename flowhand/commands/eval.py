@@ -55,9 +55,9 @@ def evaluate(
     kept: Unfinished | None = None,
 ) -> list[EpisodeRecord]:
     """Runs the policy on the held-out seeds; records in the order of the seeds."""
-    controller = _controller(policy, config, execution)
+    controller, lanes = _controller(policy, config, execution), _lanes(config) | {"spec": policy.spec}
     with cpu_threads(1):
-        return completed(kept, _seeds(config), _world(policy, env, config), controller, _lanes(config))
+        return completed(kept, _seeds(config), _world(policy, env, config), controller, lanes)
 
 
 def evaluate_expert(

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from .features import PREVIOUS, ChunkConfig, Spec
+from .features import PREVIOUS, ChunkConfig, Spec, shown
 from .provenance import Provenance
 
 FORMS = {"rtc_exact": "exact", "rtc_identity": "identity", "rtc_trained": "trained"}  # mode: form of its prefix
@@ -22,6 +22,7 @@ LEARNED = {  # dtypes of each kind of feature that policies take
     "image": ("uint8",),
     "depth": ("uint16", "float32"),
 }
+OPEN = ("unit", "names", "wraps", "rotations", "camera")  # what a feature may leave open
 NOTHING: Mapping[str, int] = MappingProxyType({})  # what a planner `continues` that knows no prefix
 
 
@@ -44,6 +45,30 @@ def learnable(spec: Spec) -> Spec:
         for name, feature in spec.observation.items()
     }
     return replace(spec, observation=observation, action=replace(spec.action, dtype="float32"))
+
+
+def require_drives(planner: Spec, driven: Spec, what: str) -> None:
+    """Raises `ValueError` unless what is to be driven has the observation and the action of the planner.
+
+    Names of features, shapes, dtypes and choices must be the same, and, where both say them, units, names of
+    dimensions, angles that wrap, rotations and cameras. Bounds and the control period may differ.
+
+    Args:
+        planner: what it sees and commands.
+        driven: what the world or the robot has.
+        what: that is, for the message.
+    """
+    wanted, found = ({**spec.sensed, "action": spec.action} for spec in (planner, driven))
+    if wanted.keys() != found.keys():
+        raise ValueError(f"{what} has the features {sorted(found)}, the policy expects {sorted(wanted)}")
+    for name, feature in wanted.items():
+        other = found[name]
+        for part in ("shape", "dtype", "choices", *OPEN):
+            a, b = getattr(feature, part), getattr(other, part)
+            if part == "choices":
+                a, b = a or (0,) * feature.size, b or (0,) * other.size
+            if a != b and not (part in OPEN and (not a or not b)):
+                raise ValueError(f"{what} has {name!r} with {part} {shown(b)}, the policy expects {shown(a)}")
 
 
 @dataclass(frozen=True)

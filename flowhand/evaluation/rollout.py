@@ -13,6 +13,8 @@ from typing import Literal, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from flowhand.contracts.features import Spec
+from flowhand.contracts.planner import require_drives
 from flowhand.contracts.strict import whole
 from flowhand.contracts.world import Observation, WorldError, check_action
 
@@ -49,6 +51,7 @@ def rollout(
     frame_seeds: Collection[int] = (),
     frame_every: int = 4,
     on_frames: Callable[[EpisodeRecord, list[np.ndarray]], None] | None = None,
+    spec: Spec | None = None,
 ) -> list[EpisodeRecord]:
     """Run one episode per seed; the records come in the order of the seeds.
 
@@ -65,9 +68,10 @@ def rollout(
         frame_seeds: episodes of which to keep images.
         frame_every: control steps from one image to the next; the first and the last are always kept.
         on_frames: called with the record and the images, uint8 (H, W, 3), as soon as such an episode ends.
+        spec: what the agent sees and commands, which the environment must have; None: not checked.
 
     Raises:
-        ValueError: an argument is wrong, or the agent returned an action that is missing, misshapen or not finite.
+        ValueError: an argument is wrong, the environment does not fit, or an action is missing or not finite.
         WorldError: a world returned what it may not; the message names the seed and the step.
         WorkerError: a worker process failed or died.
     """
@@ -76,13 +80,12 @@ def rollout(
     processes = None if processes is None else whole("processes", processes)
     _check_arguments(seeds, n_envs, processes, workers, frame_seeds, frame_every, on_frames is not None)
     options = LaneOptions(stop_at_success, agent == "expert", frozenset(frame_seeds), frame_every)
-    lanes = range(min(n_envs, len(seeds)))
     records: dict[int, EpisodeRecord] = {}
     groups: list[Group] = []
     try:
-        _open(groups, make_env, lanes, options, workers, processes or available_cpus())
-        bar = tqdm(total=len(seeds), unit="episode", desc=groups[0].task, disable=not progress)
-        with bar:
+        _open(groups, make_env, range(min(n_envs, len(seeds))), options, workers, processes or available_cpus())
+        _require_fit(groups[0], spec)
+        with tqdm(total=len(seeds), unit="episode", desc=groups[0].task, disable=not progress) as bar:
             for finished in _episodes(groups, None if agent == "expert" else agent, seeds):
                 record = records[finished.record.seed] = finished.record
                 _show(bar, records)
@@ -196,6 +199,12 @@ def _receive(busy: list[Group], *, wait_for_all: bool) -> dict[int, Reply]:
         busy.remove(group)
         replies |= group.receive()
     return replies
+
+
+def _require_fit(group: Group, spec: Spec | None) -> None:
+    """Raises `ValueError` unless the environments have what the agent sees and commands."""
+    if spec is not None and group.features is not None:
+        require_drives(spec, group.features, group.task)
 
 
 def _act(

@@ -30,6 +30,7 @@ from policies.encoders.state import StateEncoderConfig
 from policies.generation.prefix import Prefix
 from policies.heads import HEADS
 from policies.nets import NETS
+from tests.policies import represented
 
 NETS_TO_TRY = {
     "mlp": {"width": 16, "blocks": 2},
@@ -139,6 +140,16 @@ def test_the_same_actions_from_one_graph(net, head, rows):
     assert len(list(graph.children())) == 1 + extra
     repeated = policy.head.evaluations - extra
     assert calls(graph)["invoke_subgraph"] == (repeated if repeated > 1 else 0)  # torch inlines what is called once
+
+
+@pytest.mark.parametrize("representation", ["absolute", "delta", "relative"])
+def test_the_graph_takes_the_anchor_from_the_observation(representation):
+    policy, graphs = represented.make(representation), Graphs()
+    compiled = CompiledSampler(policy, backend=graphs)
+    for _ in range(2):
+        given = represented.observations(3), torch.randn(3, *policy.noise_shape)
+        torch.testing.assert_close(compiled(*given), sample(policy, given), rtol=0, atol=1e-5)
+    assert len(graphs) == 1
 
 
 def test_the_encoder_and_the_times_are_computed_once_for_all_steps():
