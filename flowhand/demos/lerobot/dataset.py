@@ -248,8 +248,22 @@ class LeRobotDataset(Reader):
 
         return read_bounded(self.path / name, images.MOST_BYTES)
 
-    def _frames(self, entry: EpisodeEntry, name: str, file: ParquetFile, first: int) -> Any:
-        """Reads the frames of steps `start` to `stop` of an episode."""
+    def video_of(self, episode: int, camera: str) -> Path | None:
+        """The file that shows the episode; None if it is not there."""
+        part = self.meta.episodes[self._stored[episode]].videos.get(self.columns[camera].source)
+        return part.file if part and part.file.is_file() else None
+
+    def frame_numbers(self, episode: int, camera: str) -> tuple[VideoFile, np.ndarray]:
+        """The video that shows the episode, and the number of each control step's frame in it (N,).
+
+        Raises:
+            ValueError: there is no such video, or a step has no frame in it.
+        """
+        entry = self.meta.episodes[self._stored[episode]]
+        first, _ = self._find(entry)
+        return self._shown(entry, camera, self._parquet(entry.data), first)
+
+    def _shown(self, entry: EpisodeEntry, name: str, file: ParquetFile, first: int) -> tuple[VideoFile, np.ndarray]:
         source = self.columns[name].source
         where = f"{entry.data}: episode {entry.index}: camera {source!r}"
         part = entry.videos.get(source)
@@ -264,6 +278,11 @@ class LeRobotDataset(Reader):
         index, other = frame_indices(entry, source, video, times_s, self.meta.fps)
         for line in filter(None, (note, other)):
             self._once(line)
+        return video, index
+
+    def _frames(self, entry: EpisodeEntry, name: str, file: ParquetFile, first: int) -> Any:
+        """Reads the frames of steps `start` to `stop` of an episode."""
+        video, index = self._shown(entry, name, file, first)
         kept = self.cache.frames(video) if self.cache else None
 
         def frames(start: int, stop: int) -> np.ndarray:
