@@ -118,7 +118,7 @@ def numbers_of(words: Sequence[str], count: int) -> list[int]:
     found: list[int] = []
     for word in map(str, words):
         match = re.fullmatch(r"\s*(-?\d{1,9})?\s*(:)?\s*(-?\d{1,9})?\s*", word)
-        if match is None or not (match[1] or match[2]):
+        if match is None or not (match[2] or (match[1] and not match[3])):
             raise ValueError(f"episodes holds {shown(word)}, expected numbers and ranges FIRST:END such as 0:50")
         if match[2]:
             part = list(range(count))[slice(*(int(end) if end else None for end in (match[1], match[3])))]
