@@ -187,6 +187,10 @@ class Reader:
         view.columns = {name: self.columns[name] for name in (*observation, "action")}
         return view
 
+    def times_s(self, episode: int) -> np.ndarray | None:
+        """When each row of an episode was recorded (N,), seconds; None where the files do not say."""
+        return None
+
     def recorded(self) -> set[str]:
         """Which of reward, success and seed the files hold, by their first episode."""
         plain = [name for name, column in self.columns.items() if column.encoding == "numbers" and name != "action"]

@@ -248,6 +248,19 @@ class LeRobotDataset(Reader):
 
         return read_bounded(self.path / name, images.MOST_BYTES)
 
+    def times_s(self, episode: int) -> np.ndarray | None:
+        """When each row of an episode was recorded (N,), seconds; None where the files do not say.
+
+        Raises:
+            ValueError: the times do not grow.
+        """
+        entry = self.meta.episodes[self._stored[episode]]
+        first, _ = self._find(entry)
+        times_s, note = row_times(
+            self._parquet(entry.data), first, entry, self.meta.fps, f"{entry.data}: {entry.index}"
+        )
+        return None if note else times_s
+
     def video_of(self, episode: int, camera: str) -> Path | None:
         """The file that shows the episode; None if it is not there."""
         part = self.meta.episodes[self._stored[episode]].videos.get(self.columns[camera].source)
