@@ -12,7 +12,7 @@ from .finding import Finding
 from .rows import Quaternions, RowMeasures
 
 CLIPPED = 0.05  # share of the rows at the smallest or largest value
-ABRUPT = 0.5  # times the usual step, with which a clipped value is reached; what comes to rest is slower
+ABRUPT = 0.3  # times the usual step, of the last one before a clipped value; what comes to rest is slower
 JERKY = 1.45  # spread of the differences of steps over that of the steps; white noise has sqrt(3) = 1.73
 MOVING = 0.5  # share of the steps that change the value, of what can be jerky at all
 JUMP, SPIKE = 0.5, 0.3  # of the range of a dimension
@@ -86,7 +86,7 @@ def _joined(rows: RowMeasures, moving: np.ndarray) -> Iterator[Finding]:
     if places:
         text = f"most dimensions jump at once in {len(places)} steps"
         advice = "Rows are missing, or two recordings were joined there: cut the episode, or leave it out."
-        yield Finding("warning", "jump", text, advice, *places[0])
+        yield Finding("warning", "joined", text, advice, *places[0])
 
 
 def _constant(rows: RowMeasures, labels: Sequence[str], is_action: np.ndarray) -> Iterator[Finding]:

@@ -95,20 +95,16 @@ def named(episodes: Sequence[int]) -> str:
     return ", ".join(map(str, episodes[:NAMED])) + (" ..." if len(episodes) > NAMED else "")
 
 
-def of_lengths(lengths: Sequence[int]) -> Iterator[Finding]:
-    """Episodes that are much shorter or longer than most."""
-    median = float(np.median(lengths))
-    for what, odd, limit in (
-        ("shorter than a quarter of", [e for e, n in enumerate(lengths) if n < SHORT * median], "a stop by mistake?"),
-        (
-            "longer than four times",
-            [e for e, n in enumerate(lengths) if n > LONG * median],
-            "recorded on after the end?",
-        ),
+def of_lengths(lengths: Sequence[int], numbers: Sequence[int]) -> Iterator[Finding]:
+    """Episodes that are much shorter or longer than most; `numbers` are theirs."""
+    median, pairs = float(np.median(lengths)), list(zip(numbers, lengths, strict=True))
+    for what, odd, cause in (
+        ("shorter than a quarter of", [e for e, n in pairs if n < SHORT * median], "a stop by mistake?"),
+        ("longer than four times", [e for e, n in pairs if n > LONG * median], "recorded on after the end?"),
     ):
         if odd:
             text = f"{len(odd)} episodes are {what} the median of {median:g} steps: {named(odd)}"
-            yield Finding("warning", "length", text, f"Look at them: {limit}", odd[0])
+            yield Finding("warning", "length", text, f"Look at them: {cause}", odd[0])
 
 
 def of_starts(
@@ -136,12 +132,12 @@ def of_starts(
         yield Finding("note", "start", text, advice, episodes[0], 0, labels[at])
 
 
-def of_texts(tasks: Sequence[str]) -> Iterator[Finding]:
-    """Episodes without a text."""
-    without = [episode for episode, text in enumerate(tasks) if not text.strip()]
+def of_texts(texts: Sequence[str], numbers: Sequence[int]) -> Iterator[Finding]:
+    """Episodes without a text; `numbers` are theirs."""
+    without = [episode for episode, text in zip(numbers, texts, strict=True) if not text.strip()]
     advice = "Give one with convert, tasks=; a policy without language does not need it."
-    if without and len(without) < len(tasks):
-        text = f"{len(without)} of {len(tasks)} episodes have no text: {named(without)}"
+    if without and len(without) < len(texts):
+        text = f"{len(without)} of {len(texts)} episodes have no text: {named(without)}"
         yield Finding("warning", "text", text, advice, without[0])
     elif without:
         yield Finding("note", "text", "no episode has a text", advice)
@@ -166,7 +162,9 @@ class Times:
         lost = np.rint(periods[wide]).astype(int) - 1
         self.missing += int(np.maximum(lost, 1).sum())
         self.gaps += [(episode, int(at) + 1, max(1, int(n))) for at, n in zip(wide, lost, strict=True)]
-        usual = float(np.median(periods))  # gaps are told apart
+        if len(wide) == len(periods):
+            return
+        usual = float(periods[periods <= GAP].mean())  # gaps are told apart
         if abs(usual - 1) > DRIFT:
             self.drifting.append((episode, self.rate_hz / usual))
         if float(np.median(np.abs(periods - usual))) > JITTER:

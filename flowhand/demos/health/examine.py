@@ -41,13 +41,15 @@ def examine(data: Store | Reader, frames: Literal["none", "some", "all"] = "some
     health = Health(len(data), sizes={name: feature.size for name, feature in features.items()}, labels=labels)
     still: dict[int, np.ndarray] = {}
     broken: dict[int, str] = {}
+    texts: list[str] = []  # of the episodes that can be read
     for episode in range(len(data)):
         try:
-            values = rows_of(data, episode, names)
+            values, text = _read(data, episode, names)
             stamps = data.times_s(episode) if times and isinstance(data, Reader) else None
         except ValueError as error:
             broken[episode] = str(error)
             continue
+        texts.append(text)
         rows.add(values, episode)
         rotations.add(values, episode)
         sketches.add(values, episode)
@@ -60,7 +62,8 @@ def examine(data: Store | Reader, frames: Literal["none", "some", "all"] = "some
     health.starts = sketches.starts
     health.add(*_unreadable(broken, len(data)), *(times.findings() if times else ()))
     if health.read:
-        health.add(*_judged(data, rows, rotations, sketches, labels, is_action))
+        health.add(*_judged(rows, rotations, sketches, labels, is_action))
+        health.add(*of_texts(texts, sketches.numbers))
         health.add(*(of_lerobot(data, health.measured()) if isinstance(data, LeRobotDataset) else ()))
     _look_at_frames(data, frames, still, health)
     return health
@@ -87,12 +90,17 @@ def rows_of(data: Store | Reader, episode: int, names: list[str]) -> np.ndarray:
     Raises:
         ValueError: it cannot be read.
     """
+    return _read(data, episode, names)[0]
+
+
+def _read(data: Store | Reader, episode: int, names: list[str]) -> tuple[np.ndarray, str]:
+    """The numbers of an episode, and its text."""
     if isinstance(data, Reader):
         got = data.only([name for name in names if name != "action"]).read(episode)
     else:
         got = data[episode]
     arrays = {**got.observation, "action": got.action}
-    return np.concatenate([arrays[name].reshape(len(got), -1).astype(np.float64) for name in names], 1)
+    return np.concatenate([arrays[name].reshape(len(got), -1).astype(np.float64) for name in names], 1), got.task
 
 
 def _bounds(feature: Feature) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +140,6 @@ def _unreadable(broken: dict[int, str], total: int) -> Iterator[Finding]:
 
 
 def _judged(
-    data: Store | Reader,
     rows: RowMeasures,
     rotations: Quaternions,
     sketches: Sketches,
@@ -142,11 +149,10 @@ def _judged(
     yield from of_dimensions(rows, rotations, labels, is_action)
     yield from sketches.copies()
     yield from sketches.near_copies(rows.mean, rows.std)
-    yield from of_lengths(data.lengths)
+    yield from of_lengths(sketches.lengths, sketches.numbers)
     states = np.flatnonzero(~is_action)
     starts, names = sketches.starts[:, states], [labels[place] for place in states]
     yield from of_starts(starts, sketches.numbers, names, rows.low[states], rows.high[states])
-    yield from of_texts(data.tasks)
 
 
 def _look_at_frames(data: Store | Reader, frames: str, still: dict[int, np.ndarray], health: Health) -> None:

@@ -42,7 +42,7 @@ class Extreme:
         self.value = np.full(dimensions, -np.inf)  # times the sign
         self.count = np.zeros(dimensions, np.int64)  # rows that have it
         self.entries = np.zeros(dimensions, np.int64)  # times that the value is reached from another
-        self.entering = np.zeros(dimensions)  # sum of the sizes of the steps that reach it
+        self.entering = np.zeros(dimensions)  # sum of the sizes of the steps before those that reach it
         self.place = np.full((dimensions, 2), -1)  # episode and step of the first
 
     def add(self, rows: np.ndarray, episode: int) -> None:
@@ -54,12 +54,12 @@ class Extreme:
             whole[new] = 0
         self.value = np.maximum(self.value, most)
         at = rows == self.value
-        entered = at[1:] & ~at[:-1]
+        entered = at[2:] & ~at[1:-1]
         first = (self.count == 0) & at.any(0)
         self.place[first] = np.stack([np.full(first.sum(), episode), at.argmax(0)[first]], -1)
         self.count += at.sum(0)
         self.entries += entered.sum(0)
-        self.entering += np.where(entered, np.abs(np.diff(rows, axis=0)), 0).sum(0)
+        self.entering += np.where(entered, np.abs(np.diff(rows, axis=0))[:-1], 0).sum(0)
 
 
 class Quaternions:
