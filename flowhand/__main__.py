@@ -15,6 +15,7 @@ VERBS = {
     "eval": "evaluate a checkpoint or an export: success rate, records, report page",
     "compare": "compare evaluations on the same start states, with paired tests",
     "inspect": "say what recorded demonstrations are: format, features, tasks, what is unusual",
+    "convert": "write recorded demonstrations of any format as LeRobot 3.0, or as a store of flowhand",
     "calibrate": "calibrate a checkpoint's monitor to a rate of false alarms",
     "export": "write a checkpoint's decision as one file that needs no torch",
     "serve": "serve a checkpoint or an export to robots",

@@ -107,7 +107,7 @@ def test_the_help_of_a_verb_fits_on_a_screen_and_knows_every_setting(verb):
     assert all(f"\n  {key}=" in whole for key in keys)
     assert set(import_module(f"conf.verbs.{verb}").MATTER) <= set(keys)
     assert "  execution.mode=receding_horizon  receding_horizon | temporal_ensembling" in whole or verb in (
-        *("collect", "export", "inspect", "serve", "verify"),
+        *("collect", "convert", "export", "inspect", "serve", "verify"),
     )
 
 

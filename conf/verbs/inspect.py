@@ -12,8 +12,12 @@ class InspectRoot:
     """What `flowhand inspect` reads."""
 
     where: str = MISSING  # folder or file with demonstrations, or OWNER/NAME of a data set on the Hugging Face hub
-    statistics: bool = False  # read all rows: mean, spread, extremes and quantiles of each dimension
-    check: bool = False  # read every episode, images too, and tell what cannot be read
+    health: bool = True  # read all rows of states and actions, and some frames, and say what is wrong with them
+    check: bool = False  # also decode every frame, and tell what is empty, frozen or damaged
+    statistics: bool = False  # print mean, spread, extremes and quantiles of each dimension
+    checkpoint: str = ""  # policy whose statistics are held against the rows; empty: none
+    page: str = ""  # HTML file to write the report to, with plots and pictures; empty: none
+    strict: bool = False  # end with exit status 1 where there are warnings, not only for errors
     failed: str = ""  # robomimic: leave (out) episodes that the file calls failed | keep | only; empty: leave
     filter_key: str = ""  # robomimic: only the episodes that the file lists under this name
     rate_hz: float = 0.0  # control steps a second, where the files do not say; 0: what is usual for the format
@@ -21,6 +25,6 @@ class InspectRoot:
 
 ROOT = InspectRoot
 CHOICES = {}
-ABOUT = "Recorded demonstrations -> what they are: format, episodes, features, tasks, and what is unusual."
-EXAMPLES = ["flowhand inspect where=data/demos/mine", "flowhand inspect where=data/lift.hdf5 check=true"]
-MATTER = ("where", "statistics", "check")
+ABOUT = "Recorded demonstrations -> what they are, and what is wrong with them; exit status 1 if something is."
+EXAMPLES = ["flowhand inspect where=data/demos/mine", "flowhand inspect where=data/lift.hdf5 check=true page=lift.html"]
+MATTER = ("where", "check", "statistics", "page", "strict")

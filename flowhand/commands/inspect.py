@@ -1,4 +1,4 @@
-"""Says what recorded demonstrations are: `flowhand inspect data/demos/mine`. It reads no more than it has to."""
+"""Says what recorded demonstrations are and what is wrong with them: `flowhand inspect data/demos/mine`."""
 
 from __future__ import annotations
 
@@ -11,26 +11,34 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 
 from conf import cli
 from conf.verbs.inspect import InspectRoot
 from flowhand.contracts.argument import argument
 from flowhand.demos.formats import open_dataset
+from flowhand.demos.health.examine import examine
+from flowhand.demos.health.finding import Finding, Health
+from flowhand.demos.health.stored import difference
 from flowhand.demos.native import Store
 from flowhand.demos.reader import Reader
 
 MOST_TASKS, MOST_NAMES = 10, 6  # that are printed
 
 
-def described(config: InspectRoot) -> Iterator[str]:
-    """What is said of the data set, line by line.
+def opened(config: InspectRoot) -> Store | Reader:
+    """The data set.
 
     Raises:
         ValueError: there is none, or it cannot be read.
     """
     given = {name: getattr(config, name) for name in ("failed", "filter_key", "rate_hz")}
-    data = _open(config.where, {name: value for name, value in given.items() if value})
+    return _open(config.where, {name: value for name, value in given.items() if value})
+
+
+def described(data: Store | Reader, config: InspectRoot) -> Iterator[str]:
+    """What is said of the data set, line by line."""
     lengths, tasks, dt_s = data.lengths, data.tasks, data.spec.control_dt_s
     yield f"{config.where}: {data.format if isinstance(data, Reader) else 'store of flowhand'}"
     about = [("revision", getattr(data, "revision", "")), ("robot", getattr(getattr(data, "meta", None), "robot", ""))]
@@ -51,8 +59,55 @@ def described(config: InspectRoot) -> Iterator[str]:
         yield from _remarks(data)
         if config.statistics:
             yield from _statistics(data)
-    if config.check:
-        yield from _checked(data)
+
+
+def looked_at(data: Store | Reader, config: InspectRoot) -> Health:
+    """What is wrong with the data set; read as thoroughly as the configuration says.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, or is of other features.
+    """
+    health = examine(data, "all" if config.check else "some")
+    if config.checkpoint:
+        health.add(*of_checkpoint(Path(config.checkpoint), health))
+    return health
+
+
+def of_checkpoint(path: Path, health: Health) -> Iterator[Finding]:
+    """Where a policy was trained with other statistics than these rows have.
+
+    Raises:
+        ValueError: there is no such checkpoint.
+    """
+    import policies
+
+    policy, measured = policies.load(path), health.measured()
+    advice = "The policy was trained on other rows; train on these, or start from it and choose what is kept."
+    for name, normalizer in policy.normalizers():
+        mode = policy.config.normalizer.action if name == "action" else policy.config.normalizer.observation
+        shift, scale = (values.double().numpy() for values in (normalizer.shift, normalizer.scale))
+        if name not in measured:
+            yield Finding(
+                "warning", "checkpoint", f"{path} needs it, and these data do not have it", advice, dimension=name
+            )
+        elif mode in ("mean_std", "min_max"):
+            of_rows = measured[name]
+            if shift.shape == of_rows["std"].shape:  # a dimension that does not change is only shifted
+                scale = np.where(of_rows["std"] > 0, scale, of_rows["std"])
+            ends = {"min": shift - scale, "max": shift + scale}
+            if text := difference({"mean": shift, "std": scale} if mode == "mean_std" else ends, of_rows):
+                yield Finding(
+                    "warning", "checkpoint", f"{path} was not trained on these rows: {text}", advice, dimension=name
+                )
+
+
+def reported(health: Health) -> Iterator[str]:
+    """The findings, line by line, each with what to do about it."""
+    for found in health.findings:
+        yield found.line()
+        if found.severity != "note":
+            yield f"         {found.advice}"
+    yield f"health     {health.line()}"
 
 
 def _open(where: str, options: dict[str, Any]) -> Store | Reader:
@@ -107,28 +162,30 @@ def _statistics(data: Reader) -> Iterator[str]:
             yield f"  {label:24s} " + " ".join(f"{value:10.4g}" for value in values)
 
 
-def _checked(data: Store | Reader) -> Iterator[str]:
-    bad = 0
-    said = len(data.warnings) if isinstance(data, Reader) else 0
-    for index in range(len(data)):
-        try:
-            episode = data.read(index) if isinstance(data, Reader) else data[index]
-            episode.validate(data.spec)
-        except ValueError as error:
-            bad += 1
-            yield f"damaged    {error}"
-    yield from (f"warning    {line}" for line in (data.warnings[said:] if isinstance(data, Reader) else ()))
-    yield f"checked    {len(data) - bad} of {len(data)} episodes can be read"
-
-
 def run(cfg: DictConfig) -> None:
-    """Prints what the configuration asks for."""
+    """Prints what the configuration asks for, and ends with exit status 1 if something is wrong."""
     cli.require_given(cfg, "where")
     config: InspectRoot = cli.typed(cfg)
     logging.getLogger("flowhand").addHandler(logging.NullHandler())
     logging.getLogger("flowhand").propagate = False  # what is unusual stands in the listing
-    for line in described(config):
+    data = opened(config)
+    for line in described(data, config):
         print(line)
+    if not (config.health or config.check or config.page or config.checkpoint):
+        return
+    said = len(data.warnings) if isinstance(data, Reader) else 0
+    health = looked_at(data, config)
+    for line in data.warnings[said:] if isinstance(data, Reader) else ():
+        print(f"warning    {line}")
+    for line in reported(health):
+        print(line)
+    if config.page:
+        from flowhand.pages.data import write_data_page
+
+        write_data_page(data, health, config.where, Path(config.page))
+        print(f"page       {config.page}")
+    if health.count("error") or (config.strict and health.count("warning")):
+        sys.exit(1)
 
 
 def main() -> None:

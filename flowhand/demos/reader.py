@@ -222,6 +222,23 @@ class Reader:
                 setattr(view, name, [getattr(self, name)[episode] for episode in episodes])
         return view
 
+    def only(self: Self, observation: Sequence[str]) -> Self:
+        """The same data with these observation features, or none, for `read`; nothing else of it is changed."""
+        view = copy.copy(self)
+        view.columns = {name: self.columns[name] for name in (*observation, "action")}
+        return view
+
+    def times_s(self, episode: int) -> np.ndarray | None:
+        """When each row of an episode was recorded (N,), seconds; None where the files do not say."""
+        return None
+
+    def recorded(self) -> set[str]:
+        """Which of reward, success and seed the files hold, by their first episode."""
+        plain = [name for name, column in self.columns.items() if column.encoding == "numbers" and name != "action"]
+        view = self.only(plain)
+        with damage(f"{self.path}: episode 0", str(self.path)):
+            return set(view._arrays(view._stored[0], 0, 1, list(view.columns))[1])
+
     @property
     def cameras(self) -> list[str]:
         """Names of the observations that are images."""

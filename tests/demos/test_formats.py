@@ -15,7 +15,7 @@ import pytest
 
 import flowhand
 from conf.verbs.inspect import InspectRoot
-from flowhand.commands.inspect import described
+from flowhand.commands.inspect import described, looked_at, opened, reported
 from flowhand.demos import hub
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.hdf5_files.minari import MinariDataset
@@ -80,7 +80,9 @@ def test_what_is_no_data_set(tmp_path, sets):
 
 
 def lines(path, **options) -> list[str]:
-    return list(described(InspectRoot(where=str(path), **options)))
+    config = InspectRoot(where=str(path), **options)
+    data = opened(config)
+    return [*described(data, config), *reported(looked_at(data, config))]
 
 
 def test_inspect_describes_every_format(sets):
@@ -88,7 +90,7 @@ def test_inspect_describes_every_format(sets):
         text = "\n".join(lines(path, check=True))
         for part in ("episodes  ", "steps  ", "rate  ", "size  ", "action", "tasks  "):
             assert part in text, (path, part)
-        assert "damaged" not in text
+        assert "error" not in text.replace("0 errors", "")
     text = "\n".join(lines(sets["lerobot 2"][0], statistics=True))
     assert "LeRobot v2.1" in text
     assert "state   state  float32 (3,)  from 'observation.state'  [x, y, z]" in text
@@ -102,8 +104,9 @@ def test_inspect_names_what_is_damaged(sets):
     file = path / "data/chunk-000/episode_000001.parquet"
     file.write_bytes(file.read_bytes()[:-9])
     text = lines(path, check=True)
-    assert text[-1] == "checked    2 of 3 episodes can be read"
-    assert str(file) in text[-2]
+    assert text[-1].startswith("health     2 errors, ")  # of the rows, and of the frames
+    assert "; 2 of 3 episodes read" in text[-1]
+    assert [line for line in text if line.startswith(f"error    unreadable: {file}") and "episode 1" in line]
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

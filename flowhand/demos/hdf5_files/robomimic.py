@@ -73,7 +73,7 @@ class RobomimicDataset(Reader):
             columns = self._columns(first, observation, action)
             steps = sum(demo.length for demo in demos)
             if total is not None and not filter_key and not np.array_equal(total, steps):
-                self._warn(f"the file says {shown(total)} steps in all, its episodes have {steps}")
+                self._warn(f"the file says {shown(np.asarray(total).tolist())} steps in all, its episodes have {steps}")
         rate = self._rate(env, rate_hz)
         self._finish(columns, rate, [demo.task for demo in self._demos], [demo.length for demo in self._demos])
 

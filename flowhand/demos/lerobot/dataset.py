@@ -283,6 +283,34 @@ class LeRobotDataset(Reader):
             with self._naming(video, entry, name):
                 return video.read(index[steps])
 
+    def times_s(self, episode: int) -> np.ndarray | None:
+        """When each row of an episode was recorded (N,), seconds; None where the files do not say.
+
+        Raises:
+            ValueError: the times do not grow.
+        """
+        entry = self.meta.episodes[self._stored[episode]]
+        first, _ = self._find(entry)
+        times_s, note = row_times(
+            self._parquet(entry.data), first, entry, self.meta.fps, f"{entry.data}: {entry.index}"
+        )
+        return None if note else times_s
+
+    def video_of(self, episode: int, camera: str) -> Path | None:
+        """The file that shows the episode; None if it is not there."""
+        part = self.meta.episodes[self._stored[episode]].videos.get(self.columns[camera].source)
+        return part.file if part and part.file.is_file() else None
+
+    def frame_numbers(self, episode: int, camera: str) -> tuple[VideoFile, np.ndarray]:
+        """The video that shows the episode, and the number of each control step's frame in it (N,).
+
+        Raises:
+            ValueError: there is no such video, or a step has no frame in it.
+        """
+        entry = self.meta.episodes[self._stored[episode]]
+        first, _ = self._find(entry)
+        return self._located(entry, camera, self._parquet(entry.data), first)
+
     def _located(self, entry: EpisodeEntry, name: str, file: ParquetFile, first: int) -> tuple[VideoFile, np.ndarray]:
         """The video of an episode, and the number of each row's frame in it."""
         source = self.columns[name].source

@@ -26,15 +26,22 @@ def of_statistics(found: FeatureStatistics, shape: tuple[int, ...]) -> dict[str,
 
 
 class GreyLevels:
-    """Counts grey levels of images (N, H, W, C), so that all statistics are exact; in LeRobot's unit, 0 to 1."""
+    """Counts the levels of images (N, H, W, C), so that all statistics are exact.
 
-    def __init__(self, channels: int):
-        self.counts, self.frames = np.zeros((channels, 256), np.int64), 0
+    Args:
+        channels: C.
+        levels: how many there are: 256 of a colour, 65536 of depth.
+        unit: the level that is written as 1; LeRobot has colours from 0 to 1.
+    """
+
+    def __init__(self, channels: int, levels: int = 256, unit: float = 255.0):
+        self.counts, self.frames, self.unit = np.zeros((channels, levels), np.int64), 0, unit
 
     def add(self, images: np.ndarray) -> None:
         """Counts these images too."""
         for channel, counts in enumerate(self.counts):
-            counts += np.bincount(images[..., channel].reshape(-1), minlength=256)
+            values = images.reshape(-1, len(self.counts))[:, channel]
+            counts += np.bincount(values, minlength=self.counts.shape[1])
         self.frames += len(images)
 
     def merge(self, other: GreyLevels) -> None:
@@ -44,7 +51,7 @@ class GreyLevels:
 
     def summary(self) -> dict[str, np.ndarray]:
         """Each statistic as (C, 1, 1), and the number of frames."""
-        levels, total = np.arange(256) / 255, self.counts.sum(1)
+        levels, total = np.arange(self.counts.shape[1]) / self.unit, self.counts.sum(1)
         mean = self.counts @ levels / total
         std = np.sqrt(np.maximum(self.counts @ levels**2 / total - mean**2, 0))
         ends = self.counts.cumsum(1)

@@ -1,16 +1,31 @@
-"""Writes videos of several episodes, one after the other in a file, as LeRobot 3.0 keeps them."""
+"""Videos of several episodes, one after the other in a file, as LeRobot 3.0 keeps them: encoded, or copied."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .summary import GreyLevels
+
 # What LeRobot encodes with: two frames a group, so that any of them is found soon.
 OPTIONS = {"libsvtav1": {"crf": "30", "preset": "12"}, "libx264": {"crf": "18", "preset": "fast"}}
 CODECS = {"av1": "libsvtav1", "h264": "libx264"}
 LEAST = 64  # points of a side that the AV1 encoder takes
+FILES_OF_CHUNK = 1000
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An episode's frames as they lie in a video already; the file is copied, and nothing is encoded again."""
+
+    file: Path
+    begin_s: float  # when the first of them is shown
+    levels: GreyLevels  # of some of them
 
 
 class VideoWriter:
@@ -21,51 +36,66 @@ class VideoWriter:
         fps: frames a second.
         size: height and width of the frames.
         codec: av1 | h264; frames that AV1 cannot have (odd, or small) become H.264.
-        most_bytes: after which a new file begins.
     """
 
-    def __init__(self, folder: Path, fps: int, size: tuple[int, int], codec: str, most_bytes: int):
+    def __init__(self, folder: Path, fps: int, size: tuple[int, int], codec: str):
         if codec not in CODECS:
             raise ValueError(f"codec is {codec!r}; choices: {', '.join(CODECS)}")
         even = size[0] % 2 == 0 and size[1] % 2 == 0
         self.codec = codec if even and min(size) >= LEAST else "h264"
         self.pix_fmt = "yuv420p" if even else "yuv444p"
-        self.folder, self.fps, self.size, self.most_bytes = folder, fps, size, most_bytes
+        self.folder, self.fps, self.size = folder, fps, size
         self._container: Any = None
         self._stream: Any = None
-        self._number, self._frames, self._bytes = -1, 0, 0
+        self._frames = 0
+        self.bytes = 0  # of the file that is open
+        self.number = -1  # of the last file
+        self.copied: dict[str, int] = {}  # number of the file that a recorded one became
 
-    def add(self, frames: np.ndarray) -> tuple[int, float, float]:
-        """Writes the frames (N, H, W, 3) of an episode.
+    def add(self, blocks: Iterable[np.ndarray]) -> tuple[int, float, float]:
+        """Writes the frames of an episode, blocks (n, H, W, 3) one after the other.
 
         Returns:
             The number of the file, and when in it they begin and end, seconds.
         """
         import av
 
-        if self._container is None or self._bytes > self.most_bytes:
+        if self._container is None:
             self._next()
         first = self._frames
-        for frame in frames:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            picture.pts = self._frames
-            self._mux(self._stream.encode(picture))
-            self._frames += 1
-        return self._number, first / self.fps, self._frames / self.fps
+        for block in blocks:
+            for frame in block:
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                picture.pts = self._frames
+                self._mux(self._stream.encode(picture))
+                self._frames += 1
+        return self.number, first / self.fps, self._frames / self.fps
+
+    def copy(self, recorded: Recorded, steps: int) -> tuple[int, float, float]:
+        """Takes the file of an episode's frames over, once for all the episodes in it; returns what `add` does."""
+        source = str(recorded.file)
+        if source not in self.copied:
+            self.number += 1
+            self.copied[source] = self.number
+            shutil.copyfile(recorded.file, self._path())
+            self.codec, self.pix_fmt = _encoding(recorded.file)
+        return self.copied[source], recorded.begin_s, recorded.begin_s + steps / self.fps
 
     def _mux(self, packets: list[Any]) -> None:
-        self._bytes += sum(packet.size for packet in packets)
+        self.bytes += sum(packet.size for packet in packets)
         self._container.mux(packets)
 
     def _path(self) -> Path:
-        return self.folder / "chunk-000" / f"file-{self._number:03d}.mp4"
+        path = (
+            self.folder / f"chunk-{self.number // FILES_OF_CHUNK:03d}" / f"file-{self.number % FILES_OF_CHUNK:03d}.mp4"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     def _next(self) -> None:
         import av
 
-        self.close()
-        self._number, self._frames, self._bytes = self._number + 1, 0, 0
-        self._path().parent.mkdir(parents=True, exist_ok=True)
+        self.number, self._frames, self.bytes = self.number + 1, 0, 0
         encoder = CODECS[self.codec]
         self._container = av.open(str(self._path()), "w")
         stream: Any = self._container.add_stream(encoder, rate=self.fps, options=OPTIONS[encoder])
@@ -78,9 +108,11 @@ class VideoWriter:
     def close(self) -> None:
         """Finishes the file that is open."""
         if self._container is not None:
-            self._mux(self._stream.encode())
-            self._container.close()
-            self._container = None
+            container, self._container = self._container, None
+            try:
+                container.mux(self._stream.encode())
+            finally:
+                container.close()
 
     def info(self) -> dict[str, Any]:
         """What `info.json` says of the videos."""
@@ -94,3 +126,12 @@ class VideoWriter:
             "video.channels": 3,
             "has_audio": False,
         }
+
+
+def _encoding(file: Path) -> tuple[str, str]:
+    """Names of the codec and of the format of the points in a video."""
+    import av
+
+    with av.open(str(file)) as container:
+        context = container.streams.video[0].codec_context
+        return str(context.codec.canonical_name), str(context.pix_fmt)

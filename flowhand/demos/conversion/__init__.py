@@ -1,0 +1,1 @@
+"""Recorded demonstrations of any format written as another."""
