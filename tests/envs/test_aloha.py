@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import envs
-from envs import AlohaConfig, RenderingUnavailable
+from envs import AlohaConfig, PerturbConfig, RenderingUnavailable
 from envs.aloha import TASKS, AlohaEnv
 from envs.aloha_expert import Kinematics
 from envs.mujoco import load_mujoco
@@ -172,6 +172,22 @@ def test_the_features_describe_what_comes_out(env):
     assert (action.names[6], action.low[6], action.high[6]) == ("left_arm_gripper", 0, 1)
     shoulder = env._model.joint("vx300s_right/shoulder").range
     assert (action.low[8], action.high[8]) == pytest.approx(tuple(shoulder))
+
+
+def test_a_disturbed_episode_follows_from_its_seed_alone():
+    config = PerturbConfig(push=20.0, push_interval_s=0.1, mass_scale=1.5, friction_scale=0.8, initial_shift=0.5)
+    disturbed, bare = envs.make(AlohaConfig(), config), envs.make(AlohaConfig())
+
+    def ends(env: envs.Env, seed: int) -> np.ndarray:
+        observation, _ = env.reset(seed=seed)
+        for _ in range(15):
+            observation, *_ = env.step(np.zeros(14))
+        return observation["cube"]
+
+    first = ends(disturbed, 1)
+    assert (first != ends(bare, 1)).any()
+    assert (first != ends(disturbed, 2)).any()
+    np.testing.assert_array_equal(ends(disturbed, 1), first)
 
 
 def test_records_do_not_depend_on_how_many_run_at_once():
