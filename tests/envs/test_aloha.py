@@ -89,12 +89,12 @@ def test_every_seed_is_a_start_of_its_own_within_the_range(env):
         assert (places.min(0) < np.multiply(half, -0.8)).all()
 
 
-def test_the_start_depends_on_the_seed_alone(env):
+def test_the_start_depends_on_the_seed_alone(env, monkeypatch):
     from gym_aloha.tasks import sim
 
     _, first = env.reset(seed=5)
     disturb(env)
-    sim.BOX_POSE[0] = np.zeros(7)  # gym-aloha's global, which another environment may have set
+    monkeypatch.setattr(sim, "BOX_POSE", [np.zeros(7)])  # gym-aloha's global, which another environment may have set
     np.random.seed(1)  # noqa: NPY002  (and the generator that it may fall back to)
     _, again = env.reset(seed=5)
     np.testing.assert_array_equal(first["expert_observation"], again["expert_observation"])
