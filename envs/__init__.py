@@ -12,6 +12,7 @@ from flowhand.contracts.provenance import Provenance
 from flowhand.contracts.strict import build, nearest
 from flowhand.contracts.world import Observation
 
+from .aloha import AlohaConfig, AlohaEnv
 from .base import Env, EnvConfig
 from .detour import DetourConfig, DetourEnv
 from .gymnasium_env import GymnasiumConfig, GymnasiumEnv
@@ -21,6 +22,7 @@ from .perturb import PerturbConfig, PerturbedEnv
 
 # A config is always given to the function beside its own class, which the type cannot say.
 ENVS: dict[str, tuple[type[EnvConfig], Callable[[Any], Env]]] = {
+    "aloha": (AlohaConfig, AlohaEnv),
     "detour": (DetourConfig, DetourEnv),
     "gymnasium": (GymnasiumConfig, GymnasiumEnv),
     "metaworld": (MetaWorldConfig, MetaWorldEnv),
@@ -77,6 +79,7 @@ def env_of(source: Provenance) -> EnvConfig:
 
 __all__ = [
     "ENVS",
+    "AlohaConfig",
     "DetourConfig",
     "Env",
     "EnvConfig",

@@ -5,11 +5,12 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import envs
-from envs import ENVS, DetourConfig, GymnasiumConfig, MetaWorldConfig
+from envs import ENVS, AlohaConfig, DetourConfig, GymnasiumConfig, MetaWorldConfig
 from envs.spaces import FeatureSpace
 from flowhand.contracts.features import Feature
 
 WORLDS = {
+    "aloha": [AlohaConfig()],
     "detour": [DetourConfig()],
     "gymnasium": [GymnasiumConfig(id="CartPole-v1", success_return=195.0), GymnasiumConfig(id="Reacher-v5")],
     "metaworld": [MetaWorldConfig(task="reach-v3")],

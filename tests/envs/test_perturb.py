@@ -449,7 +449,7 @@ LACKING = {  # by what the document says of a perturbation, those that cannot ha
     "any": set(),
     "with a vector to observe": {"images"},
     "with a number to act with": {"choices"},
-    "detour, Meta-World": {"MuJoCo", "plain", "choices", "images"},
+    "detour, Meta-World, ALOHA": {"MuJoCo", "plain", "choices", "images"},
     "simulated by MuJoCo": {"plain", "choices", "images"},
 }
 
