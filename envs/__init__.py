@@ -18,12 +18,14 @@ from .gymnasium_env import GymnasiumConfig, GymnasiumEnv
 from .metaworld import MetaWorldConfig, MetaWorldEnv
 from .mujoco import RenderingUnavailable
 from .perturb import PerturbConfig, PerturbedEnv
+from .pusht import PushTConfig, PushTEnv
 
 # A config is always given to the function beside its own class, which the type cannot say.
 ENVS: dict[str, tuple[type[EnvConfig], Callable[[Any], Env]]] = {
     "detour": (DetourConfig, DetourEnv),
     "gymnasium": (GymnasiumConfig, GymnasiumEnv),
     "metaworld": (MetaWorldConfig, MetaWorldEnv),
+    "pusht": (PushTConfig, PushTEnv),
 }
 
 
@@ -85,6 +87,7 @@ __all__ = [
     "MetaWorldConfig",
     "Observation",
     "PerturbConfig",
+    "PushTConfig",
     "RenderingUnavailable",
     "Spec",
     "env_of",

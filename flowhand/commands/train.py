@@ -31,6 +31,8 @@ from flowhand.contracts.provenance import revision
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.hub import is_repo_id
 from flowhand.demos.native import Store
+from flowhand.demos.observed import Observed
+from flowhand.demos.reader import Reader
 from flowhand.demos.states import StateEpisodes
 from policies.device import select_device
 from policies.training.trainer import Trainer
@@ -133,7 +135,9 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
 
 
 def demonstrations(config: TrainRoot) -> Store | StateEpisodes:
-    """Collected by the environment's expert, or, with env=none, the recorded ones at data.path, of any known format.
+    """Collected by the environment's expert, or recorded ones at data.path, of any known format.
+
+    With env=none these are taken as they are, and otherwise as the world observes their states.
 
     Raises:
         ValueError: without an environment, the path is missing or an evaluation is asked for.
@@ -145,7 +149,10 @@ def demonstrations(config: TrainRoot) -> Store | StateEpisodes:
             f"there are no demonstrations at {path}; correct the path, or collect them: flowhand collect {made}"
         )
     if config.env.kind != "none":
-        return collect(config.env, config.data)
+        recorded = open_dataset(path) if config.data.path and not (path / "meta.json").exists() else None
+        if not isinstance(recorded, Reader):
+            return collect(config.env, config.data)
+        return first_states(observed_in(config.env, recorded), config.data.episodes)
     if not config.data.path:
         raise ValueError("env=none trains on recorded demonstrations; give their store with data.path=")
     if config.eval.episodes:
@@ -153,9 +160,20 @@ def demonstrations(config: TrainRoot) -> Store | StateEpisodes:
     data = open_dataset(config.data.path)
     if isinstance(data, Store):
         return data.head(config.data.episodes)
-    states = StateEpisodes(data, config.data.episodes)
+    return first_states(data, config.data.episodes)
+
+
+def first_states(data: Reader, count: int) -> StateEpisodes:
+    """States and actions of the first episodes; prints what is not used."""
+    states = StateEpisodes(data, count)
     print(*states.lines, sep="\n", end="\n" if states.lines else "")
     return states
+
+
+def observed_in(config: envs.EnvConfig, recorded: Reader) -> Observed:
+    """A recorded set as the world observes it; `ValueError` if the world cannot."""
+    world = envs.make(config)
+    return Observed(recorded, world.features, world.observed, world.version)
 
 
 def provenance(config: TrainRoot, store: Store | StateEpisodes, git_sha: str = "") -> policies.Provenance:
