@@ -58,6 +58,11 @@ def make(
     return PerturbedEnv(env, perturb, spreads) if perturb and perturb.describe() else env
 
 
+def reads_recorded(config: EnvConfig) -> bool:
+    """Whether the world can observe the states of demonstrations that were recorded elsewhere."""
+    return getattr(ENVS[config.kind][1], "observed", Env.observed) is not Env.observed
+
+
 def env_of(source: Provenance) -> EnvConfig:
     """The environment that a checkpoint was trained in; `ValueError` if this flowhand does not know it."""
     kind = source.env.get("kind")
@@ -95,4 +100,5 @@ __all__ = [
     "imported_modules",
     "make",
     "name_of",
+    "reads_recorded",
 ]

@@ -90,9 +90,18 @@ class Env(gymnasium.Env[Observation, np.ndarray]):
             ValueError: this world knows no such recordings, or they lack what it needs.
         """
         raise ValueError(
-            f"{self.task} trains on its own demonstrations, not on recorded {', '.join(recorded)}; "
-            "env=none trains on any recorded set"
+            f"{self.task} cannot observe recorded {', '.join(recorded)}; env=none trains on any recorded set"
         )
+
+    def mirrored(
+        self, recorded: Mapping[str, np.ndarray], action: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Recorded observations, each (N, ...), and actions (N, A) as in a mirror that leaves the task as it is.
+
+        Raises:
+            ValueError: there is no such mirror.
+        """
+        raise ValueError(f"{self.task} has no mirror image that is the same task; set data.mirror=false")
 
     def widen_start(self, factor: float) -> None:
         """Draw starts and goals, from the next reset on, from a range `factor` times as wide about the same centre.

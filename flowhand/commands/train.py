@@ -142,17 +142,20 @@ def demonstrations(config: TrainRoot) -> Store | StateEpisodes:
     Raises:
         ValueError: without an environment, the path is missing or an evaluation is asked for.
     """
-    path = Path(config.data.path)
-    if config.data.path and not path.exists() and not (config.env.kind == "none" and is_repo_id(config.data.path)):
+    path, reads = Path(config.data.path), config.env.kind == "none" or envs.reads_recorded(config.env)
+    if config.data.path and not path.exists() and not (reads and is_repo_id(config.data.path)):
         made = argument("data.path", path)
         raise ValueError(
             f"there are no demonstrations at {path}; correct the path, or collect them: flowhand collect {made}"
         )
     if config.env.kind != "none":
-        recorded = open_dataset(path) if config.data.path and not (path / "meta.json").exists() else None
-        if not isinstance(recorded, Reader):
-            return collect(config.env, config.data)
-        return first_states(observed_in(config.env, recorded), config.data.episodes)
+        recorded = open_dataset(config.data.path) if reads and config.data.path else None
+        if isinstance(recorded, Reader):
+            seen = observed_in(config.env, recorded, config.data.mirror)
+            return first_states(seen, config.data.episodes * (2 if config.data.mirror else 1))
+        if config.data.mirror:
+            raise ValueError("data.mirror is for recorded demonstrations that a world observes; set data.mirror=false")
+        return collect(config.env, config.data)
     if not config.data.path:
         raise ValueError("env=none trains on recorded demonstrations; give their store with data.path=")
     if config.eval.episodes:
@@ -170,10 +173,10 @@ def first_states(data: Reader, count: int) -> StateEpisodes:
     return states
 
 
-def observed_in(config: envs.EnvConfig, recorded: Reader) -> Observed:
-    """A recorded set as the world observes it; `ValueError` if the world cannot."""
+def observed_in(config: envs.EnvConfig, recorded: Reader, mirror: bool) -> Observed:
+    """A recorded set as the world observes it, with its mirror image if asked for; `ValueError` if the world cannot."""
     world = envs.make(config)
-    return Observed(recorded, world.features, world.observed, world.version)
+    return Observed(recorded, world.features, world.observed, world.version, world.mirrored if mirror else None)
 
 
 def provenance(config: TrainRoot, store: Store | StateEpisodes, git_sha: str = "") -> policies.Provenance:

@@ -22,6 +22,7 @@ class DataConfig:
     noise: float = 0.1  # standard deviation of the noise added to the executed action, action units; the label is clean
     after_success: int = 0  # control steps recorded after the first success
     max_attempts_factor: int = 4  # give up when fewer than one in this many attempts succeed
+    mirror: bool = False  # learn each recorded demonstration also as in a mirror, where the world's task is symmetric
     workers: int = 1  # processes; the episodes do not depend on it
 
     def __post_init__(self) -> None:

@@ -17,27 +17,30 @@ from .columns import Column
 from .reader import Reader
 
 Observe = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]  # recorded (N, ...) to observed (N, ...)
+Mirror = Callable[[Mapping[str, np.ndarray], np.ndarray], tuple[dict[str, np.ndarray], np.ndarray]]
 
 
 class Observed(Reader):
     """The episodes of another set, with the observations that a world makes of the recorded states.
 
-    Actions are the recorded ones; images of the recording are not read.
+    Actions are the recorded ones; images of the recording are not read. With a mirror, each episode is followed by its
+    mirror image.
 
     Args:
         data: the recorded set.
         spec: what the world observes and takes.
         observe: the world's observations in recorded ones.
         version: of the world, part of the fingerprint.
+        mirror: recorded observations and actions as in a mirror that leaves the world's task as it is.
 
     Raises:
         ValueError: the set has another rate or other actions than the world, or the world cannot observe its states.
     """
 
-    def __init__(self, data: Reader, spec: Spec, observe: Observe, version: str):
+    def __init__(self, data: Reader, spec: Spec, observe: Observe, version: str, mirror: Mirror | None = None):
         self._begin(data.path)
         states = [name for name in data.spec.observation if data.columns[name].kind == "state"]
-        self._data, self._observe, self._version = data.select(states), observe, version
+        self._data, self._observe, self._version, self._mirror = data.select(states), observe, version, mirror
         self.format, self.revision = data.format, data.revision
         self.warnings, self.left_out = [*data.warnings], dict(data.left_out)
         taken = data.spec.action
@@ -47,14 +50,20 @@ class Observed(Reader):
             raise ValueError(f"{data.path} has {data.rate_hz:g} steps a second, the world {1 / spec.seconds():g}")
         features = {**spec.observation, "action": replace(spec.action, dtype=taken.dtype)}
         kinds = {name: Column("observed", one.dtype, one, one.kind, one.names or ()) for name, one in features.items()}
-        self._finish(kinds, data.rate_hz, data.tasks, data.lengths)
-        self._arrays(0, 0, 1, list(kinds))  # whether the world can observe it is said here, not in the middle
+        times = 2 if mirror else 1
+        tasks, lengths = ([each for each in of for _ in range(times)] for of in (data.tasks, data.lengths))
+        self._finish(kinds, data.rate_hz, tasks, lengths)
+        self._arrays(times - 1, 0, 1, list(kinds))  # whether the world can do this is said here, not in the middle
 
     def _arrays(
         self, stored: int, start: int, stop: int, names: Sequence[str]
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        episode = self._data.read(stored, start, stop)
-        seen = {**self._observe(episode.observation), "action": episode.action}
+        original, reflected = divmod(stored, 2) if self._mirror else (stored, 0)
+        episode = self._data.read(original, start, stop)
+        states, action = episode.observation, episode.action
+        if self._mirror and reflected:
+            states, action = self._mirror(states, action)
+        seen = {**self._observe(states), "action": action}
         where = f"{self.path}: episode {stored}"
         return {name: self._checked(name, seen[name], stop - start, where) for name in names}, {}
 
@@ -64,5 +73,5 @@ class Observed(Reader):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of the recorded set's own, of the features and of the world's version."""
-        about = f"{self._data.fingerprint} {self._version} {self.spec.to_dict()}"
+        about = f"{self._data.fingerprint} {self._version} {self.spec.to_dict()} {self._mirror is not None}"
         return hashlib.sha256(about.encode()).hexdigest()

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 
 import envs
+from conf.cli import compose
 from envs.pusht import PushTConfig, PushTEnv
 from envs.pusht_block import CORNERS, coverage, keypoints, pose_of
+from flowhand.commands import train
 from flowhand.contracts.features import Feature
 from flowhand.demos.observed import Observed
 from flowhand.demos.states import StateEpisodes
 from flowhand.demos.zarr_files.replay_zarr import ReplayZarrDataset
 from flowhand.evaluation.records import read_records, write_records
 from flowhand.evaluation.rollout import rollout
-from flowhand.evaluation.statistics import bootstrap_mean, summarize
+from flowhand.evaluation.statistics import summarize
 
 gym_pusht = pytest.importorskip("gym_pusht", reason="gym-pusht is not installed: pip install 'flowhand[pusht]'")
 from gym_pusht.envs.pusht import PushTEnv as Simulator  # noqa: E402
@@ -126,12 +128,6 @@ def test_an_episodes_score_is_its_largest():
     assert record.return_ == pytest.approx(sum(scores))
 
 
-def test_the_bootstrap_interval_is_the_normal_one_where_that_holds():
-    values = np.random.default_rng(1).normal(0.5, 0.1, size=400)
-    half = 1.96 * values.std() / np.sqrt(len(values))
-    assert bootstrap_mean(list(values)) == pytest.approx((values.mean() - half, values.mean() + half), abs=half / 10)
-
-
 def test_corners_and_pose_are_each_others_inverse():
     poses = np.random.default_rng(0).uniform((60, 60, -np.pi), (450, 450, np.pi), (50, 3))
     np.testing.assert_allclose(pose_of(keypoints(poses)), poses, atol=1e-9)
@@ -206,13 +202,57 @@ def test_a_policy_learns_from_what_the_world_observes(tmp_path):
     assert frames.read(1, 2, 4).observation["image"].shape == (2, 32, 32, 3)
 
 
+def test_in_the_mirror_the_same_happens():
+    """Played in the simulator: mirrored start, mirrored actions, mirrored states; coverage is what it was."""
+    env, image = PushTEnv(PushTConfig()), PushTEnv(PushTConfig())
+    starts = np.array([[150.0, 250, 230, 300, 0.4], [300.0, 330, 280, 240, 2.0]])
+    moves = np.random.default_rng(3).uniform(150, 360, (2, 15, 2)).astype(np.float32)
+    for start, actions in zip(starts, moves, strict=True):
+        mirrored, other = image.mirrored({"state": start[None]}, actions)
+        for each, state in ((env, start), (image, mirrored["state"][0])):
+            each.reset(seed=0)
+            envs.pusht.place(each._raw, state)
+        for action, reflected in zip(actions, other, strict=True):
+            covered, again = env.step(action)[4]["coverage"], image.step(reflected)[4]["coverage"]
+            assert covered == pytest.approx(again, abs=1e-6)
+        expected = image.mirrored({"state": env._raw.get_obs()[None]}, actions[:1])[0]["state"][0]
+        found = image._raw.get_obs()
+        np.testing.assert_allclose(found[:4], expected[:4], atol=1e-4)
+        assert np.cos(found[4] - expected[4]) == pytest.approx(1)
+        assert not np.allclose(found[2:4], mirrored["state"][0][2:4], atol=1)  # the block has been moved
+
+
+def test_each_episode_is_followed_by_its_mirror_image(tmp_path):
+    data, world = recorded(tmp_path / "set.zarr"), PushTEnv(PushTConfig())
+    seen = Observed(data, world.features, world.observed, world.version, world.mirrored)
+    assert seen.lengths == [5, 5, 7, 7]
+    np.testing.assert_array_equal(seen.read(2).action, data.read(1).action)
+    np.testing.assert_array_equal(seen.read(3).action, 512 - data.read(1).action[:, ::-1])
+    np.testing.assert_allclose(seen.read(3).observation["agent"], 512 - seen.read(2).observation["agent"][:, ::-1])
+    with pytest.raises(ValueError, match="detour has no mirror image that is the same task"):
+        envs.make(envs.DetourConfig()).mirrored({"state": np.zeros((1, 5))}, np.zeros((1, 2)))
+
+
+def test_train_takes_the_recorded_set_as_the_world_sees_it(tmp_path):
+    data = recorded(tmp_path / "set.zarr")
+    config = compose(["experiment=pusht", f"data.path={data.path}", "data.mirror=true"])
+    episodes, world = train.demonstrations(config), PushTEnv(PushTConfig())
+    assert (len(episodes), episodes.spec) == (4, world.features)
+    source = train.provenance(config, episodes)
+    assert (source.env["kind"], source.demonstrations) == ("pusht", episodes.hash())
+    with pytest.raises(ValueError, match=r"data.mirror is for recorded demonstrations"):
+        train.demonstrations(compose(["env=detour", "data.mirror=true"]))
+    with pytest.raises(ValueError, match=r"there are no demonstrations at .*nowhere"):
+        train.demonstrations(compose(["env=pusht", f"data.path={tmp_path}/nowhere"]))
+
+
 def test_what_cannot_be_observed_is_refused(tmp_path):
     data, world = recorded(tmp_path / "set.zarr"), PushTEnv(PushTConfig())
     with pytest.raises(ValueError, match=r"reads recorded demonstrations from 'state' \(N, 5\).*got other \(1, 5\)"):
         Observed(
             ReplayZarrDataset(tmp_path / "set.zarr", {"other": "state"}, rate_hz=10), world.features, world.observed, ""
         )
-    with pytest.raises(ValueError, match="detour trains on its own demonstrations, not on recorded state"):
+    with pytest.raises(ValueError, match="detour cannot observe recorded state; env=none trains"):
         envs.make(envs.DetourConfig()).observed({"state": np.zeros((1, 5))})
     fast = ReplayZarrDataset(tmp_path / "set.zarr", rate_hz=20)
     with pytest.raises(ValueError, match="has 20 steps a second, the world 10"):
