@@ -11,7 +11,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("flowhand needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[metaworld,deploy,data,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[metaworld,pusht,deploy,data,dev]'
 	touch $@
 
 # Goes on where an interrupted demo stopped; a finished one is evaluated again.

@@ -19,10 +19,14 @@ from conf.cli import compose
 from conf.verbs.train import TrainRoot
 from flowhand.commands import train
 from flowhand.commands.collect import collect
+from flowhand.contracts.planner import learnable
+from flowhand.demos.native import Store
+from flowhand.demos.states import StateEpisodes
 from flowhand.evaluation.records import EpisodeRecord
 from flowhand.evaluation.statistics import wilson
 from policies.device import select_device
 
+Demonstrations = Store | StateEpisodes
 WAIT_S = 5.0  # before looking again whether another process has finished what a cell needs
 
 
@@ -44,13 +48,18 @@ def configure(overrides: list[str], episodes: int) -> TrainRoot:
     return compose([*overrides, *lanes, "train.threads=1", "train.device=cpu"])
 
 
-def learn(config: TrainRoot) -> tuple[train.Trainer, dict[str, Any]]:
-    """The trained policy, and what to remember of its training."""
+def collected(config: TrainRoot) -> Demonstrations:
+    """What the world's expert shows."""
+    return collect(config.env, config.data, progress=False)
+
+
+def learn(config: TrainRoot, store: Demonstrations | None = None) -> tuple[train.Trainer, dict[str, Any]]:
+    """The policy trained on the demonstrations (None: the expert's), and what to remember of its training."""
     device = select_device(config.train.device, config.train.threads)
     started = time.perf_counter()
-    store = collect(config.env, config.data, progress=False)
-    collected = time.perf_counter()
-    trainer = train.trainer_of(config, store.spec, store, device)
+    store = collected(config) if store is None else store
+    ready = time.perf_counter()
+    trainer = train.trainer_of(config, learnable(store.spec), store, device)
     begun = time.process_time()
     while trainer.step < config.train.steps:
         trainer.advance()
@@ -58,8 +67,8 @@ def learn(config: TrainRoot) -> tuple[train.Trainer, dict[str, Any]]:
     return trainer, {
         "steps": trainer.step,
         "parameters": sum(p.numel() for p in trainer.policy.parameters()),
-        "collect_seconds": round(collected - started, 1),
-        "train_seconds": round(time.perf_counter() - collected, 1),
+        "collect_seconds": round(ready - started, 1),
+        "train_seconds": round(time.perf_counter() - ready, 1),
         "train_cpu_seconds": round(time.process_time() - begun, 1),
         "demonstrations": store.hash(),
     }
@@ -93,16 +102,20 @@ def claim(path: Path) -> Iterator[Callable[[dict[str, Any]], None] | None]:
         yield None if path.exists() else save
 
 
-def trained(folder: Path, name: str, config: TrainRoot) -> policies.Policy | None:
+def trained(
+    folder: Path, name: str, config: TrainRoot, demonstrations: Callable[[], Demonstrations] | None = None
+) -> policies.Policy | None:
     """The policy of this name, trained by the first process that asks; None while another one is at it.
 
+    Its demonstrations are the expert's unless others are given.
     The checkpoint stays in the folder, for several cells that evaluate one policy and for a run that was killed.
     """
     checkpoint = folder / name
     with claim(folder / f"{name}.trained.json") as save:
         if save is not None:
-            trainer, about = learn(config)
-            source = train.provenance(config, collect(config.env, config.data, progress=False))
+            store = demonstrations() if demonstrations else collected(config)
+            trainer, about = learn(config, store)
+            source = train.provenance(config, store)
             golden = trainer.windows.gather(torch.arange(4)).observation
             policies.save(checkpoint, trainer.ema.module, source, golden, {"step": trainer.step, "history": []})
             save({"name": name, **about})

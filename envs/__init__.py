@@ -19,6 +19,7 @@ from .gymnasium_env import GymnasiumConfig, GymnasiumEnv
 from .metaworld import MetaWorldConfig, MetaWorldEnv
 from .mujoco import RenderingUnavailable
 from .perturb import PerturbConfig, PerturbedEnv
+from .pusht import PushTConfig, PushTEnv
 
 # A config is always given to the function beside its own class, which the type cannot say.
 ENVS: dict[str, tuple[type[EnvConfig], Callable[[Any], Env]]] = {
@@ -26,6 +27,7 @@ ENVS: dict[str, tuple[type[EnvConfig], Callable[[Any], Env]]] = {
     "detour": (DetourConfig, DetourEnv),
     "gymnasium": (GymnasiumConfig, GymnasiumEnv),
     "metaworld": (MetaWorldConfig, MetaWorldEnv),
+    "pusht": (PushTConfig, PushTEnv),
 }
 
 
@@ -58,6 +60,11 @@ def make(
     return PerturbedEnv(env, perturb, spreads) if perturb and perturb.describe() else env
 
 
+def reads_recorded(config: EnvConfig) -> bool:
+    """Whether the world can observe the states of demonstrations that were recorded elsewhere."""
+    return getattr(ENVS[config.kind][1], "observed", Env.observed) is not Env.observed
+
+
 def env_of(source: Provenance) -> EnvConfig:
     """The environment that a checkpoint was trained in; `ValueError` if this flowhand does not know it."""
     kind = source.env.get("kind")
@@ -88,6 +95,7 @@ __all__ = [
     "MetaWorldConfig",
     "Observation",
     "PerturbConfig",
+    "PushTConfig",
     "RenderingUnavailable",
     "Spec",
     "env_of",
@@ -95,4 +103,5 @@ __all__ = [
     "imported_modules",
     "make",
     "name_of",
+    "reads_recorded",
 ]

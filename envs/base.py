@@ -7,7 +7,7 @@ about that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -42,8 +42,9 @@ class Env(gymnasium.Env[Observation, np.ndarray]):
 
     `reset(seed=...)` and `step(action)` follow Gymnasium. Where there is a scripted expert, their `info` holds what it
     sees as `expert_observation`, which may be more than the policy sees. The `info` of `step` always holds `success`
-    (bool, this step). It may hold `failure`, what kind of failure it is, in words, if the episode ends here, and
-    `mode`, which of several ways the episode has taken.
+    (bool, this step). It may hold `failure`, what kind of failure it is, in words, if the episode ends here; `mode`,
+    which of several ways the episode has taken; and, at every step or at none, `score`, a number that is larger where
+    more of the task is done: an episode's score is its largest.
 
     Attributes:
         features: names, shapes, dtypes, units and ranges of observation and action, and the control period, from which
@@ -78,6 +79,29 @@ class Env(gymnasium.Env[Observation, np.ndarray]):
     def observation_space(self) -> Dict:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The space of the observations, as the features say."""
         return Dict({name: FeatureSpace(feature) for name, feature in self.features.observation.items()})
+
+    def observed(self, recorded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What this world observes in the states of demonstrations that were recorded elsewhere, for every step.
+
+        Args:
+            recorded: the observations of N steps as they are recorded, each (N, ...).
+
+        Raises:
+            ValueError: this world knows no such recordings, or they lack what it needs.
+        """
+        raise ValueError(
+            f"{self.task} cannot observe recorded {', '.join(recorded)}; env=none trains on any recorded set"
+        )
+
+    def mirrored(
+        self, recorded: Mapping[str, np.ndarray], action: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Recorded observations, each (N, ...), and actions (N, A) as in a mirror that leaves the task as it is.
+
+        Raises:
+            ValueError: there is no such mirror.
+        """
+        raise ValueError(f"{self.task} has no mirror image that is the same task; set data.mirror=false")
 
     def widen_start(self, factor: float) -> None:
         """Draw starts and goals, from the next reset on, from a range `factor` times as wide about the same centre.

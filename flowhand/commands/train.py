@@ -35,6 +35,7 @@ from flowhand.demos.decoded.rows import read_features, row_bytes, training_rows
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.hub import is_repo_id
 from flowhand.demos.native import Store
+from flowhand.demos.observed import Observed
 from flowhand.demos.reader import Reader
 from flowhand.demos.states import StateEpisodes
 from policies.checkpoint import MOST_TENSOR_BYTES
@@ -195,33 +196,49 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
 def demonstrations(config: TrainRoot) -> tuple[Store | StateEpisodes, StateEpisodes | None]:
     """What to train on, and what is held out to judge it.
 
-    The world's expert collects; with env=none they are the recorded ones at data.path, of any known format.
+    The world's expert collects, or they are recorded ones at data.path, of any known format: with env=none as they are,
+    otherwise as the world observes their states.
 
     Raises:
         ValueError: without an environment, the path is missing or an evaluation is asked for.
     """
-    path = Path(config.data.path)
-    if config.data.path and not path.exists() and not (config.env.kind == "none" and is_repo_id(config.data.path)):
+    path, sees = Path(config.data.path), config.vision.kind != "none"
+    reads = config.env.kind == "none" or envs.reads_recorded(config.env)
+    if config.data.path and not path.exists() and not (reads and is_repo_id(config.data.path)):
         made = argument("data.path", path)
         raise ValueError(
             f"there are no demonstrations at {path}; correct the path, or collect them: flowhand collect {made}"
         )
     if config.env.kind != "none":
         _require_of_a_world(config.data)
+        recorded = open_dataset(config.data.path) if reads and config.data.path else None
+        if isinstance(recorded, Reader):
+            taken = replace(config.data, episodes=config.data.episodes * (2 if config.data.mirror else 1))
+            return held_out.split(observed_in(config, recorded), taken, sees)
+        if config.data.mirror:
+            raise ValueError("data.mirror is for recorded demonstrations that a world observes; set data.mirror=false")
+        config.data.episodes = config.data.episodes or COLLECTED
         return collect(config.env, config.data), None
     if not config.data.path:
         raise ValueError("env=none trains on recorded demonstrations; give their store with data.path=")
     if config.eval.episodes:
         raise ValueError("env=none has nothing to evaluate in; set eval.episodes=0")
-    return held_out.split(open_dataset(config.data.path), config.data, config.vision.kind != "none")
+    return held_out.split(open_dataset(config.data.path), config.data, sees)
+
+
+def observed_in(config: TrainRoot, recorded: Reader) -> Observed:
+    """A recorded set as the world observes it, with its mirror image if asked for; `ValueError` if the world cannot."""
+    world = envs.make(config.env)
+    mirror = world.mirrored if config.data.mirror else None
+    return Observed(recorded, world.features, world.observed, world.version, mirror)
 
 
 def _require_of_a_world(data: TrainingDataConfig) -> None:
-    """Says of the settings of recorded sets what they come to where a world collects and judges."""
+    """Says of the settings of recorded sets what they come to where a world judges."""
     if data.held_out > 0 or data.observation:
         name = "observation" if data.observation else "held_out"
         raise ValueError(f"data.{name} is for recorded sets, with env=none; a world has its own features and seeds")
-    data.held_out, data.episodes = 0, data.episodes or COLLECTED
+    data.held_out = 0
 
 
 def observed(config: TrainRoot, store: Store | StateEpisodes) -> Spec:

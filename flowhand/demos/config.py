@@ -70,6 +70,8 @@ class TrainingDataConfig(DataConfig):
     held_out: float = field(default=-1, metadata={"before": 0})
     # of the draw of the episodes that are held out
     held_out_seed: int = field(default=0, metadata={"before": 0})
+    # learn each recorded demonstration also as in a mirror, where the world's task is symmetric
+    mirror: bool = field(default=False, metadata={"before": False})
     # what the demonstrations may take on the training device, GB; more is read from the disk batch by batch
     memory_gb: float = field(default=4.0, metadata={"before": 4.0})
     # what decoded frames and rows may take below cache_dir, GB; what has no room is decoded again for each batch

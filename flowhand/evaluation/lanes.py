@@ -72,6 +72,7 @@ class Lane:
         self._started = time.perf_counter()
         self._return = 0.0
         self._first_success: int | None = None
+        self._score: float | None = None
         self._frames: list[np.ndarray] = []
         observation, self._info, self._solved_before = world.begin(self.env, seed)
         self._keep_frame(last=False)
@@ -84,6 +85,9 @@ class Lane:
         if not math.isfinite(self._return):
             raise WorldError(f"the sum of the rewards is {self._return}, expected a finite number")
         self._steps += 1
+        if "score" in step.info:
+            score = world.real(step.info["score"], "info['score']")
+            self._score = score if self._score is None else max(self._score, score)
         if step.success and self._first_success is None:
             self._first_success = self._steps
         self._failure = str(self._info.get("failure", "terminated" if step.terminated else "time limit"))
@@ -105,6 +109,7 @@ class Lane:
             wall_s=time.perf_counter() - self._started,
             perturbation=self.env.perturbation,
             solved_before=self._solved_before,
+            score=self._score,
         )
 
     def _keep_frame(self, *, last: bool) -> None:

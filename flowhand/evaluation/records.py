@@ -28,6 +28,7 @@ class EpisodeRecord:
     wall_s: float  # seconds from reset to the last step, other lanes' work included
     perturbation: str = ""  # what disturbed the world (envs/perturb.py); empty if nothing did
     solved_before: bool = False  # the world said at reset that the task was solved: no action of the policy's did it
+    score: float | None = None  # the largest of the episode's steps; None where the world gives none
 
 
 class RecordWriter:
@@ -117,10 +118,12 @@ _KINDS: dict[str, Sequence[type]] = {
     "wall_s": (float, int),
     "perturbation": (str,),
     "solved_before": (bool,),
+    "score": (float, int, type(None)),
 }
 _BEFORE: dict[str, Any] = {
     "perturbation": "",
     "solved_before": False,
+    "score": None,
 }  # what the absence of later fields means in older files
 
 
@@ -146,6 +149,8 @@ def _check_consistent(record: EpisodeRecord, where: str) -> None:
     first = record.first_success_step
     if not (math.isfinite(record.return_) and math.isfinite(record.wall_s)):
         raise ValueError(f"{where}: return_ and wall_s must be finite, got {record.return_} and {record.wall_s}")
+    if record.score is not None and not math.isfinite(record.score):
+        raise ValueError(f"{where}: score must be finite or null, got {record.score}")
     if record.success != (first is not None) or (record.final_success and not record.success):
         raise ValueError(
             f"{where}: success={record.success}, final_success={record.final_success} and "

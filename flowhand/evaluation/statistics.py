@@ -102,6 +102,9 @@ class Summary:
     final_wilson_high: float
     confidence: float  # of both intervals
     solved_before: int = 0  # episodes that began solved; they are among n and, as a rule, among the successes
+    score_mean: float | None = None  # of the episodes' scores; None where the world gives none
+    score_low: float | None = None  # bootstrap interval of the mean
+    score_high: float | None = None
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -116,11 +119,26 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     return float(interval.low), float(interval.high)
 
 
-def summarize(records: Iterable[EpisodeRecord], confidence: float = 0.95) -> Summary:
-    """Count the successes, any-time and final, with their Wilson intervals.
+def bootstrap_mean(values: Sequence[float], confidence: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of a mean (Efron 1979); the same values give the same interval.
 
     Raises:
-        ValueError: there are no records.
+        ValueError: there are no values.
+    """
+    array = np.asarray(values, float)
+    if not len(array):
+        raise ValueError("there are no values to resample")
+    rng = np.random.default_rng(0)
+    means = [array[rng.integers(len(array), size=len(array))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def summarize(records: Iterable[EpisodeRecord], confidence: float = 0.95) -> Summary:
+    """Count the successes, any-time and final, with their Wilson intervals; the mean score with its bootstrap interval.
+
+    Raises:
+        ValueError: there are no records, or some have a score and others none.
     """
     records = list(records)
     if not records:
@@ -129,4 +147,10 @@ def summarize(records: Iterable[EpisodeRecord], confidence: float = 0.95) -> Sum
     final = sum(record.final_success for record in records)
     intervals = wilson(successes, n, confidence), wilson(final, n, confidence)
     before = sum(record.solved_before for record in records)
-    return Summary(n, successes, successes / n, *intervals[0], final, final / n, *intervals[1], confidence, before)
+    rates = n, successes, successes / n, *intervals[0], final, final / n, *intervals[1]
+    scores = [record.score for record in records if record.score is not None]
+    if not scores:
+        return Summary(*rates, confidence, before)
+    if len(scores) < n:
+        raise ValueError(f"{len(scores)} of {n} episode records have a score; expected all or none")
+    return Summary(*rates, confidence, before, float(np.mean(scores)), *bootstrap_mean(scores, confidence))

@@ -6,7 +6,7 @@ and sizes live in report.css, which the page carries inside itself; plots are SV
 
 import base64
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -104,9 +104,17 @@ def closing_line(metrics: dict[str, Any], out: Path) -> str:
     expert = without if rate is None else f"expert {rate:.1%} on the same seeds"
     return (
         f"{metrics['task']}{metrics['conditions']}: {metrics['successes']}/{metrics['n']} = {metrics['rate']:.1%} "
-        f"[{metrics['wilson_low']:.1%}, {metrics['wilson_high']:.1%}] (95 % Wilson), {expert}; "
+        f"[{metrics['wilson_low']:.1%}, {metrics['wilson_high']:.1%}] (95 % Wilson), {_score(metrics)}{expert}; "
         f"report: {out / 'report.html'}"
     )
+
+
+def _score(metrics: dict[str, Any]) -> str:
+    """The mean score with its interval, where the world gives one."""
+    if metrics["score_mean"] is None:
+        return ""
+    interval = f"[{metrics['score_low']:.3f}, {metrics['score_high']:.3f}] (95 % bootstrap)"
+    return f"mean score {metrics['score_mean']:.3f} {interval}, "
 
 
 def render_report(data: ReportData) -> str:
@@ -133,6 +141,8 @@ def _headline(data: ReportData) -> Element:
         told = h("span", f"{r.successes} of {r.n} episodes succeeded")
         big = h("p", h("b", f"{100 * r.rate:.3g} %"), told, class_="big")
         parts.append(h("div", big, _rates(data), class_="headline"))
+        if told := _score(asdict(r)):
+            parts.append(paragraph(f"{told.capitalize().rstrip(', ')}: of each episode the best step counts."))
         if not data.expert_records:
             parts.append(paragraph("No expert was run on these seeds, so nothing says how hard they are."))
     else:
@@ -271,11 +281,13 @@ def _times_to_success(
 
 
 def _episode_table(records: list[EpisodeRecord], experts: dict[int, EpisodeRecord]) -> Element:
-    head = ["seed", "outcome", "steps", "return", "wall time [s]", *(["expert"] if experts else [])]
+    score = ["score"] if any(r.score is not None for r in records) else []
+    head = ["seed", "outcome", "steps", "return", *score, "wall time [s]", *(["expert"] if experts else [])]
     rows = []
     for r in records:
         expert = [_told(experts[r.seed])] if experts else []
-        rows.append([str(r.seed), _told(r), str(r.steps), f"{r.return_:.4g}", f"{r.wall_s:.3g}", *expert])
+        scores = [] if r.score is None else [f"{r.score:.3f}"]
+        rows.append([str(r.seed), _told(r), str(r.steps), f"{r.return_:.4g}", *scores, f"{r.wall_s:.3g}", *expert])
     return table(head, rows)
 
 

@@ -5,7 +5,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import envs
-from envs import ENVS, AlohaConfig, DetourConfig, GymnasiumConfig, MetaWorldConfig
+from envs import ENVS, AlohaConfig, DetourConfig, GymnasiumConfig, MetaWorldConfig, PushTConfig
 from envs.spaces import FeatureSpace
 from flowhand.contracts.features import Feature
 
@@ -14,6 +14,7 @@ WORLDS = {
     "detour": [DetourConfig()],
     "gymnasium": [GymnasiumConfig(id="CartPole-v1", success_return=195.0), GymnasiumConfig(id="Reacher-v5")],
     "metaworld": [MetaWorldConfig(task="reach-v3")],
+    "pusht": [PushTConfig(observation="keypoints"), PushTConfig(observation="image")],
 }
 # What Gymnasium advises against, and a world may do all the same.
 ADVICE = (
@@ -32,6 +33,8 @@ def test_every_kind_of_world_is_checked():
 def test_a_world_passes_gymnasiums_own_check(config):
     if config.kind == "gymnasium" and config.success_return is None:
         config.success_return = 0.0
+    if config.kind == "pusht":
+        pytest.importorskip("gym_pusht", reason="gym-pusht is not installed: pip install 'flowhand[pusht]'")
     env = envs.make(config)
     try:
         check_env(env, skip_render_check=True)
