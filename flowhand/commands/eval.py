@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 
@@ -34,7 +33,7 @@ from flowhand.evaluation.rollout import rollout
 from flowhand.evaluation.statistics import summarize
 from flowhand.evaluation.unfinished import Unfinished, completed, discard_unfinished, fingerprint, unfinished
 from flowhand.pages.evaluation import ChunkComparison, Clip, ReportData, closing_line, write_report
-from flowhand.pages.video import encode_mp4
+from flowhand.pages.video import Film, encode_mp4
 from policies.device import cpu_threads, hardware, select_device
 from policies.training.train_state import require_history
 
@@ -124,12 +123,7 @@ def film(
             chosen[record.seed] = outcome
     if not chosen:
         return [], "eval.videos=0 asked for none."
-    clips: list[Clip] = []
-
-    def keep(record: EpisodeRecord, frames: list[np.ndarray]) -> None:
-        fps = 1 / (policy.spec.seconds() * FRAME_EVERY)
-        clips.append(Clip(record.seed, chosen[record.seed], encode_mp4(frames, fps)))
-
+    kept = Film(chosen, FRAME_EVERY)
     try:
         with cpu_threads(1):  # as in the evaluation, so that the episodes come out the same to the last bit
             rollout(
@@ -137,12 +131,12 @@ def film(
                 _controller(policy, config, execution),
                 sorted(chosen),
                 stop_at_success=config.stop_at_success,
-                frame_seeds=chosen.keys(),
-                frame_every=FRAME_EVERY,
-                on_frames=keep,
+                observers=[kept],
             )
     except envs.RenderingUnavailable as error:
         return [], str(error)
+    fps = 1 / (policy.spec.seconds() * FRAME_EVERY)
+    clips = [Clip(seed, chosen[seed], encode_mp4(frames, fps)) for seed, frames in kept.frames.items()]
     return clips, f"The first {config.videos} episodes of each outcome, in the order of the seeds."
 
 

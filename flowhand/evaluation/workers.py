@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from flowhand.contracts.features import Spec
 from flowhand.contracts.modules import import_modules, imported_modules
 
-from .lanes import Command, LaneGroup, LaneOptions, MakeEnv, Reply
+from .lanes import Begin, Command, LaneGroup, LaneOptions, MakeEnv, Reply
 
 
 class WorkerError(RuntimeError):
@@ -54,7 +54,7 @@ class WorkerGroup:
 
     def send(self, commands: Mapping[int, Command]) -> None:
         """Have the worker run the commands of these lanes; `receive` waits for what comes of them."""
-        self._seeds |= {lane: command for lane, command in commands.items() if isinstance(command, int)}
+        self._seeds |= {lane: command.seed for lane, command in commands.items() if isinstance(command, Begin)}
         try:
             self.connection.send(commands)
         except OSError as error:

@@ -24,8 +24,9 @@ from flowhand.control.background import LINES, Background, Logger, TimeLimited, 
 from flowhand.control.inference_thread import Decider
 from flowhand.control.journal import read
 from flowhand.control.limits.config import SafetyConfig
+from flowhand.control.observers.journaling import WAITING
 from flowhand.control.replay import open_journal
-from flowhand.control.runtime import WAITING, Runtime
+from flowhand.control.runtime import Runtime
 from flowhand.control.runtime_config import RuntimeConfig
 from flowhand.control.safety import Safety
 
@@ -101,7 +102,7 @@ def test_a_disk_that_hangs_stops_no_command(tmp_path, monkeypatch):
     """A hundred records wait; the journal ends before the first that finds no room, and replays up to there."""
     released, appended = threading.Event(), []
     journal: Any = open_journal(tmp_path / "journal", SPEC, {})
-    monkeypatch.setattr("flowhand.control.runtime.WAITING", (WAITING[0], 100))
+    monkeypatch.setattr("flowhand.control.observers.journaling.WAITING", (WAITING[0], 100))
     monkeypatch.setattr("flowhand.control.runtime.WRITTEN_S", 0.01)
     append = journal.append
 
