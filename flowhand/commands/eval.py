@@ -24,6 +24,7 @@ from flowhand.contracts.durable import claimed
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.export.artifact import is_export
 from flowhand.contracts.export.exported_policy import require_own_sampler
+from flowhand.contracts.observers import Observer
 from flowhand.contracts.planner import FORMS, LoadedPlanner
 from flowhand.contracts.provenance import versions
 from flowhand.control.controller import Controller
@@ -39,6 +40,7 @@ from policies.training.train_state import require_history
 
 from .collect import attempt
 from .runs import log_results, wandb_run
+from .viewing import viewing
 
 T = TypeVar("T")
 CHUNKS_SHOWN = 16  # sampled per state in the report
@@ -51,11 +53,12 @@ def evaluate(
     config: EvaluationConfig,
     execution: ExecutionConfig | None = None,
     kept: Unfinished | None = None,
+    observers: Sequence[Observer] = (),
 ) -> list[EpisodeRecord]:
     """Runs the policy on the held-out seeds; records in the order of the seeds."""
-    controller = _controller(policy, config, execution)
+    controller = _controller(policy, config, execution, observers)
     with cpu_threads(1):
-        return completed(kept, _seeds(config), _world(policy, env, config), controller, _lanes(config))
+        return completed(kept, _seeds(config), _world(policy, env, config), controller, _lanes(config), observers)
 
 
 def evaluate_expert(
@@ -69,8 +72,13 @@ def evaluate_expert(
     return completed(kept, _seeds(config), make_env, "expert", _lanes(config))
 
 
-def _controller(policy: LoadedPlanner, config: EvaluationConfig, execution: ExecutionConfig | None) -> Controller:
-    return Controller(policy, inference_batch=config.inference_batch, noise_seed=config.noise_seed, execution=execution)
+def _controller(
+    policy: LoadedPlanner,
+    config: EvaluationConfig,
+    execution: ExecutionConfig | None,
+    observers: Sequence[Observer] = (),
+) -> Controller:
+    return Controller(policy, None, config.inference_batch, config.noise_seed, execution, observers)
 
 
 def _world(policy: LoadedPlanner, env: envs.EnvConfig, config: EvaluationConfig) -> Callable[[], envs.Env]:
@@ -153,6 +161,7 @@ class Run:
     history: list[dict[str, Any]]  # log entries of the training
     seconds: dict[str, float]  # what was measured before: collect, train
     started: float  # time.perf_counter() at the start of the command
+    view: int | None = None  # port of the live view; None: there is none
 
 
 def conclude(run: Run, policy: LoadedPlanner) -> dict[str, Any]:
@@ -161,8 +170,11 @@ def conclude(run: Run, policy: LoadedPlanner) -> dict[str, Any]:
     used = set(_seeds(run.eval)) & set(source.demonstration_seeds)
     if used:
         raise ValueError(f"evaluation seeds {sorted(used)[:3]} were demonstrated; choose another eval.seed")
+    view = viewing(run.view, lambda: policy, policy.spec, _world(policy, run.env, run.eval))
     with unfinished(run.out, settled(run, policy)) as (kept, kept_expert):
-        records = timed(run, "evaluate", lambda: evaluate(policy, run.env, run.eval, run.execution, kept))
+        with view as watching:
+            parts = policy, run.env, run.eval, run.execution, kept, watching.observers
+            records = timed(run, "evaluate", lambda: evaluate(*parts))
         asked = run.eval.expert
         expert = timed(run, "expert", lambda: evaluate_expert(run.env, run.eval, kept_expert) if asked else [])
     # The report is extra: its states lie beyond the evaluated seeds.
@@ -291,6 +303,7 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
     history = require_history(policies.load_train_state(checkpoint).get("history")) if has_state else []
     env = config.env or envs.env_of(policy.provenance)
     run = Run(checkpoint, out, env, config.eval, config.execution, asdict(config), history, {}, started)
+    run.view = config.view_port if config.view else None
     with claimed(out), wandb_run(config.wandb, out, asdict(config)) as log:
         metrics = conclude(run, policy)
         log_results(log, metrics, out)

@@ -66,6 +66,11 @@ class AsyncController:
         self._request: PlanRequest | None = None  # of this chunk
         self._publisher = Publisher(observers)
 
+    def __repr__(self) -> str:
+        steps = f"a decision every {self.execution_horizon} steps"
+        about = f"actions {self.limits}, {self.starved} steps without one"
+        return f"AsyncController({self.execution.mode}, {steps}, {about}, of {self.policy.spec})"
+
     def reset(self, *, seed: SupportsIndex = 0) -> None:
         """Starts an episode; the seed, in [0, 2^32), fixes its noise. An answer still to come is not waited for."""
         self._episode = RobotEpisode(self.policy, ChunkPlayer(self.execution, *self._timing), self.noise_seed, seed)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.observers import Observer
 from flowhand.contracts.planner import Planner, PrefixArrays
 
 from .async_controller import AsyncController
 from .controller import Controller
+from .observers.threads import in_threads
 
 WARM_UP = 3  # decisions before the first that counts: the first ones allocate, compile and cache
 
 
-class Decider:
+class InferenceThread:
     """Asks a planner (a `policies.Policy`, an exported one, a remote one) for chunks and plays them.
 
     Choose `asynchronous=True` where no control step may wait for a decision: it is computed in a thread beside the
@@ -31,6 +33,7 @@ class Decider:
         noise_seed: another value gives another draw of all noise.
         asynchronous: whether decisions are computed beside the control.
         replaying: compute every decision at once, but hand it over at the step before which `arrived` is set.
+        observers: are given every `Decision`, each in a thread of its own.
 
     Attributes:
         chunk_start: whether the last action was the first of a chunk.
@@ -45,6 +48,7 @@ class Decider:
         noise_seed: int = 0,
         asynchronous: bool = True,
         replaying: bool = False,
+        observers: Iterable[Observer] = (),
     ):
         execution = execution or ExecutionConfig()
         if execution.delay or execution.latencies_ms or execution.latencies_file:
@@ -55,12 +59,17 @@ class Decider:
         self._planner = _Watched(planner)
         self._worker = _Worker(replaying) if asynchronous else None
         self._controller: AsyncController | Controller
+        watching = in_threads(observers)
         if self._worker:
-            self._controller = AsyncController(self._planner, noise_seed, execution, self._worker)
+            self._controller = AsyncController(self._planner, noise_seed, execution, self._worker, watching)
         else:
-            self._controller = Controller(self._planner, noise_seed=noise_seed, execution=execution)
+            self._controller = Controller(self._planner, None, 1, noise_seed, execution, watching)
         if not replaying:
             self._warm_up()
+
+    def __repr__(self) -> str:
+        where = "beside the control" if self._worker else "within the control step"
+        return f"{type(self).__name__}(decides {where}, {self._controller!r})"
 
     def reset(self, *, seed: int) -> None:
         """Starts an episode; the seed, in [0, 2^32), fixes all its noise."""

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flowhand.contracts.observers import EpisodeBegins, EpisodeEnds, Observer, Stopped
+from flowhand.contracts.observers import EpisodeBegins, EpisodeEnds, Observer, Publisher, Stopped
 
 from .background import LINES, Logger, TimeLimited, in_words, warnings_logged
 from .journal import Journal
@@ -78,10 +78,12 @@ class Runtime:
         journal: Journal | None = None,
         observers: Sequence[Observer] = (),
     ):
-        for limit, told in (("chunk_jump", "chunk_start"), ("max_chunk_age_s", "chunk_age_s")):
-            if getattr(safety.config, limit) is not None and not hasattr(policy, told):
+        for limit, needed in (("chunk_jump", "chunk_start"), ("max_chunk_age_s", "chunk_age_s")):
+            if getattr(safety.config, limit) is not None and not hasattr(policy, needed):
                 kind = type(policy).__name__
-                raise ValueError(f"safety.{limit} needs a policy with {told}, such as a Decider; {kind} has none")
+                raise ValueError(
+                    f"safety.{limit} needs a policy with {needed}, such as InferenceThread; {kind} has none"
+                )
         if not 1e-6 <= control_dt_s <= 3600:
             raise ValueError(f"control_dt_s={control_dt_s} must lie in 1e-6..3600 seconds")
         self.robot = robot
@@ -92,7 +94,7 @@ class Runtime:
         self._period_ns = round(control_dt_s * 1e9)
         self._senses = Senses(robot, policy, monitor, features)
         self._writer = JournalWriter(journal, safety.size, REASONS) if journal else None
-        self._publisher = in_threads([*([self._writer] if self._writer else []), *observers])
+        self._publisher = Publisher([*([self._writer] if self._writer else []), *in_threads(observers)])
         self._stopped = ""  # from outside: why
         self._warned = ""  # of what
 

@@ -56,7 +56,7 @@ class Robot(Protocol):
 
 
 class Policy(Protocol):
-    """What decides: `Controller`, `AsyncController`, `Decider`, or any object like them.
+    """What decides: `Controller`, `AsyncController`, `InferenceThread`, or any object like them.
 
     Further attributes are read after `step` where they exist:
 

@@ -21,7 +21,7 @@ from flowhand.contracts.features import ChunkConfig, Feature, Spec
 from flowhand.contracts.planner import NOTHING
 from flowhand.control import background
 from flowhand.control.background import LINES, Background, Logger, TimeLimited, in_words, warnings_logged
-from flowhand.control.inference_thread import Decider
+from flowhand.control.inference_thread import InferenceThread
 from flowhand.control.journal import read
 from flowhand.control.limits.config import SafetyConfig
 from flowhand.control.observers.journaling import WAITING
@@ -182,7 +182,7 @@ def test_inference_beside_the_control_survives_what_a_planner_raises(error):
                 raise error
             return np.zeros((1, 4, 2), np.float32)
 
-    decider = Decider(Planner())
+    decider = InferenceThread(Planner())
     decider.reset(seed=0)
     raised, deadline = None, time.monotonic() + 20
     while time.monotonic() < deadline:

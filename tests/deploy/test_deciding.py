@@ -15,7 +15,7 @@ import pytest
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
 from flowhand.contracts.planner import NOTHING
-from flowhand.control.inference_thread import WARM_UP, Decider
+from flowhand.control.inference_thread import WARM_UP, InferenceThread
 from flowhand.control.journal import read
 from flowhand.control.limits.config import SafetyConfig
 from flowhand.control.replay import open_journal, replay
@@ -51,14 +51,14 @@ class Planner:
         return 100 * observation["step"][:, -1:] + steps + np.float32(self.noise) * noise
 
 
-def settle(decider: Decider) -> None:
+def settle(decider: InferenceThread) -> None:
     """Waits until the thread has computed what it was asked for."""
     assert decider._worker is not None
     decider._worker._thread.submit(int).result(10)
 
 
 def test_within_the_control_step():
-    decider = Decider(Planner(), asynchronous=False)
+    decider = InferenceThread(Planner(), asynchronous=False)
     decider.reset(seed=0)
     seen = []
     for i in range(9):
@@ -72,7 +72,7 @@ def test_within_the_control_step():
 
 def test_beside_the_control():
     """A decision is begun every 4 steps and there one step later: its first action is past by then."""
-    decider = Decider(Planner())
+    decider = InferenceThread(Planner())
     decider.reset(seed=0)
     seen = []
     for i in range(11):
@@ -88,7 +88,7 @@ def test_beside_the_control():
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_time_goes_on_where_it_was_not_asked(asynchronous):
     """What the chunk has for the skipped steps is left out, and the next decision is due as if they had been taken."""
-    decider, seen = Decider(Planner(), asynchronous=asynchronous), {}
+    decider, seen = InferenceThread(Planner(), asynchronous=asynchronous), {}
     decider.reset(seed=0)
     for i in (0, 1, 2, 5, 6, 7, 20, 21):
         decider.skip(i - max(seen, default=i - 1) - 1)
@@ -105,7 +105,7 @@ def test_time_goes_on_where_it_was_not_asked(asynchronous):
 
 def test_the_age_of_a_chunk_is_that_of_its_observation():
     for asynchronous in (False, True):
-        decider = Decider(Planner(T=8, s=4), asynchronous=asynchronous)
+        decider = InferenceThread(Planner(T=8, s=4), asynchronous=asynchronous)
         decider.reset(seed=0)
         begun, ages = [], []
         for i in range(8):
@@ -122,7 +122,7 @@ def test_the_age_of_a_chunk_is_that_of_its_observation():
 
 def test_no_step_waits_for_a_decision():
     planner = Planner()
-    decider = Decider(planner)
+    decider = InferenceThread(planner)
     decider.reset(seed=0)
     planner.gate.clear()  # from now on a decision takes for ever
     for i in range(5):
@@ -136,7 +136,7 @@ def test_no_step_waits_for_a_decision():
 
 def test_what_the_planner_raises_is_raised_once_and_it_is_asked_again():
     planner = Planner()
-    decider = Decider(planner)
+    decider = InferenceThread(planner)
     decider.reset(seed=0)
     planner.error = ConnectionError("nobody there")
     decider.step(see(0))
@@ -153,7 +153,7 @@ def test_what_the_planner_raises_is_raised_once_and_it_is_asked_again():
 
 def test_simulated_delay_has_no_place_here():
     with pytest.raises(ValueError, match=r"execution\.delay and latencies are for simulation"):
-        Decider(Planner(), ExecutionConfig(delay=1))
+        InferenceThread(Planner(), ExecutionConfig(delay=1))
 
 
 class Robot:
@@ -174,7 +174,7 @@ class Robot:
 def run(planner, path, seconds, asynchronous=True, config=None, events=None) -> tuple[Robot, np.ndarray]:
     robot, dt = Robot(events or {}), 0.02
     safety = Safety.for_spec(SPEC, config or SafetyConfig(max_observation_age_s=None), dt)
-    decider, journal = Decider(planner, asynchronous=asynchronous, noise_seed=3), open_journal(path, SPEC, {})
+    decider, journal = InferenceThread(planner, asynchronous=asynchronous, noise_seed=3), open_journal(path, SPEC, {})
     runtime = Runtime(robot, decider, safety, SPEC.observation, dt, RuntimeConfig(), journal=journal)
     runtime.run(seconds, seed=11)
     runtime.close()
@@ -194,7 +194,7 @@ def test_a_run_in_real_time_is_replayed_to_the_last_bit(tmp_path, asynchronous):
     _, records = run(Slow(noise=0.5), tmp_path / "journal", 1.5, asynchronous)
     done = replay(
         read(tmp_path / "journal"),
-        Decider(Planner(noise=0.5), asynchronous=asynchronous, noise_seed=3, replaying=True),
+        InferenceThread(Planner(noise=0.5), asynchronous=asynchronous, noise_seed=3, replaying=True),
         Safety.for_spec(SPEC, SafetyConfig(max_observation_age_s=None), 0.02),
     )
     assert done.steps == (records["late"] == 0).sum() > 20
@@ -202,7 +202,7 @@ def test_a_run_in_real_time_is_replayed_to_the_last_bit(tmp_path, asynchronous):
     with pytest.raises(ValueError, match="the action was"):
         replay(
             read(tmp_path / "journal"),
-            Decider(Planner(noise=0.5), asynchronous=asynchronous, noise_seed=4, replaying=True),
+            InferenceThread(Planner(noise=0.5), asynchronous=asynchronous, noise_seed=4, replaying=True),
             Safety.for_spec(SPEC, SafetyConfig(max_observation_age_s=None), 0.02),
         )
 
@@ -272,7 +272,7 @@ def test_inference_that_is_killed_or_frozen(tmp_path, fault, asynchronous):
     assert np.median(gaps) == pytest.approx(0.02, abs=0.01)
     done = replay(
         read(tmp_path / "journal"),
-        Decider(Planner(), asynchronous=asynchronous, noise_seed=3, replaying=True),
+        InferenceThread(Planner(), asynchronous=asynchronous, noise_seed=3, replaying=True),
         Safety.for_spec(SPEC, config, 0.02),
     )
     assert done.steps == (records["late"] == 0).sum()

@@ -15,7 +15,7 @@ from flowhand.contracts.band import Band
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
 from flowhand.control.alarm import Monitor, Trace, WatchedAgent, write_traces
-from flowhand.control.inference_thread import Decider
+from flowhand.control.inference_thread import InferenceThread
 from flowhand.control.journal import read
 from flowhand.control.limits.config import SafetyConfig
 from flowhand.control.replay import open_journal
@@ -101,7 +101,7 @@ def test_an_alarm_reaches_the_safe_action(tmp_path, on_alarm):
     monitor = Monitor(calibrated(limit, ["acceleration"]), policy, execution)
     safety = Safety.for_spec(SPEC, SafetyConfig(safe_action="vector", safe_vector=[0.01, -0.02]), dt)
     robot, journal = Robot(strange_from=6), open_journal(tmp_path / "journal", SPEC, {})
-    decider = Decider(monitor.policy, execution, asynchronous=False)
+    decider = InferenceThread(monitor.policy, execution, asynchronous=False)
     options = RuntimeConfig(on_overrun="catch_up", on_alarm=on_alarm, stop_s=0.002)
     runtime = Runtime(robot, decider, safety, SPEC.observation, dt, options, monitor, journal)
     ended = runtime.run(15 * dt, seed=4)
@@ -163,7 +163,7 @@ def test_stac_knows_when_a_robots_decisions_were_made(monkeypatch):
     watched = WatchedPolicy(policy, ["stac"], execution, 4)
     sample = watched._sample
     monkeypatch.setattr(watched, "_sample", lambda *given: sampled.append(sample(*given)) or sampled[-1])
-    decider = Decider(watched, execution, replaying=True)  # which hands a decision over when it is told to
+    decider = InferenceThread(watched, execution, replaying=True)  # which hands a decision over when it is told to
     decider.reset(seed=2)
     for step in range(10):  # decides at 0 for step 1, at 2, when that is there, and so on
         decider.arrived = step in (1, 5, 9)

@@ -377,7 +377,7 @@ def test_an_alarm_that_stands_is_counted_once_and_ends_one_episode_only():
 @pytest.mark.parametrize("limit", ["chunk_jump", "max_chunk_age_s"])
 def test_a_limit_of_chunks_needs_a_policy_that_tells_of_them(limit):
     value = {"chunk_jump": [1.0], "max_chunk_age_s": 1.0}[limit]
-    with pytest.raises(ValueError, match=rf"safety\.{limit} needs a policy with chunk_\w+, such as a Decider; Policy"):
+    with pytest.raises(ValueError, match=rf"safety\.{limit} needs a policy with chunk_\w+, such as InferenceThread"):
         make(Robot(), Policy(), safety=SafetyConfig(**{limit: value}))
 
 

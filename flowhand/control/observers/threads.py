@@ -10,7 +10,6 @@ from flowhand.contracts.observers import (
     EpisodeBegins,
     EpisodeEnds,
     Observer,
-    Publisher,
     Scored,
     StepTaken,
     Stopped,
@@ -95,6 +94,6 @@ class InThread(ThreadedObserver):
             logger.error("%s failed and watches no more: %s", type(self.observer).__name__, in_words(error))
 
 
-def in_threads(observers: Iterable[Observer]) -> Publisher:
-    """A publisher that waits for none of the observers."""
-    return Publisher(each if isinstance(each, ThreadedObserver) else InThread(each) for each in observers)
+def in_threads(observers: Iterable[Observer]) -> list[Observer]:
+    """The observers, none of which is waited for."""
+    return [each if isinstance(each, ThreadedObserver) else InThread(each) for each in observers]
