@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -111,11 +110,9 @@ def _require_fit(spec: Spec, env: World) -> None:
 
 def digest(where: str | Path) -> str:
     """SHA-256 of what the actions depend on; an export's manifest has the hashes of its other files."""
-    content, names = hashlib.sha256(), (artifact.MANIFEST,) if artifact.is_export(where) else DECISIVE
+    names = (artifact.MANIFEST,) if artifact.is_export(where) else DECISIVE
     with opened(where, names) as files:
-        for name in names:
-            content.update(files.read(name, MOST_BYTES))
-    return content.hexdigest()
+        return files.digest(names, MOST_BYTES)
 
 
 def planner_of(where: str | Path, device: str, head: Mapping[str, Any]) -> LoadedPlanner:

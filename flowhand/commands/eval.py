@@ -18,18 +18,19 @@ from omegaconf import DictConfig
 import envs
 import flowhand
 import policies
-from conf import cli
+from conf import cli, sweep
 from conf.verbs.eval import EvalRoot, EvaluationConfig
-from flowhand.contracts.durable import claimed
+from flowhand.contracts.durable import claimed, write_whole
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.export.artifact import is_export
 from flowhand.contracts.export.exported_policy import require_own_sampler
+from flowhand.contracts.features import dimension_name
 from flowhand.contracts.observers import Observer
 from flowhand.contracts.planner import FORMS, LoadedPlanner
 from flowhand.contracts.provenance import versions
 from flowhand.control.controller import Controller
 from flowhand.demos.config import DataConfig
-from flowhand.evaluation.records import EpisodeRecord, lines, write_whole
+from flowhand.evaluation.records import EpisodeRecord, lines
 from flowhand.evaluation.rollout import rollout
 from flowhand.evaluation.statistics import summarize
 from flowhand.evaluation.unfinished import Unfinished, completed, discard_unfinished, fingerprint, unfinished
@@ -98,7 +99,7 @@ def compare_chunks(policy: LoadedPlanner, env_config: envs.EnvConfig, seeds: Seq
     """Chunks that the policy samples along the expert's own path on held-out seeds, beside what the expert did."""
     chunk, comparisons = policy.chunk, []
     with closing(envs.make(env_config)) as env, cpu_threads(1):
-        names = [f"action {i}" for i in range(policy.spec.action.size)]
+        names = [dimension_name(policy.spec.action, i) for i in range(policy.spec.action.size)]
         for seed in seeds:
             episode = attempt(env, DataConfig(noise=0.0, after_success=chunk.prediction_horizon), seed)
             if episode is None:  # the expert failed on this seed, so there is nothing to compare with
@@ -130,7 +131,7 @@ def film(
         if sum(label == outcome for label in chosen.values()) < config.videos:
             chosen[record.seed] = outcome
     if not chosen:
-        return [], "eval.videos=0 asked for none."
+        return [], "eval.videos=0 asked for none; eval.videos=3 films three episodes of each outcome."
     kept = Film(chosen, FRAME_EVERY)
     try:
         with cpu_threads(1):  # as in the evaluation, so that the episodes come out the same to the last bit
@@ -188,6 +189,7 @@ def conclude(run: Run, policy: LoadedPlanner) -> dict[str, Any]:
     data = ReportData(
         title=f"{records[0].task}: {policy.words}{metrics['conditions']}",
         task=source.task,
+        command=sweep.command_line(),
         records=records,
         expert_records=expert or None,
         goal_visible=getattr(run.env, "goal_visible", None),
@@ -206,6 +208,7 @@ def conclude(run: Run, policy: LoadedPlanner) -> dict[str, Any]:
     write_report(data, run.out / "report.html")
     write_whole(run.out / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     discard_unfinished(run.out)
+    sweep.note(metrics, run.out)
     return metrics
 
 

@@ -23,12 +23,13 @@ from flowhand.contracts.observers import (
     StepTaken,
     Stopped,
 )
+from flowhand.contracts.provenance import usable_cores
 from flowhand.contracts.strict import whole
 from flowhand.contracts.world import Observation, WorldError, check_action
 
 from .lanes import Begin, Command, Finished, LaneGroup, LaneOptions, MakeEnv, NoisyExpert, Reply, Seen, copied
 from .records import EpisodeRecord
-from .workers import WorkerError, WorkerGroup, available_cpus, wait_for_any
+from .workers import WorkerError, WorkerGroup, wait_for_any
 
 Group = LaneGroup | WorkerGroup
 
@@ -92,7 +93,7 @@ def rollout(
     groups: list[Group] = []
     acting = None if isinstance(agent, str | NoisyExpert) else agent
     with _stopping(publisher, groups):
-        _open(groups, make_env, lanes, options, workers, processes or available_cpus())
+        _open(groups, make_env, lanes, options, workers, processes or usable_cores())
         with tqdm(total=len(seeds), unit="episode", desc=groups[0].task, disable=not progress) as bar:
             for lane, finished in _episodes(groups, acting, seeds, publisher):
                 record = records[finished.record.seed] = finished.record

@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from flowhand.contracts.durable import write_whole
 from flowhand.contracts.observers import EpisodeEnds, Observer
 
 from .lanes import MakeEnv
-from .records import EpisodeRecord, RecordWriter, parse_records, write_whole
+from .records import EpisodeRecord, RecordWriter, parse_records
 from .rollout import Agent, rollout
 
 NAMES = ("episodes.unfinished.jsonl", "expert.unfinished.jsonl")

@@ -104,11 +104,6 @@ def wait_for_any(groups: Sequence[WorkerGroup]) -> list[WorkerGroup]:
     return [group for group in groups if group.connection in ready]
 
 
-def available_cpus() -> int:
-    """Count the processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _pickle(make_env: MakeEnv, lanes: tuple[int, ...], options: LaneOptions) -> bytes:
     advice = "pass functools.partial(envs.make, config), or a function of an importable module"
     try:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowhand.evaluation.records import write_whole
+from flowhand.contracts.durable import write_whole
 from flowhand.evaluation.statistics import Summary
 
 from ..evaluation.statistics import PairedComparison
@@ -25,6 +25,12 @@ class Compared:
 
 
 HEAD = ("policy", "tasks", "solved", "rate", "95 % Wilson", "difference", "gained", "lost", "p (McNemar)", "not worse")
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """The lines with their cells in columns, for a terminal."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def rows(policies: Sequence[Compared]) -> list[tuple[str, ...]]:

@@ -14,7 +14,8 @@ from xml.etree.ElementTree import Element
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from flowhand.evaluation.records import EpisodeRecord, write_whole
+from flowhand.contracts.durable import write_whole
+from flowhand.evaluation.records import EpisodeRecord
 from flowhand.evaluation.statistics import summarize, wilson
 
 from .page import _duration, _flat, page, paragraph, table
@@ -59,6 +60,7 @@ class ReportData:
     title: str
     task: str
     records: list[EpisodeRecord]
+    command: str = ""  # that wrote the page
     expert_records: list[EpisodeRecord] | None = None  # on the same seeds as `records`
     goal_visible: bool | None = None  # could the policy observe the goal; None: the question does not arise
     control_dt_s: float | None = None  # seconds per control step, to tell times as well as steps
@@ -112,10 +114,10 @@ def closing_line(metrics: dict[str, Any], out: Path) -> str:
 def render_report(data: ReportData) -> str:
     """Return the page as HTML."""
     sections = {
-        "Learning curve": _learning_curve(data.history),
+        "Videos": _clips(data),
         "Episodes": _episodes(data),
         "Sampled action chunks": _chunks(data.chunks),
-        "Videos": _clips(data),
+        "Learning curve": _learning_curve(data.history),
         "What was run": _provenance(data),
     }
     body = [_headline(data), *(h("section", h("h2", title), *content) for title, content in sections.items())]
@@ -126,6 +128,10 @@ def render_report(data: ReportData) -> str:
 def _headline(data: ReportData) -> Element:
     goal = {True: "Goal visible to the policy", False: "Goal hidden from the policy", None: ""}[data.goal_visible]
     parts = [h("p", data.task, class_="task"), h("h1", data.title)]
+    if data.command or data.records:
+        seeds = sorted(r.seed for r in data.records)
+        ran = [f"Start states of the seeds {seeds[0]} to {seeds[-1]}, {len(seeds)} episodes."] if seeds else []
+        parts.append(h("p", *([h("code", data.command), " "] if data.command else []), *ran, class_="command"))
     if goal:
         parts.append(h("p", goal, class_="chip"))
     if data.records:
@@ -163,7 +169,7 @@ def _rates(data: ReportData) -> Element:
     return h("div", *rows, paragraph(f"Dot: success rate in percent. Bar: 95 % Wilson interval.{seeds}", "caption"))
 
 
-# 2. Did it learn?
+# 5. Did it learn?
 def _learning_curve(history: list[dict]) -> Iterator[Element]:
     if not history:
         yield paragraph("No training history was recorded.")
@@ -284,7 +290,7 @@ def _chunks(chunks: list[ChunkComparison]) -> Iterator[Element]:
     if not chunks:
         yield paragraph("No chunks were sampled on held-out states.")
         return
-    text = "Actions over time in seconds, one panel per action dimension:"
+    text = "Actions over time, one panel per dimension of the action:"
     yield _keys(text, [("key policy", "sampled"), ("key expert", "expert")])
     values = [np.concatenate([c.sampled.reshape(-1, len(c.action_names)), c.expert]) for c in chunks]
     ranges = np.concatenate(values).T  # one range per dimension, so that states can be compared
@@ -292,7 +298,7 @@ def _chunks(chunks: list[ChunkComparison]) -> Iterator[Element]:
         seconds = np.arange(len(c.expert)) * c.control_dt_s
         panels = []
         for d, name in enumerate(c.action_names):
-            axes = Axes(name, seconds, ranges[d], width=240, height=140, ticks=3)
+            axes = Axes(name, seconds, ranges[d], "time (s)", width=240, height=156, ticks=3)
             axes.line(seconds, c.expert[:, d], "expert thick")
             for sample in c.sampled[:, :, d]:
                 axes.line(seconds, sample, "policy thin")
@@ -304,7 +310,7 @@ def _chunks(chunks: list[ChunkComparison]) -> Iterator[Element]:
         yield h("div", title, h("div", *panels, class_="panels"))
 
 
-# 5. What does it look like?
+# 2. What does it look like?
 def _clips(data: ReportData) -> Iterator[Element]:
     if data.clip_note or not data.clips:
         yield paragraph(data.clip_note or "No episode was filmed.")
