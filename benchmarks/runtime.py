@@ -184,11 +184,11 @@ def control(
         return Safety.for_spec(planner.spec, LIMITS, dt)
 
     with tempfile.TemporaryDirectory() as folder:
-        decider = InferenceThread(watched, asynchronous=asynchronous)
+        inference_thread = InferenceThread(watched, asynchronous=asynchronous)
         journal = open_journal(f"{folder}/journal", planner.spec, {})
         features = planner.spec.observation
-        runtime = Runtime(DetourRobot(fault), decider, safety(), features, dt, config, journal=journal)
-        with closing(decider), closing(runtime):
+        runtime = Runtime(DetourRobot(fault), inference_thread, safety(), features, dt, config, journal=journal)
+        with closing(inference_thread), closing(runtime):
             runtime.run(seconds, seed=0)
         recording = read(f"{folder}/journal")
     report = runtime.report.summary()

@@ -191,8 +191,8 @@ def one_line_errors(of_one_run: bool = True, verb: str = "train") -> Iterator[No
     except Exception as error:
         if not _broke_in_composing(error):
             raise
-        told = f"{type(error).__name__}: {one_line(error)}".strip(": ")
-        end(f"error: Hydra cannot compose a configuration from this command line ({told})")
+        cause = f"{type(error).__name__}: {one_line(error)}".strip(": ")
+        end(f"error: Hydra cannot compose a configuration from this command line ({cause})")
 
 
 def _broke_in_composing(error: Exception) -> bool:

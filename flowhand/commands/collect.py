@@ -194,7 +194,7 @@ class StoreWriter(Observer):
 
 
 class EpisodeRecorder:
-    """Makes demonstrations of the steps of episodes: what was asked for is the label, whatever was executed."""
+    """Makes demonstrations of the steps of episodes: the chosen action is the label, whatever was executed."""
 
     def __init__(self, task: str, control_dt_s: float | None):
         self._task, self._control_dt_s = task, control_dt_s
@@ -212,7 +212,7 @@ class EpisodeRecorder:
         observations = [step.observation or {} for step in steps]
         return Episode(
             observation={name: np.stack([each[name] for each in observations]) for name in observations[0]},
-            action=np.stack([step.asked for step in steps if step.asked is not None]),
+            action=np.stack([step.chosen for step in steps if step.chosen is not None]),
             reward=np.array([step.reward for step in steps], np.float32),
             success=np.array([step.success for step in steps], bool),
             task=self._task,

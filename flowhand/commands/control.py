@@ -65,7 +65,7 @@ def control(config: ControlRoot) -> tuple[str, str]:
         if config.monitor:
             planner, monitor = _watched(own, config, view.observers)
         _require_fit(spec, env)
-        decider = InferenceThread(
+        inference_thread = InferenceThread(
             planner, config.execution, config.noise_seed, config.asynchronous, observers=view.observers
         )
         config.safety = _resting(config.safety, env)
@@ -73,10 +73,10 @@ def control(config: ControlRoot) -> tuple[str, str]:
         journal = open_journal(path, spec, _about(config, dt))
         robot = SimulatedRobot(env, config.stop_at_success, view.picture_every)
         runtime = Runtime(
-            robot, decider, safety, spec.observation, dt, config.runtime, monitor, journal, view.observers
+            robot, inference_thread, safety, spec.observation, dt, config.runtime, monitor, journal, view.observers
         )
         view.stop = runtime.stop
-        with closing(decider), closing(runtime), on_signals(runtime.stop):
+        with closing(inference_thread), closing(runtime), on_signals(runtime.stop):
             ended, seed = "over", config.seed
             while ended == "over" and (left_s := config.seconds - runtime.report.steps * dt) > 0:
                 robot.reset(seed)

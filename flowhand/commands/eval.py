@@ -259,13 +259,13 @@ def conditions(
     config: EvaluationConfig, execution: ExecutionConfig, head: dict[str, Any], solved_before: int = 0
 ) -> str:
     """In words, what makes this evaluation harder, easier or other than the plain one; empty if nothing does."""
-    told = [f"head.{name}={value}" for name, value in head.items()]
-    told += [execution.mode] if execution.mode != "receding_horizon" else []
-    told += [f"delay {execution.delay} steps"] if execution.delay else []
-    told += ["measured latencies"] if execution.latencies_ms or execution.latencies_file else []
-    told += [config.perturb.describe()] if config.perturb.describe() else []
-    told += [f"{solved_before} of the episodes solved at the start"] if solved_before else []
-    return f" ({', '.join(told)})" if told else ""
+    parts = [f"head.{name}={value}" for name, value in head.items()]
+    parts += [execution.mode] if execution.mode != "receding_horizon" else []
+    parts += [f"delay {execution.delay} steps"] if execution.delay else []
+    parts += ["measured latencies"] if execution.latencies_ms or execution.latencies_file else []
+    parts += [config.perturb.describe()] if config.perturb.describe() else []
+    parts += [f"{solved_before} of the episodes solved at the start"] if solved_before else []
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def run(cfg: DictConfig) -> None:

@@ -55,9 +55,9 @@ def verify(path: str | Path, where: str | Path = "") -> Replayed:
     except (TypeError, OverflowError) as error:  # of another version, or no number
         raise ValueError(f"{path}: {error}") from error
     safety = safety_of(planner.spec, limits, box, about["control_dt_s"])
-    decider = InferenceThread(planner, execution, about["noise_seed"], about["asynchronous"], replaying=True)
-    with closing(decider), one_thread(planner):
-        return replay(recording, decider, safety)
+    inference_thread = InferenceThread(planner, execution, about["noise_seed"], about["asynchronous"], replaying=True)
+    with closing(inference_thread), one_thread(planner):
+        return replay(recording, inference_thread, safety)
 
 
 def run(cfg: DictConfig) -> None:

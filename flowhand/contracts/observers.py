@@ -40,7 +40,7 @@ class EpisodeBegins:
     seed: int  # of the episode
     task: str  # its short name; empty where it is not known
     observation: dict[str, np.ndarray] | None  # the first one, each (*shape); None: not read yet
-    picture: np.ndarray | None = None  # (H, W, 3) uint8, where somebody asked for one
+    picture: np.ndarray | None = None  # (H, W, 3) uint8, where somebody wants one
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +74,11 @@ class StepTaken:
     seed: int
     step: int  # its number in the episode, from 0
     observation: dict[str, np.ndarray] | None  # what was acted on, each (*shape); None: it was not there in time
-    asked: np.ndarray | None  # (A,) the action that was chosen; None: there was none
+    chosen: np.ndarray | None  # (A,) the action that was chosen; None: there was none
     sent: np.ndarray | None  # (A,) what was executed, after noise or safety; None: nothing
     reward: float = 0.0  # of a simulated world
     success: bool = False  # whether the task is solved after the step
-    picture: np.ndarray | None = None  # after the step, where somebody asked for one
+    picture: np.ndarray | None = None  # after the step, where somebody wants one
 
 
 @dataclass(frozen=True, eq=False)

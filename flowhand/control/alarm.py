@@ -1,8 +1,8 @@
 """The monitor at work: on a robot as the runtime's `Monitor`, and in evaluation as the agent of a rollout.
 
     monitor = Monitor(calibrated, policy, execution)
-    inference = InferenceThread(monitor.policy, execution)   # decides as the policy does, and is scored
-    runtime = Runtime(robot, inference, ..., monitor=monitor)  # which hears of alarms at every control step
+    inference_thread = InferenceThread(monitor.policy, execution)   # decides as the policy does, and is scored
+    runtime = Runtime(robot, inference_thread, ..., monitor=monitor)  # which hears of alarms at every control step
 
 Nothing here changes an action: what an alarm does is the runtime's `on_alarm`. Nor is torch needed, for an export.
 """

@@ -89,13 +89,13 @@ class InferenceThread:
         self.arrived = self.chunk_start = watched.arrived
         if self.chunk_start:  # decided when the last decision began, which is now if it was not beside the control
             self._chunk_s = self._begun_s if self._worker else now_s
-        if watched.asked:
+        if watched.requested:
             self._begun_s = now_s
         self.chunk_age_s = now_s - self._chunk_s
         return action
 
     def skip(self, steps: int) -> None:
-        """Lets so many control steps pass at which nothing was asked; what the chunks have for them is left out."""
+        """Lets so many control steps pass at which `step` was not called; what the chunks have for them is left out."""
         self._controller.skip(steps)
 
     def close(self) -> None:
@@ -118,38 +118,38 @@ class InferenceThread:
 
 
 class _Watched:
-    """A planner that notes whether it was asked within a step, and so has answered."""
+    """A planner that notes whether it was requested within a step, and so has answered."""
 
     def __init__(self, planner: Planner):
         self.spec, self.chunk, self.noise_shape = planner.spec, planner.chunk, planner.noise_shape
         self.continues = planner.continues
-        self.asked = self.arrived = False
+        self.requested = self.arrived = False
         self._plan = planner.plan
 
     def begin_step(self, expected: bool) -> None:
-        self.asked = self.arrived = False
+        self.requested = self.arrived = False
 
     def plan(
         self, observation: Mapping[str, np.ndarray], noise: np.ndarray, prefix: PrefixArrays | None = None
     ) -> np.ndarray:
-        self.asked = self.arrived = True
+        self.requested = self.arrived = True
         return self._plan(observation, noise, prefix)
 
 
 class _Worker(Executor):
-    """Runs decisions in one thread, and notes whether within a step one was asked for, or seen to be there."""
+    """Runs decisions in one thread, and notes whether one was requested within a step, or seen to be there."""
 
     def __init__(self, replaying: bool):
-        self.asked = self.arrived = False
+        self.requested = self.arrived = False
         self.expected = False  # in a replay: what `arrived` was when it was recorded
         self.replaying = replaying
         self._thread = ThreadPoolExecutor(1, "inference")
 
     def begin_step(self, expected: bool) -> None:
-        self.asked, self.arrived, self.expected = False, False, expected
+        self.requested, self.arrived, self.expected = False, False, expected
 
     def submit(self, work: Callable[..., Any], /, *arguments: Any) -> Future[Any]:  # pyright: ignore
-        self.asked = True
+        self.requested = True
         answer = _Answer(self)
         if self.replaying:
             answer.run(work, arguments)
@@ -171,7 +171,7 @@ class _Answer(Future[Any]):
             return
         try:
             self.set_result(work(*arguments))
-        except BaseException as error:  # as every Future does: it is raised where the result is asked for
+        except BaseException as error:  # as every Future does: it is raised where the result is awaited
             self.set_exception(error)
 
     def done(self) -> bool:

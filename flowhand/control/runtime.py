@@ -27,7 +27,7 @@ from .observers.threads import in_threads
 from .run_report import Report
 from .runtime_config import RuntimeConfig
 from .safety import REFUSALS, Safety, Verdict
-from .sensors import STAGES, Answer, Monitor, Policy, Robot, Senses
+from .sensors import STAGES, InferenceResult, Monitor, Policy, Robot, SensorThread
 from .timing import real_time, wait_until
 
 logger = Logger(__name__)
@@ -92,7 +92,7 @@ class Runtime:
         self.journal = journal
         self.report = Report(control_dt_s)
         self._period_ns = round(control_dt_s * 1e9)
-        self._senses = Senses(robot, policy, monitor, features)
+        self._sensors = SensorThread(robot, policy, monitor, features)
         self._writer = JournalWriter(journal, safety.size, REASONS) if journal else None
         self._publisher = Publisher([*([self._writer] if self._writer else []), *in_threads(observers)])
         self._stopped = ""  # from outside: why
@@ -139,7 +139,7 @@ class Runtime:
 
     def close(self) -> None:
         """Ends the threads and closes the journal."""
-        self._senses.close()
+        self._sensors.close()
         for function in (self.safety.workspace, self.safety.safe_action):
             if isinstance(function, TimeLimited):
                 function.close()
@@ -156,7 +156,7 @@ class Runtime:
         if self._writer:
             self._writer.begin(self._start)
         self._publisher.episode_begins(EpisodeBegins(0, seed, "", None))
-        self._senses.begin(seed)
+        self._sensors.begin(seed)
         self._ending = ""  # why this episode cannot go on
         self._alarms: list[str] = []  # that stand
         self._step = 0
@@ -188,7 +188,7 @@ class Runtime:
         """One control step: wait, get an answer or do without, send, note, and choose the next step."""
         due_ns = self._t0_ns + self._step * self._period_ns
         woke_ns = wait_until(due_ns, self.config.spin_s)
-        late: list[Answer] = []
+        late: list[InferenceResult] = []
         budget_ns = round(self.config.budget * self._period_ns)
         # Woken late by the system, what is left of the period is still given to the answer, but never more than that.
         deadline_ns = max(due_ns + budget_ns, woke_ns + self._period_ns - budget_ns)
@@ -203,18 +203,18 @@ class Runtime:
             self._publisher.step(self._event(answer, late, verdict, problem, due_ns, woke_ns))
         self._go_on()
 
-    def _ask(self, deadline_ns: int, late: list[Answer]) -> Answer | None:
+    def _ask(self, deadline_ns: int, late: list[InferenceResult]) -> InferenceResult | None:
         """What the policy wants at this step; None where it does not say so in time."""
         gap_s = (self._step - self._taken) * self.report.control_dt_s
-        request = Answer(self._step, restart=gap_s > self.config.patience_s)
-        answer = self._senses.ask(request, deadline_ns, late)
+        request = InferenceResult(self._step, restart=gap_s > self.config.patience_s)
+        answer = self._sensors.ask(request, deadline_ns, late)
         if request.taken:
             self._taken = self._step
         answers = late if answer is None else [*late, answer]
         self.report.decide_s.extend((each.decided_ns - each.observed_ns) / 1e9 for each in answers if each.asked)
         return answer
 
-    def _judge(self, answer: Answer | None, stopping: bool) -> Verdict:
+    def _judge(self, answer: InferenceResult | None, stopping: bool) -> Verdict:
         """The command for this step."""
         fault = self._fault(answer, stopping)
         if fault or answer is None or answer.action is None:
@@ -225,7 +225,7 @@ class Runtime:
         self._acted = self._acted if verdict.refused else self._step
         return verdict
 
-    def _fault(self, answer: Answer | None, stopping: bool) -> str:
+    def _fault(self, answer: InferenceResult | None, stopping: bool) -> str:
         """Why there is no command of the policy to follow; empty if there is one."""
         if stopping:
             return "stopped"
@@ -237,7 +237,7 @@ class Runtime:
         if self._unsent:
             return "write error"
         if answer is None:
-            return f"late {self._senses.stage}"
+            return f"late {self._sensors.stage}"
         if answer.failed:
             self._warn(f"{answer.failed} failed: {answer.error}")
             return f"{answer.failed} error"
@@ -287,7 +287,13 @@ class Runtime:
         self._warned = text
 
     def _event(
-        self, answer: Answer | None, late: list[Answer], verdict: Verdict, problem: str, due_ns: int, woke_ns: int
+        self,
+        answer: InferenceResult | None,
+        late: list[InferenceResult],
+        verdict: Verdict,
+        problem: str,
+        due_ns: int,
+        woke_ns: int,
     ) -> ControlStep:
         """The control step for those who watch."""
         taken = verdict.action is not None and not self._unsent

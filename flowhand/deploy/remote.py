@@ -74,16 +74,16 @@ class RemotePlanner:
 
     @property
     def provenance(self) -> Provenance:
-        """Not told by a server."""
+        """A server does not say it."""
         self._refuse()
 
     @property
     def observation_spread(self) -> Mapping[str, list[float]]:
-        """Not told by a server."""
+        """A server does not say it."""
         self._refuse()
 
     def settled(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Not told by a server."""
+        """A server does not say it."""
         self._refuse()
 
     def plan(

@@ -35,7 +35,7 @@ Command = Begin | np.ndarray  # or the action to take in the present episode
 class NoisyExpert:
     """The environment's scripted expert, pushed off its path by noise on what is executed.
 
-    It acts between the bounds of the action, and what it asked for without the noise is known beside what was executed.
+    It acts between the bounds of the action, and its choice without the noise is known too.
     """
 
     noise: float = 0.0  # standard deviation, in the action's units; choices get none
@@ -89,7 +89,7 @@ class Lane:
         """Begin an episode or take a step in it; return what there is to see, or how the episode ended.
 
         Raises:
-            ValueError: the expert is asked for and the environment has none.
+            ValueError: the expert is to act and the environment has none.
         """
         try:
             if isinstance(command, np.ndarray):
@@ -121,13 +121,13 @@ class Lane:
             begins = EpisodeBegins(self.number, self._seed, self.env.task, copied(seen.observation), seen.picture)
             events.append(begins)
         while True:
-            asked, sent = act(expert(self._info["expert_observation"]))
+            chosen, sent = act(expert(self._info["expert_observation"]))
             # A copy, because an environment may write into the same arrays at every step.
             acted_on, step = copied(seen.observation) if self.options.watched else None, self._steps
             reply = self._step(sent)
             seen = reply.seen if isinstance(reply, Finished) else reply
             if self.options.watched:
-                what = acted_on, asked, sent, seen.reward, seen.success, seen.picture
+                what = acted_on, chosen, sent, seen.reward, seen.success, seen.picture
                 events.append(StepTaken(self.number, self._seed, step, *what))
             if isinstance(reply, Finished):
                 return Finished(reply.record, reply.seen, events)

@@ -38,14 +38,14 @@ def rows(policies: Sequence[Compared]) -> list[tuple[str, ...]]:
     found = []
     for each in policies:
         s, c = each.summary, each.against_first
-        told = [each.name, str(len(each.tasks)), f"{s.successes}/{s.n}", f"{s.rate:.1%}"]
-        told.append(f"{s.wilson_low:.1%} to {s.wilson_high:.1%}")
+        cells = [each.name, str(len(each.tasks)), f"{s.successes}/{s.n}", f"{s.rate:.1%}"]
+        cells.append(f"{s.wilson_low:.1%} to {s.wilson_high:.1%}")
         if c is None:
-            told += [""] * 5
+            cells += [""] * 5
         else:
-            told += [f"{c.difference:+.1%}", str(c.a_only), str(c.b_only), f"{c.mcnemar_p:.3g}"]
-            told.append(f"{'yes' if c.non_inferior else 'not shown'} (margin {c.margin:.1%})")
-        found.append(tuple(told))
+            cells += [f"{c.difference:+.1%}", str(c.a_only), str(c.b_only), f"{c.mcnemar_p:.3g}"]
+            cells.append(f"{'yes' if c.non_inferior else 'not shown'} (margin {c.margin:.1%})")
+        found.append(tuple(cells))
     return found
 
 

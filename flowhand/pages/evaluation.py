@@ -136,8 +136,8 @@ def _headline(data: ReportData) -> Element:
         parts.append(h("p", goal, class_="chip"))
     if data.records:
         r = summarize(data.records)
-        told = h("span", f"{r.successes} of {r.n} episodes succeeded")
-        big = h("p", h("b", f"{100 * r.rate:.3g} %"), told, class_="big")
+        caption = h("span", f"{r.successes} of {r.n} episodes succeeded")
+        big = h("p", h("b", f"{100 * r.rate:.3g} %"), caption, class_="big")
         parts.append(h("div", big, _rates(data), class_="headline"))
         if not data.expert_records:
             parts.append(paragraph("No expert was run on these seeds, so nothing says how hard they are."))
@@ -213,21 +213,21 @@ def _episodes(data: ReportData) -> Iterator[Element]:
     experts = {r.seed: r for r in data.expert_records or []}
     cells = []
     for r in records:
-        tip, line = f"seed {r.seed}: {_told(r)}", []
+        tip, line = f"seed {r.seed}: {_outcome_text(r)}", []
         if r.seed in experts:
-            tip += f"\nexpert: {_told(experts[r.seed])}"
+            tip += f"\nexpert: {_outcome_text(experts[r.seed])}"
             line = [h("i", class_="under " + ("yes" if experts[r.seed].success else "no"))]
         cells.append(h("li", h("i", class_=f"cell {_outcome(r)}"), *line, title=tip))
     yield h("ol", *cells, class_="strip")
     yield _legend(records, bool(experts))
-    plot, told = _times_to_success(records, list(experts.values()), data.control_dt_s)
+    plot, summary = _times_to_success(records, list(experts.values()), data.control_dt_s)
     if experts:
         pairs = [(r.success, experts[r.seed].success) for r in records]
         a, b, c, d = (pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False)))
-        told.append(
+        summary.append(
             paragraph(f"Both succeeded on {a} seeds, only the policy on {b}, only the expert on {c}, neither on {d}.")
         )
-    yield h("div", *plot, h("div", *told, class_="beside"), class_="plots")
+    yield h("div", *plot, h("div", *summary, class_="beside"), class_="plots")
     yield h("details", h("summary", f"Every episode as a table ({len(records)})"), _episode_table(records, experts))
 
 
@@ -235,7 +235,7 @@ def _outcome(r: EpisodeRecord) -> str:
     return "success" if r.final_success else "lost" if r.success else "failure"
 
 
-def _told(r: EpisodeRecord) -> str:
+def _outcome_text(r: EpisodeRecord) -> str:
     if not r.success:
         return f"{r.failure}, {r.steps} steps"
     return f"success after {r.first_success_step} of {r.steps} steps" + ("" if r.final_success else ", lost by the end")
@@ -269,19 +269,19 @@ def _times_to_success(
     axes.stairs(edges, counts, "fill")
     low, middle, high = np.percentile(policy, [25, 50, 75])
     seconds = f" ({middle * dt:.2f} s)" if dt else ""
-    told = [paragraph(f"Steps to success: median {middle:g}{seconds}, middle half {low:g} to {high:g}.")]
+    summary = [paragraph(f"Steps to success: median {middle:g}{seconds}, middle half {low:g} to {high:g}.")]
     if expert:
         axes.stairs(edges, expert_counts, "expert")
-        told.append(paragraph(f"The expert's median is {np.median(expert):g} steps (outline)."))
-    return [axes.svg], told
+        summary.append(paragraph(f"The expert's median is {np.median(expert):g} steps (outline)."))
+    return [axes.svg], summary
 
 
 def _episode_table(records: list[EpisodeRecord], experts: dict[int, EpisodeRecord]) -> Element:
     head = ["seed", "outcome", "steps", "return", "wall time [s]", *(["expert"] if experts else [])]
     rows = []
     for r in records:
-        expert = [_told(experts[r.seed])] if experts else []
-        rows.append([str(r.seed), _told(r), str(r.steps), f"{r.return_:.4g}", f"{r.wall_s:.3g}", *expert])
+        expert = [_outcome_text(experts[r.seed])] if experts else []
+        rows.append([str(r.seed), _outcome_text(r), str(r.steps), f"{r.return_:.4g}", f"{r.wall_s:.3g}", *expert])
     return table(head, rows)
 
 
@@ -305,8 +305,8 @@ def _chunks(chunks: list[ChunkComparison]) -> Iterator[Element]:
             panels.append(axes.svg)
         distance = np.sqrt(np.mean((c.sampled - c.expert) ** 2))
         spread = np.sqrt(np.mean(c.sampled.var(axis=0)))
-        told = h("small", f"RMS to expert {distance:.3g}, spread {spread:.3g}")
-        title = h("h3", f"Seed {c.seed}, step {c.step}", told)
+        distances = h("small", f"RMS to expert {distance:.3g}, spread {spread:.3g}")
+        title = h("h3", f"Seed {c.seed}, step {c.step}", distances)
         yield h("div", title, h("div", *panels, class_="panels"))
 
 
@@ -314,13 +314,13 @@ def _chunks(chunks: list[ChunkComparison]) -> Iterator[Element]:
 def _clips(data: ReportData) -> Iterator[Element]:
     if data.clip_note or not data.clips:
         yield paragraph(data.clip_note or "No episode was filmed.")
-    told = {r.seed: r for r in data.records}
+    records = {r.seed: r for r in data.records}
     figures = []
     for clip in data.clips:
         source = "data:video/mp4;base64," + base64.b64encode(clip.mp4).decode("ascii")
         video = h("video", src=source, controls="", muted="", loop="", playsinline="", preload="auto")
-        kind = [h("i", class_=f"cell {_outcome(told[clip.seed])}")] if clip.seed in told else []
-        detail = h("small", f"seed {clip.seed}" + (f", {told[clip.seed].steps} steps" if kind else ""))
+        kind = [h("i", class_=f"cell {_outcome(records[clip.seed])}")] if clip.seed in records else []
+        detail = h("small", f"seed {clip.seed}" + (f", {records[clip.seed].steps} steps" if kind else ""))
         figures.append(h("figure", video, h("figcaption", *kind, h("span", clip.label, detail))))
     yield h("div", *figures, class_="clips")
 

@@ -47,8 +47,8 @@ class HeadConfig:
                 continue
             choices = f"what can be changed: {', '.join(self.sampling) or 'nothing'}"
             if name in asdict(self):
-                told = f"head.{name} belongs to the training of head={self.kind} and cannot be changed after it"
-                raise ValueError(f"{told}; {choices}")
+                problem = f"head.{name} belongs to the training of head={self.kind} and cannot be changed after it"
+                raise ValueError(f"{problem}; {choices}")
             near = difflib.get_close_matches(name, self.sampling, n=1)
             hint = f"did you mean {near[0]!r}?" if near else choices
             raise ValueError(f"head={self.kind} has no field {name!r}; {hint}")

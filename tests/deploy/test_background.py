@@ -182,19 +182,19 @@ def test_inference_beside_the_control_survives_what_a_planner_raises(error):
                 raise error
             return np.zeros((1, 4, 2), np.float32)
 
-    decider = InferenceThread(Planner())
-    decider.reset(seed=0)
+    inference_thread = InferenceThread(Planner())
+    inference_thread.reset(seed=0)
     raised, deadline = None, time.monotonic() + 20
     while time.monotonic() < deadline:
         try:
-            if decider.step({"count": np.zeros(1, np.float32)}) is not None:
+            if inference_thread.step({"count": np.zeros(1, np.float32)}) is not None:
                 break
         except BaseException as found:
             raised = found
         time.sleep(0.001)
     else:
         pytest.fail("no decision any more")
-    decider.close()
+    inference_thread.close()
     assert raised is error
 
 

@@ -21,7 +21,7 @@ from flowhand.control.replay import open_journal, replay
 from flowhand.control.runtime import REASONS, Runtime
 from flowhand.control.runtime_config import RuntimeConfig
 from flowhand.control.safety import Safety
-from flowhand.control.sensors import SEED_STEP, Senses
+from flowhand.control.sensors import SEED_STEP, SensorThread
 from flowhand.control.timing import on_signals, real_time, wait_until
 
 SPEC = Spec({"count": Feature((1,), "float32", "")}, Feature((2,), "float32", "", (-100.0,) * 2, (100.0,) * 2), 0.01)
@@ -113,12 +113,12 @@ class Monitor:
 @pytest.fixture
 def patient(monkeypatch):
     """Waits for every answer however busy this machine is: for tests of what happens, not of when."""
-    ask = Senses.ask
+    ask = SensorThread.ask
 
     def waiting(self, request, deadline_ns, late):
         return ask(self, request, time.monotonic_ns() + 10**10, late)
 
-    monkeypatch.setattr(Senses, "ask", waiting)
+    monkeypatch.setattr(SensorThread, "ask", waiting)
 
 
 def make(robot, policy, tmp_path=None, monitor=None, safety=None, dt=0.002, **options) -> Runtime:

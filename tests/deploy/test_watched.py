@@ -310,16 +310,16 @@ def test_what_the_page_shows(exported, tmp_path, monkeypatch):
     (tmp_path / "outputs" / "demo" / "onnx-fp32").symlink_to(exported[0])
     namespace = {"Monitor": Monitor, "InferenceThread": InferenceThread, "execution": ExecutionConfig()}
     exec(compile(code, "deploy.md", "exec", dont_inherit=True), namespace)
-    decider, monitor = namespace["decider"], namespace["monitor"]
-    assert isinstance(decider, InferenceThread)
+    inference_thread, monitor = namespace["inference_thread"], namespace["monitor"]
+    assert isinstance(inference_thread, InferenceThread)
     assert isinstance(monitor, Monitor)
     monitor.reset(0)
-    decider.reset(seed=0)
+    inference_thread.reset(seed=0)
     until = time.monotonic() + 20
     while not monitor.policy.scores_ND and time.monotonic() < until:
-        decider.step({"state": np.zeros(4, np.float32), "goal": np.ones(2, np.float32)})
+        inference_thread.step({"state": np.zeros(4, np.float32), "goal": np.ones(2, np.float32)})
         time.sleep(0.01)
-    decider.close()
+    inference_thread.close()
     assert np.shape(monitor.policy.scores_ND)[1:] == (3,)
 
 

@@ -71,15 +71,15 @@ def test_the_steps_say_what_the_world_did(agent):
     assert [type(event).__name__ for event in log.order].count("Stopped") == 1
 
 
-def test_an_expert_that_is_pushed_asks_for_one_thing_and_does_another():
+def test_an_expert_that_is_pushed_chooses_one_thing_and_does_another():
     log = Log()
     rollout(Walk, NoisyExpert(0.3), [5], observers=[log])
     steps = [event for event in log.events[5] if isinstance(event, StepTaken)]
-    asked, sent = (np.array([getattr(step, name)[0] for step in steps]) for name in ("asked", "sent"))
+    chosen, sent = (np.array([getattr(step, name)[0] for step in steps]) for name in ("chosen", "sent"))
     x = np.array([step.observation["state"][0] for step in steps])
-    np.testing.assert_allclose(asked, -0.1 * x, rtol=1e-5)
+    np.testing.assert_allclose(chosen, -0.1 * x, rtol=1e-5)
     np.testing.assert_allclose(np.diff(x), sent[:-1], atol=1e-5)
-    assert np.abs(asked - sent).max() > 0.05
+    assert np.abs(chosen - sent).max() > 0.05
 
 
 class Failing(Observer):

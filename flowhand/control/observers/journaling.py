@@ -13,7 +13,7 @@ from flowhand.contracts.observers import EpisodeBegins, StepTaken, Stopped
 from ..background import Background, Logger, in_words
 from ..journal import Journal
 from ..safety import Verdict
-from ..sensors import Answer
+from ..sensors import InferenceResult
 from .threads import ThreadedObserver
 
 logger = Logger(__name__)
@@ -27,8 +27,8 @@ ENDS = "the journal ends before control step %d, control goes on: %s"
 class ControlStep(StepTaken):
     """A control step in real time, with all that its journal keeps."""
 
-    answer: Answer | None = None  # what was read and decided; None: nothing was there in time
-    late: Sequence[Answer] = ()  # to earlier steps, which came too late to be sent
+    answer: InferenceResult | None = None  # what was read and decided; None: nothing was there in time
+    late: Sequence[InferenceResult] = ()  # to earlier steps, which came too late to be sent
     verdict: Verdict | None = None  # of safety
     taken: bool = True  # the robot took the command
     problem: str = ""  # what it raised, in words
@@ -80,9 +80,9 @@ class JournalWriter(ThreadedObserver):
         if isinstance(event, ControlStep):
             for answer in event.late:
                 self._hand(answer, None)
-            self._hand(event.answer or Answer(event.step), event)
+            self._hand(event.answer or InferenceResult(event.step), event)
 
-    def _hand(self, answer: Answer, event: ControlStep | None) -> None:
+    def _hand(self, answer: InferenceResult, event: ControlStep | None) -> None:
         if not self._full and not self._background.do(self._write, answer, event, self._episode, self._start):
             self._full = True
             step = event.step if event else answer.step
@@ -98,7 +98,9 @@ class JournalWriter(ThreadedObserver):
         self._background.do(self._close)
         self._background.close()
 
-    def _write(self, answer: Answer, event: ControlStep | None, episode: int, start: np.ndarray | None) -> None:
+    def _write(
+        self, answer: InferenceResult, event: ControlStep | None, episode: int, start: np.ndarray | None
+    ) -> None:
         """In the writer's thread: a record. After one that is lost there are no more, or a replay would differ."""
         if not self._failed:
             try:
@@ -111,7 +113,7 @@ class JournalWriter(ThreadedObserver):
         self._failed += 1
 
     def _values(
-        self, answer: Answer, event: ControlStep | None, episode: int, start: np.ndarray | None
+        self, answer: InferenceResult, event: ControlStep | None, episode: int, start: np.ndarray | None
     ) -> Mapping[str, Any]:
         """The fields of a record: of a control step or, without one, of a late answer."""
         action = answer.action
@@ -132,6 +134,6 @@ class JournalWriter(ThreadedObserver):
             logger.error("the end of the journal may be missing: %s", in_words(error))
 
 
-def words(answer: Answer, event: ControlStep | None) -> str:
+def words(answer: InferenceResult, event: ControlStep | None) -> str:
     """What a record says in words."""
     return "; ".join(filter(None, [answer.error, event.problem if event else "", *answer.alarms]))
