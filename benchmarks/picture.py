@@ -20,8 +20,8 @@ from PIL import Image
 import envs
 import policies
 from flowhand.control.controller import Controller
-from flowhand.evaluation.records import EpisodeRecord
 from flowhand.evaluation.rollout import rollout
+from flowhand.pages.video import Film
 
 PICTURE = Path("docs/demo.gif")
 FIRST_SEED = 1_000_000  # of the evaluation
@@ -35,15 +35,11 @@ def film(checkpoint: str, episodes: int, camera: str, size: int, every: int) -> 
     """Images (H, episodes * W, 3) of the first held-out episodes, and the seconds from one image to the next."""
     policy = policies.load(checkpoint)
     config: Any = replace(envs.env_of(policy.provenance), camera=camera, image_size=size * OVERSAMPLING)
-    clips: dict[int, list[np.ndarray]] = {}
-
-    def keep(record: EpisodeRecord, frames: list[np.ndarray]) -> None:
-        clips[record.seed] = frames
-        print(f"seed {record.seed}: {'solved' if record.success else 'not solved'} after {record.steps} steps")
-
     seeds = range(FIRST_SEED, FIRST_SEED + episodes)
-    agent = Controller(policy, inference_batch=16)
-    rollout(partial(envs.make, config), agent, seeds, frame_seeds=set(seeds), frame_every=every, on_frames=keep)
+    kept = Film(seeds, every)
+    for record in rollout(partial(envs.make, config), Controller(policy, inference_batch=16), seeds, observers=[kept]):
+        print(f"seed {record.seed}: {'solved' if record.success else 'not solved'} after {record.steps} steps")
+    clips = kept.frames
     longest = max(map(len, clips.values()))
     rows = [clips[seed] + [clips[seed][-1]] * (longest - len(clips[seed])) for seed in seeds]
     frames = [averaged(np.concatenate(images, 1)) for images in zip(*rows, strict=True)]

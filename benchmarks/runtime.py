@@ -36,7 +36,7 @@ from conf.cli import compose
 from envs.mujoco import load_mujoco
 from flowhand.commands.export import export
 from flowhand.contracts.planner import NOTHING, Planner, PrefixArrays
-from flowhand.control.inference_thread import Decider
+from flowhand.control.inference_thread import InferenceThread
 from flowhand.control.journal import read
 from flowhand.control.limits.config import SafetyConfig
 from flowhand.control.replay import open_journal, replay
@@ -184,16 +184,16 @@ def control(
         return Safety.for_spec(planner.spec, LIMITS, dt)
 
     with tempfile.TemporaryDirectory() as folder:
-        decider = Decider(watched, asynchronous=asynchronous)
+        inference_thread = InferenceThread(watched, asynchronous=asynchronous)
         journal = open_journal(f"{folder}/journal", planner.spec, {})
         features = planner.spec.observation
-        runtime = Runtime(DetourRobot(fault), decider, safety(), features, dt, config, journal=journal)
-        with closing(decider), closing(runtime):
+        runtime = Runtime(DetourRobot(fault), inference_thread, safety(), features, dt, config, journal=journal)
+        with closing(inference_thread), closing(runtime):
             runtime.run(seconds, seed=0)
         recording = read(f"{folder}/journal")
     report = runtime.report.summary()
     if "NaN" not in fault.what:  # those actions the planner itself would not give
-        again = Decider(planner, asynchronous=asynchronous, replaying=True)
+        again = InferenceThread(planner, asynchronous=asynchronous, replaying=True)
         report["replayed"] = replay(recording, again, safety()).line()
     return report, recording.records
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -34,10 +34,9 @@ from benchmarks import cells
 from benchmarks.result import write
 from policies import EMA
 from policies.conditioning import Conditioning
-from policies.generation.paths import Coefficients, along_angle, preconditioned_target, squared_cosine
+from policies.generation.paths import preconditioned_target
 from policies.heads import HEADS
 from policies.heads.base import Head
-from policies.heads.edm import exploding
 from policies.nets import NETS
 from policies.nets.base import Modulation, Net
 from policies.nets.mlp import MLPConfig
@@ -119,17 +118,6 @@ class ExactNet(Net):
         super().__init__()
         self.head, self.spread = head, spread
 
-    def points(self, t: Tensor) -> Coefficients:
-        """The coefficients of the head's path at what it tells a net as the time."""
-        config: Any = self.head.config
-        if config.kind == "edm":
-            return exploding((4 * t).exp())
-        if config.kind == "flow":
-            path: Callable[[Tensor], Coefficients] = self.head.path  # pyright: ignore[reportAssignmentType]
-            return path(t)
-        c = squared_cosine(t, config.train_steps)
-        return along_angle(c.alpha, c.sigma)
-
     def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
         """The times."""
         return Modulation(t[..., None].double())
@@ -137,8 +125,8 @@ class ExactNet(Net):
     def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
         """What the head asks for, of the two ways."""
         config: Any = self.head.config
-        c, x = self.points(modulation.timed[..., None]), x_BTA.double()
-        if preconditioned := config.kind == "edm" or config.prediction == "preconditioned":
+        c, x = self.head.coefficients(modulation.timed[..., None]), x_BTA.double()
+        if self.head.preconditioned:
             x = x * (c.alpha**2 * config.sigma_data**2 + c.sigma**2).sqrt()
         total = c.alpha**2 * self.spread**2 + c.sigma**2
         # Odds of the first way: the distances differ by 4 alpha x in every number, since the ways are +1 and -1.
@@ -146,7 +134,7 @@ class ExactNet(Net):
         way = torch.tanh(odds / 2)
         away = (x - c.alpha * way) / total
         data = way + c.alpha * self.spread**2 * away
-        if not preconditioned:
+        if not self.head.preconditioned:
             return data.to(x_BTA.dtype)
         return preconditioned_target(data, (x - c.alpha * data) / c.sigma, c, config.sigma_data).to(x_BTA.dtype)
 

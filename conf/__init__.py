@@ -1,1 +1,1 @@
-"""Configuration: the typed roots, the yaml choices, and how errors are told on the command line."""
+"""Configuration: the typed roots, the yaml choices, and how errors are shown on the command line."""

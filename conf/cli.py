@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from flowhand.contracts.modules import import_modules
 from flowhand.contracts.strict import nearest
 
-from . import groups, help
+from . import groups, help, sweep
 
 ROOM, PLACE = "make room, or choose another place with out= or demos.cache_dir=", "choose a folder that can be written"
 OUTSIDE = {  # what the system says that is no defect of the program, and what to do
@@ -68,8 +68,10 @@ def program(verb: str, body: Callable[[DictConfig], int | None]) -> None:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits itself, and hides where other errors come from
     failed.clear()
+    sweep.results.clear()
     with one_line_errors(of_one_run=False, verb=verb):
         main()
+    print(*sweep.table(), sep="\n", end="\n" if len(sweep.results) > 1 else "")  # noqa: T201
     if failed:
         sys.exit(f"error: {len(failed)} runs of the sweep failed; their lines are above")
 
@@ -189,8 +191,8 @@ def one_line_errors(of_one_run: bool = True, verb: str = "train") -> Iterator[No
     except Exception as error:
         if not _broke_in_composing(error):
             raise
-        told = f"{type(error).__name__}: {one_line(error)}".strip(": ")
-        end(f"error: Hydra cannot compose a configuration from this command line ({told})")
+        cause = f"{type(error).__name__}: {one_line(error)}".strip(": ")
+        end(f"error: Hydra cannot compose a configuration from this command line ({cause})")
 
 
 def _broke_in_composing(error: Exception) -> bool:

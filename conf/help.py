@@ -49,7 +49,7 @@ def keys(verb: str) -> list[str]:
 
 def settings(root: type, chosen: Mapping[str, str | None], prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """(full name, default, meaning) of every setting below a class, of components by their default choice."""
-    told, hints = comments(root), get_type_hints(root)
+    meanings, hints = comments(root), get_type_hints(root)
     for field in fields(root):
         key, kind = f"{prefix}{field.name}", hints[field.name]
         if not prefix and chosen.get(field.name):
@@ -61,7 +61,7 @@ def settings(root: type, chosen: Mapping[str, str | None], prefix: str = "") -> 
         if nested is not None and field.name not in chosen:
             yield from settings(nested, chosen, f"{key}.")  # pyright: ignore[reportArgumentType]
         elif field.name not in chosen:
-            yield key, default_of(field), told.get(field.name, "")
+            yield key, default_of(field), meanings.get(field.name, "")
 
 
 def default_of(field: Field[Any]) -> str:

@@ -96,13 +96,13 @@ def with_names_of_now(saved: object) -> dict[str, Any]:
 
 def completed(saved: object, config: DictConfig) -> dict[str, Any]:
     """A stored configuration with the fields that came later, as `strict.build` completes a checkpoint's."""
-    told, kind = dict(saved) if isinstance(saved, Mapping) else {}, OmegaConf.get_type(config)
+    filled, kind = dict(saved) if isinstance(saved, Mapping) else {}, OmegaConf.get_type(config)
     for f in fields(kind) if is_dataclass(kind) else ():
-        if f.name not in told and "before" in f.metadata:
-            told[f.name] = f.metadata["before"]
-        elif f.name in told and isinstance(config[f.name], DictConfig):
-            told[f.name] = completed(told[f.name], config[f.name])
-    return told
+        if f.name not in filled and "before" in f.metadata:
+            filled[f.name] = f.metadata["before"]
+        elif f.name in filled and isinstance(config[f.name], DictConfig):
+            filled[f.name] = completed(filled[f.name], config[f.name])
+    return filled
 
 
 def as_it_began(saved: object, config: DictConfig) -> list[str]:

@@ -80,8 +80,8 @@ def env_of(source: Provenance) -> EnvConfig:
     except ValueError as error:
         if not set(source.modules) - set(imported_modules()):
             raise
-        told = f"the checkpoint was trained with modules=[{','.join(source.modules)}], and never imports by itself"
-        raise ValueError(f"{told}: give modules=[...] if you trust them ({error})") from error
+        problem = f"the checkpoint was trained with modules=[{','.join(source.modules)}], and never imports by itself"
+        raise ValueError(f"{problem}: give modules=[...] if you trust them ({error})") from error
 
 
 __all__ = [

@@ -162,10 +162,12 @@ def _make(config: GymnasiumConfig) -> gymnasium.Env:
     if limit is None:
         raise ValueError(f"{config.id} has no step limit of its own: set max_steps")
     choose_gl_backend()  # before the environment's own package imports mujoco
-    # Gymnasium fixes the render mode at construction, and refuses or warns where the environment does not know it.
-    mode = {"render_mode": "rgb_array"} if "rgb_array" in _render_modes(spec) else {}
     try:
+        # Gymnasium fixes the render mode at construction, and refuses or warns where the environment does not know it.
+        mode = {"render_mode": "rgb_array"} if "rgb_array" in _render_modes(spec) else {}
         return gymnasium.make(spec, max_episode_steps=limit, disable_env_checker=True, **mode, **config.kwargs)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ValueError(f"{config.id} needs what is not installed here: {error}") from error
     except TypeError as error:
         raise ValueError(f"{config.id} cannot be made with env.kwargs={config.kwargs}: {error}") from error
 

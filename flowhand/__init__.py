@@ -1,6 +1,6 @@
 """Small, fast policies that generate motion: what a user of a trained one needs, looked up when it is used.
 
-    policy = flowhand.load("outputs/demo")      # a checkpoint, a run's folder, or an exported policy
+    policy = flowhand.load("outputs/demo")      # a checkpoint, a run's folder, an exported policy, or ws://host:port
     controller = flowhand.Controller(policy)
     controller.reset(seed=0)
     action = controller.step(observation)
@@ -36,7 +36,8 @@ def load(where: Path | str, *, device: str = "cpu", trust: bool = False, threads
     """The policy that lies there, ready to plan.
 
     Args:
-        where: a checkpoint, the folder of a training run, or an exported policy.
+        where: a checkpoint, the folder of a training run, an exported policy, or the address of a server (ws://, wss://),
+            whose key, if it wants one, stands in the environment variable FLOWHAND_API_KEY.
         device: of a checkpoint: auto (cuda if there is one) | cpu | cuda | cuda:N.
         trust: run an export that is a program; ONNX files are looked through first and need no trust.
         threads: CPU threads of a decision, for ONNX; the others take torch's.
@@ -44,7 +45,14 @@ def load(where: Path | str, *, device: str = "cpu", trust: bool = False, threads
     Raises:
         ValueError: what is wrong with it, or a format that needs trust.
         FileNotFoundError: there is nothing of the kind.
+        ConnectionError, TimeoutError: the server cannot be reached.
     """
+    if str(where).startswith(("ws://", "wss://")):
+        import os
+
+        from .deploy import remote
+
+        return remote.load(str(where), os.environ.get("FLOWHAND_API_KEY"))
     from flowhand.contracts.export import artifact
 
     if not artifact.is_export(where):

@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import policies
-from conf import cli, resume
+from conf import cli, resume, sweep
 from flowhand.commands import train
 from flowhand.contracts.durable import claimed
 from policies.heads import HEADS
@@ -83,6 +83,26 @@ def test_a_sweep_goes_on_after_a_run_that_cannot_be_and_fails_at_its_end(tmp_pat
     assert told == "error: 1 runs of the sweep failed; their lines are above"
     assert len(done) == 2
     assert f"is writing to {tmp_path}/b" in capsys.readouterr().err
+
+
+def test_a_sweep_ends_with_a_table_of_what_its_runs_came_to(tmp_path, capsys, monkeypatch):
+    def trained(config, overrides, state):
+        solved = 7 + config.seed
+        interval = {"wilson_low": 0.25, "wilson_high": 0.875, "expert_rate": 1.0 if config.seed else None}
+        sweep.note({"successes": solved, "n": 10, "rate": solved / 10, **interval}, Path(config.out))
+        return 0
+
+    monkeypatch.setattr(train, "train", trained)
+    words = (f"out={tmp_path}/${{seed}}", f"hydra.sweep.dir={tmp_path}/sweep", "head=flow")
+    assert call("-m", *words, "seed=0,1") == ""
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.split() for line in lines] == [
+        ["seed", "success", "rate", "95", "%", "interval", "expert", "folder"],
+        ["0", "7/10", "70.0%", "25.0%", "to", "87.5%", f"{tmp_path}/0"],
+        ["1", "8/10", "80.0%", "25.0%", "to", "87.5%", "100.0%", f"{tmp_path}/1"],
+    ]
+    assert call(*words, "seed=0") == ""
+    assert "folder" not in capsys.readouterr().out  # a single run has its closing line
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ class ControlRoot:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     device: str = "cpu"  # auto (cuda if there is one) | cpu | cuda | cuda:N
     journal: str = ""  # file to write; empty: outputs/deploy/<date and time>.journal
+    view: bool = False  # show it live in a browser tab, on this machine only; its address is printed on stderr
+    view_port: int = 0  # port of the live view; 0: a free one
 
     def __post_init__(self) -> None:
         if not self.seconds > 0 or not 0 <= self.rate_hz < float("inf"):

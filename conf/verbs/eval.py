@@ -82,6 +82,8 @@ class EvalRoot:
     threads: int = 0  # CPU threads of torch; 0: as many as this process may use
     compile: str = "no"  # no | fp32 | bf16: compile the checkpoint first (Policy.compile)
     out: str = ""  # folder for records, metrics and report; empty: beside the checkpoint
+    view: bool = False  # show it live in a browser tab, on this machine only; its address is printed on stderr
+    view_port: int = 0  # port of the live view; 0: a free one
 
 
 ROOT = EvalRoot

@@ -7,16 +7,9 @@ same episodes, however often the collection was interrupted or extended and howe
 
 from __future__ import annotations
 
-import math
-import multiprocessing
-import os
 import re
-import signal
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -27,14 +20,15 @@ import numpy as np
 from tqdm import tqdm
 
 from envs import Env, EnvConfig, make
-from flowhand.contracts import world
 from flowhand.contracts.data.episode import Episode
-from flowhand.contracts.modules import import_modules, imported_modules
+from flowhand.contracts.observers import Enough, EpisodeEnds, Observer, StepTaken
 from flowhand.contracts.strict import whole
 from flowhand.contracts.world import WorldError
 from flowhand.demos.config import COLLECTED, SEEDS_PER_COLLECTION, DataConfig
 from flowhand.demos.meta import StoreMeta
 from flowhand.demos.native import Store
+from flowhand.evaluation.lanes import Begin, Finished, Lane, LaneOptions
+from flowhand.evaluation.rollout import NoisyExpert, rollout
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -43,15 +37,9 @@ if TYPE_CHECKING:
 
 
 COLLECTOR_VERSION = 1  # part of every recipe: raise it when the same settings give other episodes than before
-NOISE_STREAM = 1  # keeps the noise independent of what the environment draws from the same seed
 MIN_ATTEMPTS = 20  # before the success rate is judged
 
 MakeEnv = Callable[[Any], Env]  # takes the config class of its own environment
-Attempt = tuple[int, Episode | None]  # seed, and the episode if it succeeded
-Step = tuple[dict[str, np.ndarray], np.ndarray, float, bool]  # observation, clean action, reward, success
-AttemptAll = Callable[[Iterable[int]], Generator[Attempt]]
-
-_worker_env: Env  # of a worker process, kept between attempts
 
 
 def collect(env_config: EnvConfig, config: DataConfig, progress: bool = True, *, make_env: MakeEnv = make) -> Store:
@@ -70,13 +58,9 @@ def collect(env_config: EnvConfig, config: DataConfig, progress: bool = True, *,
     with closing(make_env(env_config)) as env:
         meta = _meta(env, env_config, config)
         store = _find_store(env, meta, config)
-        if config.workers == 1:
-            attempt_all = partial(_attempt_here, env, config)
-        else:
-            attempt_all = partial(_attempt_in_processes, partial(make_env, env_config), config)
-        if len(store) < config.episodes:
-            with store.writing():  # a second process with the same recipe waits here, then finds the episodes
-                _extend(store, config, attempt_all, progress)
+    if len(store) < config.episodes:
+        with store.writing():  # a second process with the same recipe waits here, then finds the episodes
+            _extend(store, config, partial(make_env, env_config), progress)
     return store.head(config.episodes)
 
 
@@ -165,24 +149,99 @@ def _differences(got: Any, expected: Any, name: str = "") -> str:
     return ", ".join(_differences(got.get(key), expected.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
 
 
-def _extend(store: Store, config: DataConfig, attempt_all: AttemptAll, progress: bool) -> None:
+class StoreWriter(Observer):
+    """Appends the successful episodes of a rollout to a store, in the order of their seeds, until there are enough.
+
+    Args:
+        store: is written.
+        config: how many, and how many attempts at most.
+        seeds: of the rollout, in their order.
+        bar: shows how far it is.
+
+    Raises:
+        ValueError: too few of the attempts succeed.
+    """
+
+    essential = True  # a collection must not go on whose episodes are lost
+
+    def __init__(self, store: Store, config: DataConfig, seeds: range, bar: tqdm):
+        self._store, self._config, self._seeds, self._bar = store, config, seeds, bar
+        self._recorder = EpisodeRecorder(store.meta.task, store.spec.control_dt_s)
+        self._ended: dict[int, Episode | None] = {}  # those that wait for an earlier seed
+        self._next = seeds[0] if seeds else 0
+
+    def step(self, event: StepTaken) -> None:
+        """Keeps it for its episode."""
+        self._recorder.step(event)
+
+    def episode_ends(self, event: EpisodeEnds) -> None:
+        """Appends what has been waited for; raises `Enough` where that is all."""
+        self._ended[event.seed] = self._recorder.episode(event)
+        while self._next in self._ended:
+            self._take(self._ended.pop(self._next))
+            self._next += 1
+
+    def _take(self, episode: Episode | None) -> None:
+        store, config = self._store, self._config
+        tried = self._next - _first_seed(config.seed) + 1
+        if episode is not None:
+            store.append(episode)
+        elif tried >= MIN_ATTEMPTS and len(store) * config.max_attempts_factor < tried:
+            raise ValueError(_too_few(store, config, tried))
+        self._bar.set_postfix_str(f"{len(store)} of {tried} attempts succeeded", refresh=episode is None)
+        self._bar.update(len(store) - self._bar.n)
+        if len(store) >= config.episodes:
+            raise Enough
+
+
+class EpisodeRecorder:
+    """Makes demonstrations of the steps of episodes: the chosen action is the label, whatever was executed."""
+
+    def __init__(self, task: str, control_dt_s: float | None):
+        self._task, self._control_dt_s = task, control_dt_s
+        self._steps: dict[int, list[StepTaken]] = {}  # by seed
+
+    def step(self, event: StepTaken) -> None:
+        """Takes a step of the expert."""
+        self._steps.setdefault(event.seed, []).append(event)
+
+    def episode(self, event: EpisodeEnds) -> Episode | None:
+        """The episode that has ended; None if it did not succeed."""
+        steps = self._steps.pop(event.seed)
+        if not event.record.success:
+            return None
+        observations = [step.observation or {} for step in steps]
+        return Episode(
+            observation={name: np.stack([each[name] for each in observations]) for name in observations[0]},
+            action=np.stack([step.chosen for step in steps if step.chosen is not None]),
+            reward=np.array([step.reward for step in steps], np.float32),
+            success=np.array([step.success for step in steps], bool),
+            task=self._task,
+            seed=event.seed,
+            control_dt_s=self._control_dt_s,
+        )
+
+
+def _extend(store: Store, config: DataConfig, make_env: Callable[[], Env], progress: bool) -> None:
     """Append episodes until there are enough; the caller holds the writer's lock."""
     first = _first_seed(config.seed)
     # A gap between two kept seeds stands for failures; what failed after the last kept one is tried again.
     seeds = range(first + attempts(store), first + SEEDS_PER_COLLECTION)
-    with (
-        tqdm(total=config.episodes, initial=len(store), desc=store.meta.env, unit="ep", disable=not progress) as bar,
-        closing(attempt_all(seeds)) as outcomes,
-    ):
-        while len(store) < config.episodes:
-            seed, episode = next(outcomes, (None, None))
-            tried = SEEDS_PER_COLLECTION if seed is None else seed - first + 1
-            if episode is not None:
-                store.append(episode)
-            elif seed is None or (tried >= MIN_ATTEMPTS and len(store) * config.max_attempts_factor < tried):
-                raise ValueError(_too_few(store, config, tried))
-            bar.set_postfix_str(f"{len(store)} of {tried} attempts succeeded", refresh=episode is None)
-            bar.update(len(store) - bar.n)
+    bar = tqdm(total=config.episodes, initial=len(store), desc=store.meta.env, unit="ep", disable=not progress)
+    with bar:
+        if seeds and len(store) < config.episodes:
+            rollout(
+                make_env,
+                NoisyExpert(config.noise),
+                seeds,
+                n_envs=config.workers,
+                workers="inline" if config.workers == 1 else "process",
+                processes=config.workers,
+                after_success=config.after_success,
+                observers=[StoreWriter(store, config, seeds, bar)],
+            )
+    if len(store) < config.episodes:
+        raise ValueError(_too_few(store, config, SEEDS_PER_COLLECTION))
 
 
 def _too_few(store: Store, config: DataConfig, tried: int) -> str:
@@ -193,96 +252,22 @@ def _too_few(store: Store, config: DataConfig, tried: int) -> str:
     )
 
 
-def _attempt_here(env: Env, config: DataConfig, seeds: Iterable[int]) -> Generator[Attempt]:
-    for seed in seeds:
-        yield seed, attempt(env, config, seed)
-
-
-def _attempt_in_processes(make_env: Callable[[], Env], config: DataConfig, seeds: Iterable[int]) -> Generator[Attempt]:
-    """Yield the outcomes in the order of the seeds, working a little ahead."""
-    executor = ProcessPoolExecutor(
-        config.workers,
-        multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(make_env, imported_modules()),
-    )
-    ahead: deque[tuple[int, Future[Episode | None]]] = deque()
-    try:
-        for seed in seeds:
-            ahead.append((seed, executor.submit(_attempt_in_worker, config, seed)))
-            if len(ahead) > 2 * config.workers:
-                seed_done, future = ahead.popleft()
-                yield seed_done, future.result()
-        for seed_done, future in ahead:
-            yield seed_done, future.result()
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _start_worker(make_env: Callable[[], Env], modules: list[str]) -> None:
-    global _worker_env
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the parent, which then stops the workers
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    import_modules(modules)
-    _worker_env = make_env()
-
-
-def _exit_with_parent() -> None:
-    """End this worker when its parent was killed and could not say so."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _attempt_in_worker(config: DataConfig, seed: int) -> Episode | None:
-    return attempt(_worker_env, config, seed)
-
-
 def attempt(env: Env, config: DataConfig, seed: int) -> Episode | None:
     """Let the expert act once from the seed's start state; None if it fails. Uses only the noise and after_success.
 
     Raises:
         ValueError: the environment has no expert.
     """
-    seed = whole("seed", seed)
-    rng = np.random.default_rng([NOISE_STREAM, seed])
-    low, high = env.features.action.bounds()
-    noise = config.noise * ~env.features.action.discrete  # none on choices: there is nothing between two of them
-    steps: list[Step] = []
-    observation, info, _ = world.begin(env, seed)
-    expert = env.expert
-    if expert is None:
-        raise ValueError(f"{env.task_text!r} ({env.version}) has no scripted expert")
-    steps_left, over = math.inf, False
-    while not over and steps_left > 0:
-        clean = np.clip(expert(info["expert_observation"]), low, high).astype(low.dtype)
-        noisy = np.clip(clean + noise * rng.standard_normal(clean.shape), low, high).astype(low.dtype)
-        # Copies, because an environment may write into the same arrays at every step.
-        decided_at = {name: np.array(value) for name, value in observation.items()}
-        try:
-            step = world.step(env, noisy)
-        except WorldError as error:
-            raise WorldError(f"{env.task_text!r}, seed {seed}, step {len(steps)}: {error}") from error
-        observation, info = step.observation, step.info
-        steps.append((decided_at, clean, step.reward, step.success))
-        over = step.terminated or step.truncated
-        if step.success or math.isfinite(steps_left):
-            steps_left = min(steps_left - 1, config.after_success)
-    return None if math.isinf(steps_left) else _episode(env, seed, steps)
-
-
-def _episode(env: Env, seed: int, steps: list[Step]) -> Episode:
-    observations, actions, rewards, successes = zip(*steps, strict=True)
-    return Episode(
-        observation={name: np.stack([each[name] for each in observations]) for name in observations[0]},
-        action=np.stack(actions),
-        reward=np.array(rewards, np.float32),
-        success=np.array(successes, bool),
-        task=env.task_text,
-        seed=seed,
-        control_dt_s=env.features.control_dt_s,
-    )
+    lane = Lane(env, LaneOptions(config.after_success, NoisyExpert(config.noise), watched=True))
+    reply = lane.run(Begin(whole("seed", seed)))
+    if isinstance(reply, WorldError):
+        raise reply
+    assert isinstance(reply, Finished)  # the expert acts until the end
+    recorder = EpisodeRecorder(env.task_text, env.features.control_dt_s)
+    for event in reply.events:
+        if isinstance(event, StepTaken):
+            recorder.step(event)
+    return recorder.episode(EpisodeEnds(0, seed, reply.record.steps, reply.record.failure, reply.record))
 
 
 def run(config: DictConfig) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flowhand.evaluation.records import EpisodeRecord, read_records
 from flowhand.evaluation.statistics import compare_paired, summarize
-from flowhand.pages.comparison import HEAD, Compared, rows, write_comparison
+from flowhand.pages.comparison import HEAD, Compared, aligned, rows, write_comparison
 
 RECORDS = "episodes.jsonl"
 
@@ -68,10 +68,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         compared = compare(arguments.runs, arguments.margin)
-        lines = [HEAD, *rows(compared)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
-        for line in lines:
-            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        print(*aligned([HEAD, *rows(compared)]), sep="\n")
         write_comparison(compared, arguments.out)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from conf.verbs.control import ControlRoot
 from flowhand.contracts.durable import opened
 from flowhand.contracts.export import artifact, exported_policy
 from flowhand.contracts.features import Spec
+from flowhand.contracts.observers import Observer
 from flowhand.contracts.planner import LoadedPlanner, Planner, require_drives
 from flowhand.contracts.world import World
 from flowhand.control.alarm import Monitor
 from flowhand.control.background import Logger, divert_logging
-from flowhand.control.inference_thread import Decider
+from flowhand.control.inference_thread import InferenceThread
 from flowhand.control.limits.config import SafetyConfig
 from flowhand.control.limits.workspace import Box
 from flowhand.control.replay import open_journal
@@ -31,6 +32,8 @@ from flowhand.control.runtime import Runtime
 from flowhand.control.safety import Safety
 from flowhand.control.timing import on_signals
 from flowhand.robots.simulated import SimulatedRobot
+
+from .viewing import viewing
 
 logger = Logger(__name__)
 
@@ -45,23 +48,35 @@ def control(config: ControlRoot) -> tuple[str, str]:
         The closing line, and why the last episode ended.
     """
     own, monitor = planner_of(config.checkpoint, config.device, config.head.changes), None
-    planner: Planner = own
-    if config.monitor:
-        planner, monitor = _watched(own, config)
     import envs  # after the policy: only a simulated robot needs a world
 
-    spec = planner.spec
+    planner: Planner = own
+    spec = own.spec
     dt = 1 / config.rate_hz if config.rate_hz else spec.seconds()
     path = Path(config.journal or f"outputs/deploy/{time.strftime('%Y-%m-%d_%H-%M-%S')}.journal")
-    with closing(envs.make(config.env or envs.env_of(own.provenance))) as env, one_thread(own):
+    fresh = partial(planner_of, config.checkpoint, config.device, config.head.changes)  # the fan's own
+    make_env = partial(envs.make, config.env or envs.env_of(own.provenance))
+    port = config.view_port if config.view else None
+    with (
+        closing(make_env()) as env,
+        one_thread(own),
+        viewing(port, fresh, spec, make_env, control_dt_s=dt) as view,
+    ):
+        if config.monitor:
+            planner, monitor = _watched(own, config, view.observers)
         require_drives(spec, env.features, env.task)
-        decider = Decider(planner, config.execution, config.noise_seed, config.asynchronous)
+        inference_thread = InferenceThread(
+            planner, config.execution, config.noise_seed, config.asynchronous, observers=view.observers
+        )
         config.safety = _resting(config.safety, env)
         safety = safety_of(spec, config.safety, config.workspace, dt)
         journal = open_journal(path, spec, _about(config, dt))
-        robot = SimulatedRobot(env, config.stop_at_success)
-        runtime = Runtime(robot, decider, safety, spec.sensed, dt, config.runtime, monitor, journal)
-        with closing(decider), closing(runtime), on_signals(runtime.stop):
+        robot = SimulatedRobot(env, config.stop_at_success, view.picture_every)
+        runtime = Runtime(
+            robot, inference_thread, safety, spec.sensed, dt, config.runtime, monitor, journal, view.observers
+        )
+        view.stop = runtime.stop
+        with closing(inference_thread), closing(runtime), on_signals(runtime.stop):
             ended, seed = "over", config.seed
             while ended == "over" and (left_s := config.seconds - runtime.report.steps * dt) > 0:
                 robot.reset(seed)
@@ -84,11 +99,9 @@ def _resting(config: SafetyConfig, env: World) -> SafetyConfig:
 
 def digest(where: str | Path) -> str:
     """SHA-256 of what the actions depend on; an export's manifest has the hashes of its other files."""
-    content, names = hashlib.sha256(), (artifact.MANIFEST,) if artifact.is_export(where) else DECISIVE
+    names = (artifact.MANIFEST,) if artifact.is_export(where) else DECISIVE
     with opened(where, names) as files:
-        for name in names:
-            content.update(files.read(name, MOST_BYTES))
-    return content.hexdigest()
+        return files.digest(names, MOST_BYTES)
 
 
 def planner_of(where: str | Path, device: str, head: Mapping[str, Any]) -> LoadedPlanner:
@@ -105,18 +118,18 @@ def planner_of(where: str | Path, device: str, head: Mapping[str, Any]) -> Loade
     return policy.with_head(**head) if head else policy
 
 
-def one_thread(planner: Planner) -> AbstractContextManager[None]:
+def one_thread(planner: LoadedPlanner) -> AbstractContextManager[None]:
     """Has torch, where it decides, compute with one thread inside the block."""
-    if isinstance(planner, exported_policy.Exported):
+    if planner.identity is not None:  # an export computes with the threads that it was loaded with
         return nullcontext()
     from policies.device import cpu_threads
 
     return cpu_threads(1)
 
 
-def _watched(planner: Any, config: ControlRoot) -> tuple[Planner, Monitor]:
+def _watched(planner: Any, config: ControlRoot, observers: Sequence[Observer]) -> tuple[Planner, Monitor]:
     """The policy as it decides under the monitor that was calibrated for it, and the monitor."""
-    if isinstance(planner, exported_policy.Exported):
+    if planner.identity is not None:
         calibrated: Any = planner.manifest.monitor
         if calibrated is None:
             raise ValueError(f"{config.checkpoint} has no monitor; flowhand export monitor=true exports one")
@@ -126,7 +139,7 @@ def _watched(planner: Any, config: ControlRoot) -> tuple[Planner, Monitor]:
         from policies.monitor.calibrated import load_monitor
 
         calibrated = load_monitor(config.checkpoint, planner)
-    monitor = Monitor(calibrated, planner, config.execution)
+    monitor = Monitor(calibrated, planner, config.execution, observers)
     return monitor.policy, monitor
 
 

@@ -12,35 +12,37 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 
 import envs
 import flowhand
 import policies
-from conf import cli
+from conf import cli, sweep
 from conf.verbs.eval import EvalRoot, EvaluationConfig
-from flowhand.contracts.durable import claimed
+from flowhand.contracts.durable import claimed, write_whole
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.export.artifact import is_export
 from flowhand.contracts.export.exported_policy import require_own_sampler
+from flowhand.contracts.features import dimension_name
+from flowhand.contracts.observers import Observer
 from flowhand.contracts.planner import FORMS, LoadedPlanner
 from flowhand.contracts.provenance import versions
 from flowhand.control.controller import Controller
 from flowhand.demos.config import DataConfig
-from flowhand.evaluation.records import EpisodeRecord, lines, write_whole
+from flowhand.evaluation.records import EpisodeRecord, lines
 from flowhand.evaluation.rollout import rollout
 from flowhand.evaluation.statistics import summarize
 from flowhand.evaluation.unfinished import Unfinished, completed, discard_unfinished, fingerprint, unfinished
 from flowhand.pages.evaluation import ChunkComparison, Clip, ReportData, closing_line, write_report
-from flowhand.pages.video import encode_mp4
+from flowhand.pages.video import Film, encode_mp4
 from policies.device import cpu_threads, hardware, select_device
 from policies.training.train_state import require_history
 
 from . import held_out
 from .collect import attempt
 from .runs import log_results, wandb_run
+from .viewing import viewing
 
 T = TypeVar("T")
 CHUNKS_SHOWN = 16  # sampled per state in the report
@@ -53,11 +55,12 @@ def evaluate(
     config: EvaluationConfig,
     execution: ExecutionConfig | None = None,
     kept: Unfinished | None = None,
+    observers: Sequence[Observer] = (),
 ) -> list[EpisodeRecord]:
     """Runs the policy on the held-out seeds; records in the order of the seeds."""
-    controller, lanes = _controller(policy, config, execution), _lanes(config) | {"spec": policy.spec}
+    controller, lanes = _controller(policy, config, execution, observers), _lanes(config) | {"spec": policy.spec}
     with cpu_threads(1):
-        return completed(kept, _seeds(config), _world(policy, env, config), controller, lanes)
+        return completed(kept, _seeds(config), _world(policy, env, config), controller, lanes, observers)
 
 
 def evaluate_expert(
@@ -71,8 +74,13 @@ def evaluate_expert(
     return completed(kept, _seeds(config), make_env, "expert", _lanes(config))
 
 
-def _controller(policy: LoadedPlanner, config: EvaluationConfig, execution: ExecutionConfig | None) -> Controller:
-    return Controller(policy, inference_batch=config.inference_batch, noise_seed=config.noise_seed, execution=execution)
+def _controller(
+    policy: LoadedPlanner,
+    config: EvaluationConfig,
+    execution: ExecutionConfig | None,
+    observers: Sequence[Observer] = (),
+) -> Controller:
+    return Controller(policy, None, config.inference_batch, config.noise_seed, execution, observers)
 
 
 def _world(policy: LoadedPlanner, env: envs.EnvConfig, config: EvaluationConfig) -> Callable[[], envs.Env]:
@@ -92,7 +100,7 @@ def compare_chunks(policy: LoadedPlanner, env_config: envs.EnvConfig, seeds: Seq
     """Chunks that the policy samples along the expert's own path on held-out seeds, beside what the expert did."""
     chunk, comparisons = policy.chunk, []
     with closing(envs.make(env_config)) as env, cpu_threads(1):
-        names = [f"action {i}" for i in range(policy.spec.action.size)]
+        names = [dimension_name(policy.spec.action, i) for i in range(policy.spec.action.size)]
         for seed in seeds:
             episode = attempt(env, DataConfig(noise=0.0, after_success=chunk.prediction_horizon), seed)
             if episode is None:  # the expert failed on this seed, so there is nothing to compare with
@@ -124,13 +132,8 @@ def film(
         if sum(label == outcome for label in chosen.values()) < config.videos:
             chosen[record.seed] = outcome
     if not chosen:
-        return [], "eval.videos=0 asked for none."
-    clips: list[Clip] = []
-
-    def keep(record: EpisodeRecord, frames: list[np.ndarray]) -> None:
-        fps = 1 / (policy.spec.seconds() * FRAME_EVERY)
-        clips.append(Clip(record.seed, chosen[record.seed], encode_mp4(frames, fps)))
-
+        return [], "eval.videos=0 asked for none; eval.videos=3 films three episodes of each outcome."
+    kept = Film(chosen, FRAME_EVERY)
     try:
         with cpu_threads(1):  # as in the evaluation, so that the episodes come out the same to the last bit
             rollout(
@@ -138,12 +141,12 @@ def film(
                 _controller(policy, config, execution),
                 sorted(chosen),
                 stop_at_success=config.stop_at_success,
-                frame_seeds=chosen.keys(),
-                frame_every=FRAME_EVERY,
-                on_frames=keep,
+                observers=[kept],
             )
     except envs.RenderingUnavailable as error:
         return [], str(error)
+    fps = 1 / (policy.spec.seconds() * FRAME_EVERY)
+    clips = [Clip(seed, chosen[seed], encode_mp4(frames, fps)) for seed, frames in kept.frames.items()]
     return clips, f"The first {config.videos} episodes of each outcome, in the order of the seeds."
 
 
@@ -160,6 +163,7 @@ class Run:
     history: list[dict[str, Any]]  # log entries of the training
     seconds: dict[str, float]  # what was measured before: collect, train
     started: float  # time.perf_counter() at the start of the command
+    view: int | None = None  # port of the live view; None: there is none
 
 
 def conclude(run: Run, policy: LoadedPlanner) -> dict[str, Any]:
@@ -168,8 +172,11 @@ def conclude(run: Run, policy: LoadedPlanner) -> dict[str, Any]:
     used = set(_seeds(run.eval)) & set(source.demonstration_seeds)
     if used:
         raise ValueError(f"evaluation seeds {sorted(used)[:3]} were demonstrated; choose another eval.seed")
+    view = viewing(run.view, lambda: policy, policy.spec, _world(policy, run.env, run.eval))
     with unfinished(run.out, settled(run, policy)) as (kept, kept_expert):
-        records = timed(run, "evaluate", lambda: evaluate(policy, run.env, run.eval, run.execution, kept))
+        with view as watching:
+            parts = policy, run.env, run.eval, run.execution, kept, watching.observers
+            records = timed(run, "evaluate", lambda: evaluate(*parts))
         asked = run.eval.expert
         expert = timed(run, "expert", lambda: evaluate_expert(run.env, run.eval, kept_expert) if asked else [])
     # The report is extra: its states lie beyond the evaluated seeds.
@@ -183,6 +190,7 @@ def conclude(run: Run, policy: LoadedPlanner) -> dict[str, Any]:
     data = ReportData(
         title=f"{records[0].task}: {policy.words}{metrics['conditions']}",
         task=source.task,
+        command=sweep.command_line(),
         records=records,
         expert_records=expert or None,
         goal_visible=getattr(run.env, "goal_visible", None),
@@ -201,6 +209,7 @@ def conclude(run: Run, policy: LoadedPlanner) -> dict[str, Any]:
     write_report(data, run.out / "report.html")
     write_whole(run.out / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     discard_unfinished(run.out)
+    sweep.note(metrics, run.out)
     return metrics
 
 
@@ -251,13 +260,13 @@ def conditions(
     config: EvaluationConfig, execution: ExecutionConfig, head: dict[str, Any], solved_before: int = 0
 ) -> str:
     """In words, what makes this evaluation harder, easier or other than the plain one; empty if nothing does."""
-    told = [f"head.{name}={value}" for name, value in head.items()]
-    told += [execution.mode] if execution.mode != "receding_horizon" else []
-    told += [f"delay {execution.delay} steps"] if execution.delay else []
-    told += ["measured latencies"] if execution.latencies_ms or execution.latencies_file else []
-    told += [config.perturb.describe()] if config.perturb.describe() else []
-    told += [f"{solved_before} of the episodes solved at the start"] if solved_before else []
-    return f" ({', '.join(told)})" if told else ""
+    parts = [f"head.{name}={value}" for name, value in head.items()]
+    parts += [execution.mode] if execution.mode != "receding_horizon" else []
+    parts += [f"delay {execution.delay} steps"] if execution.delay else []
+    parts += ["measured latencies"] if execution.latencies_ms or execution.latencies_file else []
+    parts += [config.perturb.describe()] if config.perturb.describe() else []
+    parts += [f"{solved_before} of the episodes solved at the start"] if solved_before else []
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def run(cfg: DictConfig) -> None:
@@ -300,6 +309,7 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
     history = require_history(policies.load_train_state(checkpoint).get("history")) if has_state else []
     env = config.env or envs.env_of(policy.provenance)
     run = Run(checkpoint, out, env, config.eval, config.execution, asdict(config), history, {}, started)
+    run.view = config.view_port if config.view else None
     with claimed(out), wandb_run(config.wandb, out, asdict(config)) as log:
         metrics = conclude(run, policy)
         log_results(log, metrics, out)

@@ -148,18 +148,18 @@ def measured(manifest: Manifest, exported: Planner, policy: Policy, rows: Mappin
         start += len(inputs[1])
     actions, expected = (np.concatenate(side) for side in zip(*pairs, strict=True))
     error, physical, changed = manifest.compare(actions, expected)
-    told = (
+    largest = (
         f"on {len(actions)} observations the exported policy's actions differ by {error:.2g} of their spread and in "
         f"{changed:.2%} of their choices"
     )
     if not manifest.parity.tolerance:
         raise ValueError(
-            f"precision={manifest.precision} needs a tolerance: {told}; give tolerance=... above that, and see with "
+            f"precision={manifest.precision} needs a tolerance: {largest}; give tolerance=... above that, and see with "
             "eval.py on the export what it costs in success. Nothing is written"
         )
     if not error <= manifest.parity.tolerance or changed > manifest.choices_allowed:
         raise ValueError(
-            f"{told} (allowed: {manifest.parity.tolerance:g} and {manifest.choices_allowed:.2%}); nothing is written"
+            f"{largest} (allowed: {manifest.parity.tolerance:g} and {manifest.choices_allowed:.2%}); nothing is written"
         )
     parity = replace(
         manifest.parity, rows=len(actions), max_error=error, max_error_physical=physical, choices_changed=changed
@@ -275,9 +275,9 @@ def run(config: DictConfig) -> None:
         out = Path(root.out or checkpoint.checkpoint_in(root.checkpoint).parent / name)
         manifest = export(out, policy, golden, source, root.export, monitor)
         parity, watched = manifest.parity, manifest.monitor
-        told = f"largest error {parity.max_error:.2g} of the action's spread on {parity.rows} observations"
-        told += f"; with a monitor, error of its scores {watched.max_error:.2g}" if watched else ""
-        print(f"{out}: {told}")
+        line = f"largest error {parity.max_error:.2g} of the action's spread on {parity.rows} observations"
+        line += f"; with a monitor, error of its scores {watched.max_error:.2g}" if watched else ""
+        print(f"{out}: {line}")
 
 
 def main() -> None:

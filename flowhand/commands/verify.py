@@ -11,7 +11,7 @@ from conf import cli
 from conf.verbs.verify import VerifyRoot
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.strict import build
-from flowhand.control.inference_thread import Decider
+from flowhand.control.inference_thread import InferenceThread
 from flowhand.control.journal import read
 from flowhand.control.limits.config import SafetyConfig
 from flowhand.control.limits.workspace import Box
@@ -55,9 +55,9 @@ def verify(path: str | Path, where: str | Path = "") -> Replayed:
     except (TypeError, OverflowError) as error:  # of another version, or no number
         raise ValueError(f"{path}: {error}") from error
     safety = safety_of(planner.spec, limits, box, about["control_dt_s"])
-    decider = Decider(planner, execution, about["noise_seed"], about["asynchronous"], replaying=True)
-    with closing(decider), one_thread(planner):
-        return replay(recording, decider, safety)
+    inference_thread = InferenceThread(planner, execution, about["noise_seed"], about["asynchronous"], replaying=True)
+    with closing(inference_thread), one_thread(planner):
+        return replay(recording, inference_thread, safety)
 
 
 def run(cfg: DictConfig) -> None:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import secrets
 import shutil
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 TRIES = 100  # of steps between which another process may have moved the names; each failure takes a whole replacement
 
@@ -49,6 +51,13 @@ class Snapshot:
         with open(self._descriptors[name], "rb", closefd=False) as file:
             file.seek(0)
             return file.read(size)
+
+    def digest(self, names: Collection[str], most: int) -> str:
+        """SHA-256 (hexadecimal) of the contents of these files, one after the other; none larger than `most` bytes."""
+        content = hashlib.sha256()
+        for name in names:
+            content.update(self.read(name, most))
+        return content.hexdigest()
 
 
 @contextmanager
@@ -253,12 +262,7 @@ def _exchange(one: Path, other: Path) -> bool:
     if rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0:
         return True
     code = ctypes.get_errno()
-    if code in (
-        errno.ENOSYS,
-        errno.EINVAL,
-        errno.EOPNOTSUPP,
-        errno.EPERM,
-    ):  # EPERM: of a container that allows no new call
+    if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM):  # the last: of a container without the call
         return False
     raise OSError(code, os.strerror(code), str(one), None, str(other))
 
@@ -270,6 +274,26 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+    """Writes a file whole or not at all; what was there before stays until then. Folders on the way are made.
+
+    Args:
+        path: of the file.
+        content: its bytes, or what writes them into an open file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content) if isinstance(content, bytes) else content(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
 
 
 LOCK = "writer.lock"  # while a program writes there; one that was killed leaves it, and holds it no longer

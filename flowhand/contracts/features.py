@@ -315,3 +315,9 @@ class ChunkConfig:
                 f"chunk.execution_horizon={self.execution_horizon} is longer than "
                 f"chunk.prediction_horizon={self.prediction_horizon}; execute at most what is predicted"
             )
+
+
+def dimension_name(feature: Feature, dimension: int) -> str:
+    """The name of a dimension of a vector, with its unit where there is one."""
+    name = feature.names[dimension] if feature.names else f"{feature.kind} {dimension}"
+    return f"{name} ({feature.unit})" if feature.unit else name

@@ -1,8 +1,8 @@
 """The monitor at work: on a robot as the runtime's `Monitor`, and in evaluation as the agent of a rollout.
 
     monitor = Monitor(calibrated, policy, execution)
-    decider = Decider(monitor.policy, execution)            # decides as the policy does, and is scored
-    runtime = Runtime(robot, decider, ..., monitor=monitor)  # which is told of alarms at every control step
+    inference_thread = InferenceThread(monitor.policy, execution)   # decides as the policy does, and is scored
+    runtime = Runtime(robot, inference_thread, ..., monitor=monitor)  # which hears of alarms at every control step
 
 Nothing here changes an action: what an alarm does is the runtime's `on_alarm`. Nor is torch needed, for an export.
 """
@@ -21,9 +21,11 @@ import numpy as np
 
 from flowhand.contracts.band import Band
 from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.observers import Observer, Publisher, Scored
 from flowhand.contracts.planner import Planner
 
 from .controller import Controller
+from .observers.threads import in_threads
 
 
 class Watched(Planner, Protocol):
@@ -61,6 +63,7 @@ class Monitor:
         calibrated: from `policies.monitor.calibrated.load_monitor`, or an export's `manifest.monitor`.
         policy: the one that it was calibrated for, or the export.
         execution: how its chunks are executed.
+        observers: are given the scores of every decision, each in a thread of its own.
 
     Attributes:
         policy: what must decide in its place.
@@ -69,7 +72,14 @@ class Monitor:
         ValueError: an execution for which the monitor was not calibrated.
     """
 
-    def __init__(self, calibrated: Calibrated, policy: Planner, execution: ExecutionConfig | None = None):
+    def __init__(
+        self,
+        calibrated: Calibrated,
+        policy: Planner,
+        execution: ExecutionConfig | None = None,
+        observers: Iterable[Observer] = (),
+    ):
+        self._publisher = Publisher(in_threads(observers))
         self.band = calibrated.band
         self.policy = calibrated.watch(policy, execution or ExecutionConfig())
         self._judged = 0  # decisions
@@ -84,6 +94,10 @@ class Monitor:
         """The alarms so far, in words; judges the decisions made since the last call."""
         scores_ND = self.policy.scores_ND
         for decision in range(self._judged, len(scores_ND)):
+            if self._publisher.wants("scored"):
+                limits = dict(zip(self.policy.names, map(float, self.band.threshold(decision)), strict=True))
+                scores = dict(zip(self.policy.names, map(float, scores_ND[decision]), strict=True))
+                self._publisher.scored(Scored(decision, scores, limits))
             if not self._alarms:
                 self._alarms = self._judge(decision, np.array(scores_ND[decision]))
         self._judged = len(scores_ND)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import SupportsIndex
 
@@ -10,10 +11,11 @@ import numpy as np
 
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.history import fitting
-from flowhand.contracts.planner import FORMS, Planner
+from flowhand.contracts.observers import Observer, Publisher
+from flowhand.contracts.planner import FORMS, Planner, PlanRequest
 from flowhand.contracts.strict import whole
 
-from .chunk_player import Timeline
+from .chunk_player import ChunkPlayer
 from .controller import Limits, RobotEpisode, ask, prepare
 
 
@@ -30,6 +32,7 @@ class AsyncController:
         noise_seed: another value gives another draw of all noise.
         execution: the mode; None executes each chunk's first actions.
         worker: where inference runs, one decision at a time; None: a thread of its own, which `close` ends.
+        observers: are given every `Decision`, by the caller of `step`, when its chunk arrives.
 
     Attributes:
         limits: clips the actions, and counts for each dimension how often (`limits.counts`).
@@ -45,6 +48,7 @@ class AsyncController:
         noise_seed: SupportsIndex = 0,
         execution: ExecutionConfig | None = None,
         worker: Executor | None = None,
+        observers: Sequence[Observer] = (),
     ):
         execution = execution or ExecutionConfig()
         if execution.delay or execution.latencies_ms or execution.latencies_file:
@@ -58,12 +62,19 @@ class AsyncController:
         self.starved = 0
         self._worker = worker or ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._episode: RobotEpisode | None = None
-        self._answer: Future[np.ndarray] | None = None  # the chunk (1, T, A) that is being computed
+        self._answer: Future[tuple[np.ndarray, float]] | None = None  # the chunk (1, T, A) that is being computed
+        self._request: PlanRequest | None = None  # of this chunk
+        self._publisher = Publisher(observers)
+
+    def __repr__(self) -> str:
+        steps = f"a decision every {self.execution_horizon} steps"
+        about = f"actions {self.limits}, {self.starved} steps without one"
+        return f"AsyncController({self.execution.mode}, {steps}, {about}, of {self.policy.spec})"
 
     def reset(self, *, seed: SupportsIndex = 0) -> None:
         """Starts an episode; the seed, in [0, 2^32), fixes its noise. An answer still to come is not waited for."""
-        timeline = Timeline(self.execution, *self._timing, action=self.policy.spec.action)
-        self._episode = RobotEpisode(self.policy, timeline, self.noise_seed, seed)
+        player = ChunkPlayer(self.execution, *self._timing, action=self.policy.spec.action)
+        self._episode = RobotEpisode(self.policy, player, self.noise_seed, seed)
         self.starved = 0
         if self._answer is not None:
             self._answer.cancel()
@@ -84,10 +95,11 @@ class AsyncController:
             raise ValueError("there is no episode; call reset(seed=...) first")
         try:
             episode.history.see(fitting(observation, self.policy.spec.sensed))
-            self._receive(episode.timeline)
+            self._receive(episode)
             if episode.timeline.due:
                 form = FORMS.get(self.execution.mode, "")
-                self._answer = self._worker.submit(ask, self.policy, [episode.request()], 1, form)
+                self._request = episode.request()
+                self._answer = self._worker.submit(_timed_ask, self.policy, self._request, form)
         finally:
             action = episode.timeline.advance()  # whatever happens, time goes on
         self.starved += action is None and episode.timeline.started
@@ -107,13 +119,18 @@ class AsyncController:
             raise ValueError("there is no episode; call reset(seed=...) first")
         self._episode.timeline.step += whole("steps", steps)
 
-    def _receive(self, timeline: Timeline) -> None:
+    def _receive(self, episode: RobotEpisode) -> None:
         """Hands over the chunk if it is there."""
         if self._answer is None or not self._answer.done():
             return
         answer, self._answer = self._answer, None
+        timeline = episode.timeline
         timeline.waiting = False  # even if the policy raised
-        timeline.deliver(answer.result()[0])
+        (chunk,), seconds = answer.result()
+        if self._publisher.wants("decision") and self._request is not None:
+            delay = timeline.step - timeline.begun
+            self._publisher.decision(episode.decision(0, self._request, chunk, delay, seconds))
+        timeline.deliver(chunk)
 
     def close(self) -> None:
         """Ends the thread, after the decision that it is at."""
@@ -124,3 +141,10 @@ class AsyncController:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _timed_ask(policy: Planner, request: PlanRequest, form: str) -> tuple[np.ndarray, float]:
+    """The chunk (1, T, A) for a request, and the seconds that it took."""
+    begun = time.perf_counter()
+    chunk = ask(policy, [request], 1, form)
+    return chunk, time.perf_counter() - begun

@@ -130,7 +130,7 @@ class Logger:
     def log(self, level: int, message: str, *arguments: Any, error: BaseException | None = None) -> None:
         """Logs, with the traceback of an error; the arguments are put into the message later, by the other thread."""
         if self._logger.isEnabledFor(level):
-            LINES.do(_tell, self._logger, level, message, arguments, error)
+            LINES.do(_emit, self._logger, level, message, arguments, error)
 
     def debug(self, message: str, *arguments: Any) -> None:
         """Logs what only those want to see who look for it."""
@@ -146,12 +146,12 @@ class Logger:
 
 
 LOGGER = Logger(__name__)
-_told = [0]  # how many dropped lines the log has been told of
+_reported = [0]  # how many dropped lines the log has been told of
 
 
-def _tell(logger: logging.Logger, level: int, message: str, arguments: tuple, error: BaseException | None) -> None:
+def _emit(logger: logging.Logger, level: int, message: str, arguments: tuple, error: BaseException | None) -> None:
     """In the thread of `LINES`. Lines are dropped only where many follow, so the number is told sooner or later."""
-    lost, _told[0] = LINES.dropped - _told[0], LINES.dropped
+    lost, _reported[0] = LINES.dropped - _reported[0], LINES.dropped
     if lost:
         logging.getLogger(__name__).warning("%d log lines were dropped: they were not taken in time", lost)
     text = message % arguments if arguments else message

@@ -14,7 +14,7 @@ from flowhand.contracts.nearest import average
 REMEMBERED = 10  # last delays, the largest of which is expected of the next decision
 
 
-class Timeline:
+class ChunkPlayer:
     """One robot's chunks in control time: which action is due, when to decide anew, what the next chunk continues.
 
     Args:

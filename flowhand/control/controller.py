@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,10 +14,11 @@ from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.features import Feature
 from flowhand.contracts.history import History, fitting
 from flowhand.contracts.noise import generator, noise
+from flowhand.contracts.observers import Decision, Observer, Publisher
 from flowhand.contracts.planner import FORMS, SEEN, Planner, PlanRequest, PrefixArrays
 from flowhand.contracts.strict import whole
 
-from .chunk_player import Timeline
+from .chunk_player import ChunkPlayer
 
 
 def ask(policy: Planner, requests: Sequence[PlanRequest], rows: int, form: str = "") -> np.ndarray:
@@ -86,7 +88,7 @@ def _made_up(policy: Planner, random: np.random.Generator, spread: float) -> Pla
 class RobotEpisode:
     """One robot's episode: what it has seen, the chunks it follows, and the requests it asks the policy."""
 
-    def __init__(self, policy: Planner, timeline: Timeline, noise_seed: int, seed: SupportsIndex):
+    def __init__(self, policy: Planner, timeline: ChunkPlayer, noise_seed: int, seed: SupportsIndex):
         generator(noise_seed, seed, 0)  # which refuses what is no seed
         self.policy, self.noise_seed, self.seed = policy, noise_seed, seed
         self.timeline = timeline
@@ -102,6 +104,11 @@ class RobotEpisode:
         self.timeline.begin()
         self.decisions += 1
         return PlanRequest(self.history.arrays(), drawn, previous_TA, delay, overlap)
+
+    def decision(self, lane: int, request: PlanRequest, chunk: np.ndarray, delay: int, seconds: float) -> Decision:
+        """The event that the decision which began last came to this chunk (T, A)."""
+        step = self.timeline.begun
+        return Decision(lane, int(self.seed), step, request.observation, request.noise, chunk, delay, seconds)
 
     def delay(self, delays: list[int]) -> int:
         """The simulated delay of the next decision, in control steps, drawn from these."""
@@ -143,7 +150,7 @@ class Limits:
 def prepare(
     policy: Planner, execution: ExecutionConfig, noise_seed: int, delay: int = 0
 ) -> tuple[int, int, tuple[int, ...]]:
-    """What a `Timeline` needs beside the configuration: interval, longest delay of a prefix, discrete dimensions.
+    """What a `ChunkPlayer` needs beside the configuration: interval, longest delay of a prefix, discrete dimensions.
 
     Raises:
         ValueError: the policy cannot be executed in this mode, or not with a delay as long as this one.
@@ -185,6 +192,7 @@ class Controller:
         inference_batch: rows of every inference call.
         noise_seed: another value gives another draw of all noise.
         execution: mode and simulated delay; None executes each chunk's first actions without delay.
+        observers: are given every `Decision`.
 
     Attributes:
         limits: clips the actions, and counts for each dimension how often (`limits.counts`).
@@ -200,6 +208,7 @@ class Controller:
         inference_batch: SupportsIndex = 1,
         noise_seed: SupportsIndex = 0,
         execution: ExecutionConfig | None = None,
+        observers: Sequence[Observer] = (),
     ):
         execution = execution or ExecutionConfig()
         inference_batch, noise_seed = whole("inference_batch", inference_batch), whole("noise_seed", noise_seed)
@@ -221,6 +230,7 @@ class Controller:
         self.inference_batch = steady_rows(policy, inference_batch, FORMS.get(execution.mode, ""))
         self.limits = Limits(policy.spec.action, execution.clip)
         self._episodes: dict[int, RobotEpisode] = {}
+        self._publisher = Publisher(observers)
 
     def __repr__(self) -> str:
         steps = f"a decision every {self.execution_horizon} steps"
@@ -228,8 +238,8 @@ class Controller:
 
     def reset(self, lane: int = 0, seed: SupportsIndex = 0) -> None:
         """Starts an episode in a lane; the seed, in [0, 2^32), fixes all the randomness of the episode."""
-        timeline = Timeline(self.execution, *self._timing, action=self.policy.spec.action)
-        self._episodes[lane] = RobotEpisode(self.policy, timeline, self.noise_seed, seed)
+        player = ChunkPlayer(self.execution, *self._timing, action=self.policy.spec.action)
+        self._episodes[lane] = RobotEpisode(self.policy, player, self.noise_seed, seed)
 
     def step(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
         """The action (A,) for the observation of a single robot (lane 0)."""
@@ -254,9 +264,9 @@ class Controller:
         for lane, observation in fitted.items():
             episodes[lane].history.see(observation)
         self._deliver(episodes.values())
-        waiting = [episode for episode in episodes.values() if episode.timeline.due]
+        waiting = [(lane, episode) for lane, episode in episodes.items() if episode.timeline.due]
         for start in range(0, len(waiting), self.inference_batch):
-            self._decide(waiting[start : start + self.inference_batch])
+            self._decide(*zip(*waiting[start : start + self.inference_batch], strict=True))
         return {lane: self._advance(episode) for lane, episode in episodes.items()}
 
     def _episode(self, lane: int) -> RobotEpisode:
@@ -271,15 +281,19 @@ class Controller:
                 episode.timeline.deliver(episode.arriving[1])
                 episode.arriving = None
 
-    def _decide(self, episodes: list[RobotEpisode]) -> None:
+    def _decide(self, lanes: Sequence[int], episodes: Sequence[RobotEpisode]) -> None:
         """Has at most `inference_batch` lanes decide with one inference call; without delay the chunks arrive at once.
 
         So does the first one of an episode: until it is there, the robot has not begun.
         """
         delays = [episode.delay(self._delays) for episode in episodes]
         requests = [episode.request() for episode in episodes]
+        begun = time.perf_counter()
         chunks = ask(self.policy, requests, self.inference_batch, FORMS.get(self.execution.mode, ""))
-        for episode, chunk_TA, delay in zip(episodes, chunks, delays, strict=True):
+        seconds = time.perf_counter() - begun
+        for lane, episode, request, chunk_TA, delay in zip(lanes, episodes, requests, chunks, delays, strict=True):
+            if self._publisher.wants("decision"):
+                self._publisher.decision(episode.decision(lane, request, chunk_TA, delay, seconds))
             if delay == 0 or episode.decisions == 1:
                 episode.timeline.deliver(chunk_TA, delay)
             else:

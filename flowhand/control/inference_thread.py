@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.observers import Observer
 from flowhand.contracts.planner import Planner, PrefixArrays
 
 from .async_controller import AsyncController
 from .controller import Controller
+from .observers.threads import in_threads
 
 WARM_UP = 3  # decisions before the first that counts: the first ones allocate, compile and cache
 
 
-class Decider:
+class InferenceThread:
     """Asks a planner (a `policies.Policy`, an exported one, a remote one) for chunks and plays them.
 
     Choose `asynchronous=True` where no control step may wait for a decision: it is computed in a thread beside the
@@ -31,6 +33,7 @@ class Decider:
         noise_seed: another value gives another draw of all noise.
         asynchronous: whether decisions are computed beside the control.
         replaying: compute every decision at once, but hand it over at the step before which `arrived` is set.
+        observers: are given every `Decision`, each in a thread of its own.
 
     Attributes:
         chunk_start: whether the last action was the first of a chunk.
@@ -45,6 +48,7 @@ class Decider:
         noise_seed: int = 0,
         asynchronous: bool = True,
         replaying: bool = False,
+        observers: Iterable[Observer] = (),
     ):
         execution = execution or ExecutionConfig()
         if execution.delay or execution.latencies_ms or execution.latencies_file:
@@ -55,12 +59,17 @@ class Decider:
         self._planner = _Watched(planner)
         self._worker = _Worker(replaying) if asynchronous else None
         self._controller: AsyncController | Controller
+        watching = in_threads(observers)
         if self._worker:
-            self._controller = AsyncController(self._planner, noise_seed, execution, self._worker)
+            self._controller = AsyncController(self._planner, noise_seed, execution, self._worker, watching)
         else:
-            self._controller = Controller(self._planner, noise_seed=noise_seed, execution=execution)
+            self._controller = Controller(self._planner, None, 1, noise_seed, execution, watching)
         if not replaying:
             self._warm_up()
+
+    def __repr__(self) -> str:
+        where = "beside the control" if self._worker else "within the control step"
+        return f"{type(self).__name__}(decides {where}, {self._controller!r})"
 
     def reset(self, *, seed: int) -> None:
         """Starts an episode; the seed, in [0, 2^32), fixes all its noise."""
@@ -80,13 +89,13 @@ class Decider:
         self.arrived = self.chunk_start = watched.arrived
         if self.chunk_start:  # decided when the last decision began, which is now if it was not beside the control
             self._chunk_s = self._begun_s if self._worker else now_s
-        if watched.asked:
+        if watched.requested:
             self._begun_s = now_s
         self.chunk_age_s = now_s - self._chunk_s
         return action
 
     def skip(self, steps: int) -> None:
-        """Lets so many control steps pass at which nothing was asked; what the chunks have for them is left out."""
+        """Lets so many control steps pass at which `step` was not called; what the chunks have for them is left out."""
         self._controller.skip(steps)
 
     def close(self) -> None:
@@ -109,38 +118,38 @@ class Decider:
 
 
 class _Watched:
-    """A planner that notes whether it was asked within a step, and so has answered."""
+    """A planner that notes whether it was requested within a step, and so has answered."""
 
     def __init__(self, planner: Planner):
         self.spec, self.chunk, self.noise_shape = planner.spec, planner.chunk, planner.noise_shape
         self.continues = planner.continues
-        self.asked = self.arrived = False
+        self.requested = self.arrived = False
         self._plan = planner.plan
 
     def begin_step(self, expected: bool) -> None:
-        self.asked = self.arrived = False
+        self.requested = self.arrived = False
 
     def plan(
         self, observation: Mapping[str, np.ndarray], noise: np.ndarray, prefix: PrefixArrays | None = None
     ) -> np.ndarray:
-        self.asked = self.arrived = True
+        self.requested = self.arrived = True
         return self._plan(observation, noise, prefix)
 
 
 class _Worker(Executor):
-    """Runs decisions in one thread, and notes whether within a step one was asked for, or seen to be there."""
+    """Runs decisions in one thread, and notes whether one was requested within a step, or seen to be there."""
 
     def __init__(self, replaying: bool):
-        self.asked = self.arrived = False
+        self.requested = self.arrived = False
         self.expected = False  # in a replay: what `arrived` was when it was recorded
         self.replaying = replaying
         self._thread = ThreadPoolExecutor(1, "inference")
 
     def begin_step(self, expected: bool) -> None:
-        self.asked, self.arrived, self.expected = False, False, expected
+        self.requested, self.arrived, self.expected = False, False, expected
 
     def submit(self, work: Callable[..., Any], /, *arguments: Any) -> Future[Any]:  # pyright: ignore
-        self.asked = True
+        self.requested = True
         answer = _Answer(self)
         if self.replaying:
             answer.run(work, arguments)
@@ -162,7 +171,7 @@ class _Answer(Future[Any]):
             return
         try:
             self.set_result(work(*arguments))
-        except BaseException as error:  # as every Future does: it is raised where the result is asked for
+        except BaseException as error:  # as every Future does: it is raised where the result is awaited
             self.set_exception(error)
 
     def done(self) -> bool:

@@ -47,7 +47,7 @@ def replay(recording: Recording, policy: Policy, safety: Safety) -> Replayed:
     Args:
         recording: the journal.
         policy: as it was then; if it decides beside the control, one that hands its decisions over where `arrived`,
-            which is set before every step, says so (`Decider(..., replaying=True)`).
+            which is set before every step, says so (`InferenceThread(..., replaying=True)`).
         safety: as it was then.
 
     Raises:

@@ -13,24 +13,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .background import LINES, Background, Logger, TimeLimited, in_words, warnings_logged
+from flowhand.contracts.observers import EpisodeBegins, EpisodeEnds, Observer, Publisher, Stopped
+
+from .background import LINES, Logger, TimeLimited, in_words, warnings_logged
 from .journal import Journal
 from .limits.vectors import vector
 from .limits.workspace import Box
+from .observers.journaling import ControlStep, JournalWriter
+from .observers.threads import in_threads
 from .run_report import Report
 from .runtime_config import RuntimeConfig
 from .safety import REFUSALS, Safety, Verdict
-from .sensors import STAGES, Answer, Monitor, Policy, Robot, Senses
+from .sensors import STAGES, InferenceResult, Monitor, Policy, Robot, SensorThread
 from .timing import real_time, wait_until
 
 logger = Logger(__name__)
 
-WAITING_BYTES = 2**26  # of records that wait to be written
-WAITING = (16, 4096)  # such records, at least and at most
-ENDS = "the journal ends before control step %d, control goes on: %s"
 WRITTEN_S = 2.0  # longest wait for the journal, with the robot at rest
 
 FAULTS = (
@@ -45,7 +46,7 @@ REASONS = ("", *REFUSALS, *FAULTS)  # of refusals, as a journal counts them
 
 
 class Runtime:
-    """Controls one robot in real time, one episode after the other; `close` ends its thread and the journal.
+    """Controls one robot in real time, one episode after the other; `close` ends its threads and the journal.
 
     Args:
         robot: is read and commanded.
@@ -57,6 +58,8 @@ class Runtime:
         monitor: is shown every observation and action, and may raise alarms.
         journal: gets a record of every control step; see `replay.open_journal`. Where it cannot be written, it ends,
             and control goes on.
+        observers: are given what happens, each in a thread of its own; one that raises or is too slow misses events,
+            and ends no control.
 
     Raises:
         ValueError: a limit of safety for which the policy would have to say more of its chunks, or a period that is
@@ -73,11 +76,14 @@ class Runtime:
         config: RuntimeConfig | None = None,
         monitor: Monitor | None = None,
         journal: Journal | None = None,
+        observers: Sequence[Observer] = (),
     ):
-        for limit, told in (("chunk_jump", "chunk_start"), ("max_chunk_age_s", "chunk_age_s")):
-            if getattr(safety.config, limit) is not None and not hasattr(policy, told):
+        for limit, needed in (("chunk_jump", "chunk_start"), ("max_chunk_age_s", "chunk_age_s")):
+            if getattr(safety.config, limit) is not None and not hasattr(policy, needed):
                 kind = type(policy).__name__
-                raise ValueError(f"safety.{limit} needs a policy with {told}, such as a Decider; {kind} has none")
+                raise ValueError(
+                    f"safety.{limit} needs a policy with {needed}, such as InferenceThread; {kind} has none"
+                )
         if not 1e-6 <= control_dt_s <= 3600:
             raise ValueError(f"control_dt_s={control_dt_s} must lie in 1e-6..3600 seconds")
         self.robot = robot
@@ -86,12 +92,9 @@ class Runtime:
         self.journal = journal
         self.report = Report(control_dt_s)
         self._period_ns = round(control_dt_s * 1e9)
-        self._senses = Senses(robot, policy, monitor, features)
-        most = WAITING_BYTES // journal.size if journal else 0
-        self._writer = Background("journal", min(max(most, WAITING[0]), WAITING[1]))
-        self._full = False  # a record found no room there, and so ended the journal
-        self._unhanded = self._failed = 0  # records lost: in this thread, in the writer's
-        self._episode = -1
+        self._sensors = SensorThread(robot, policy, monitor, features)
+        self._writer = JournalWriter(journal, safety.size, REASONS) if journal else None
+        self._publisher = Publisher([*([self._writer] if self._writer else []), *in_threads(observers)])
         self._stopped = ""  # from outside: why
         self._warned = ""  # of what
 
@@ -123,10 +126,11 @@ class Runtime:
                 self.report.ended, self.report.counts = ended or "error", self.safety.counts
                 if ended != "over":
                     self._come_to_rest()
-        if not self._writer.drain(WRITTEN_S):
+                self._publisher.episode_ends(EpisodeEnds(0, seed, self._step, ended or "error"))
+        if self._writer and not self._writer.drain(WRITTEN_S):
             logger.warning("the journal is still being written after %g s; control does not wait for it", WRITTEN_S)
         self.report.unlogged += LINES.dropped - self._dropped
-        self.report.unwritten = self._unhanded + self._failed
+        self.report.unwritten = self._writer.lost if self._writer else 0
         return ended
 
     def stop(self, reason: str) -> None:
@@ -135,22 +139,24 @@ class Runtime:
 
     def close(self) -> None:
         """Ends the threads and closes the journal."""
-        self._senses.close()
+        self._sensors.close()
         for function in (self.safety.workspace, self.safety.safe_action):
             if isinstance(function, TimeLimited):
                 function.close()
-        if self.journal:
-            self._writer.do(self._close_journal)
+        self._publisher.stop(Stopped(self._stopped))
+        if self._writer:
             self._writer.drain(WRITTEN_S)
-        self._writer.close()
 
     def _begin(self, seed: int) -> None:
         start = getattr(self.robot, "command", None)
         self.safety.reset(start)
         self._start = None if start is None else vector(start)
         self._dropped = LINES.dropped
-        self._episode += 1
-        self._senses.begin(seed)
+        self._seed = seed
+        if self._writer:
+            self._writer.begin(self._start)
+        self._publisher.episode_begins(EpisodeBegins(0, seed, "", None))
+        self._sensors.begin(seed)
         self._ending = ""  # why this episode cannot go on
         self._alarms: list[str] = []  # that stand
         self._step = 0
@@ -182,7 +188,7 @@ class Runtime:
         """One control step: wait, get an answer or do without, send, note, and choose the next step."""
         due_ns = self._t0_ns + self._step * self._period_ns
         woke_ns = wait_until(due_ns, self.config.spin_s)
-        late: list[Answer] = []
+        late: list[InferenceResult] = []
         budget_ns = round(self.config.budget * self._period_ns)
         # Woken late by the system, what is left of the period is still given to the answer, but never more than that.
         deadline_ns = max(due_ns + budget_ns, woke_ns + self._period_ns - budget_ns)
@@ -193,24 +199,22 @@ class Runtime:
         sent_ns = time.monotonic_ns()
         self.report.add(due_ns, woke_ns, sent_ns, sent_ns - self._sent_ns if self._sent_ns else 0)
         self._sent_ns = sent_ns if verdict.action is not None and not self._unsent else 0
-        for each in late:
-            self._note(each, {})
-        times = {"due_ns": due_ns, "woke_ns": woke_ns, "sent_ns": self._sent_ns}
-        self._note(answer or Answer(self._step), times, verdict, problem)
+        if self._publisher.wants("step"):
+            self._publisher.step(self._event(answer, late, verdict, problem, due_ns, woke_ns))
         self._go_on()
 
-    def _ask(self, deadline_ns: int, late: list[Answer]) -> Answer | None:
+    def _ask(self, deadline_ns: int, late: list[InferenceResult]) -> InferenceResult | None:
         """What the policy wants at this step; None where it does not say so in time."""
         gap_s = (self._step - self._taken) * self.report.control_dt_s
-        request = Answer(self._step, restart=gap_s > self.config.patience_s)
-        answer = self._senses.ask(request, deadline_ns, late)
+        request = InferenceResult(self._step, restart=gap_s > self.config.patience_s)
+        answer = self._sensors.ask(request, deadline_ns, late)
         if request.taken:
             self._taken = self._step
         answers = late if answer is None else [*late, answer]
         self.report.decide_s.extend((each.decided_ns - each.observed_ns) / 1e9 for each in answers if each.asked)
         return answer
 
-    def _judge(self, answer: Answer | None, stopping: bool) -> Verdict:
+    def _judge(self, answer: InferenceResult | None, stopping: bool) -> Verdict:
         """The command for this step."""
         fault = self._fault(answer, stopping)
         if fault or answer is None or answer.action is None:
@@ -221,7 +225,7 @@ class Runtime:
         self._acted = self._acted if verdict.refused else self._step
         return verdict
 
-    def _fault(self, answer: Answer | None, stopping: bool) -> str:
+    def _fault(self, answer: InferenceResult | None, stopping: bool) -> str:
         """Why there is no command of the policy to follow; empty if there is one."""
         if stopping:
             return "stopped"
@@ -233,7 +237,7 @@ class Runtime:
         if self._unsent:
             return "write error"
         if answer is None:
-            return f"late {self._senses.stage}"
+            return f"late {self._sensors.stage}"
         if answer.failed:
             self._warn(f"{answer.failed} failed: {answer.error}")
             return f"{answer.failed} error"
@@ -282,42 +286,34 @@ class Runtime:
         logger.log(logging.DEBUG if text == self._warned else logging.WARNING, "%s", text)
         self._warned = text
 
-    def _note(
-        self, answer: Answer, times: Mapping[str, int], verdict: Verdict | None = None, problem: str = ""
-    ) -> None:
-        """Hands over a record for the journal: of this control step or, without a verdict, of a late answer."""
-        if self.journal is None:
-            return
-        action = answer.action
-        if action is not None and action.shape != (self.safety.size,):
-            action = None
-        values = {"episode": self._episode, "late": verdict is None, "start": self._start, "action": action}
-        values |= {**times, **answer.values()}
-        if verdict is not None:
-            values |= {"refused": REASONS.index(verdict.refused), "safe": verdict.action, "sent": not self._unsent}
-        words = "; ".join(filter(None, [answer.error, problem, *answer.alarms]))
-        if not self._full and not self._writer.do(self._write, values, verdict.clamps if verdict else {}, words):
-            self._full = True
-            logger.error(ENDS, self._step, f"{self._writer.most} records wait for the disk")
-        self._unhanded += self._full
-
-    def _write(self, values: Mapping[str, Any], clamps: Mapping[str, Any], words: str) -> None:
-        """In the writer's thread: a record. After one that is lost there are no more, or a replay would differ."""
-        if self.journal and not self._failed:
-            try:
-                self.journal.append(values, clamps, words)
-                return
-            except Exception as error:  # of any kind: a journal must not end the control of a robot
-                logger.error(ENDS, values["step"], in_words(error))
-        self._failed += 1
-
-    def _close_journal(self) -> None:
-        """In the writer's thread."""
-        try:
-            if self.journal:
-                self.journal.close()
-        except OSError as error:
-            logger.error("the end of the journal may be missing: %s", in_words(error))
+    def _event(
+        self,
+        answer: InferenceResult | None,
+        late: list[InferenceResult],
+        verdict: Verdict,
+        problem: str,
+        due_ns: int,
+        woke_ns: int,
+    ) -> ControlStep:
+        """The control step for those who watch."""
+        taken = verdict.action is not None and not self._unsent
+        return ControlStep(
+            0,
+            self._seed,
+            self._step,
+            answer.observation if answer else None,
+            answer.action if answer else None,
+            verdict.action if taken else None,
+            picture=getattr(self.robot, "picture", None),
+            answer=answer,
+            late=late,
+            verdict=verdict,
+            taken=not self._unsent,
+            problem=problem,
+            due_ns=due_ns,
+            woke_ns=woke_ns,
+            sent_ns=self._sent_ns,
+        )
 
 
 def _bounded(safety: Safety, limit_s: float) -> Safety:

@@ -56,7 +56,7 @@ class Robot(Protocol):
 
 
 class Policy(Protocol):
-    """What decides: `Controller`, `AsyncController`, `Decider`, or any object like them.
+    """What decides: `Controller`, `AsyncController`, `InferenceThread`, or any object like them.
 
     Further attributes are read after `step` where they exist:
 
@@ -89,7 +89,7 @@ class Monitor(Protocol):
 
 
 @dataclass(eq=False)
-class Answer:
+class InferenceResult:
     """One control step's reading and asking: a request first, then what came of it."""
 
     step: int
@@ -118,7 +118,7 @@ class Answer:
         return {**{name: getattr(self, name) for name in JOURNALED}, **observation}
 
 
-class Senses:
+class SensorThread:
     """Reads the robot and asks the policy, one control step at a time, in a thread of its own.
 
     Args:
@@ -130,21 +130,21 @@ class Senses:
 
     def __init__(self, robot: Robot, policy: Policy, monitor: Monitor | None, features: Mapping[str, Feature]):
         self._robot, self._policy, self._monitor, self._features = robot, policy, monitor, features
-        self._requests: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[InferenceResult | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[InferenceResult] = queue.SimpleQueue()
         self._restart = True  # reset the policy before it is asked again
         self._fresh = True  # nothing was asked in this episode
         self._seed = self._restarts = 0  # of the episode; times that the policy was reset in it
         self._asked = 0  # step at which the policy was asked last
         self.busy = False  # with an earlier step
         self.stage = STAGES[0]  # what the thread is at
-        threading.Thread(target=self._work, name="senses", daemon=True).start()
+        threading.Thread(target=self._work, name="sensors", daemon=True).start()
 
     def begin(self, seed: int) -> None:
         """Starts an episode. An answer that is still to come belongs to the one before, and is late."""
         self._seed, self._restart, self._fresh = seed, True, True
 
-    def ask(self, request: Answer, deadline_ns: int, late: list[Answer]) -> Answer | None:
+    def ask(self, request: InferenceResult, deadline_ns: int, late: list[InferenceResult]) -> InferenceResult | None:
         """The answer to the request, or None where it does not come before the deadline.
 
         Answers to earlier requests that come meanwhile are appended to `late`. While the thread hangs in an earlier
@@ -169,7 +169,7 @@ class Senses:
         """Ends the thread when it is free; one that hangs ends with the process."""
         self._requests.put(None)
 
-    def _take(self, request: Answer) -> None:
+    def _take(self, request: InferenceResult) -> None:
         """Hands the request to the thread, as all earlier answers have left the policy."""
         self._restarts = 0 if self._fresh else self._restarts
         request.restart |= self._restart
@@ -187,7 +187,7 @@ class Senses:
             self.stage = STAGES[0]
             self._answers.put(request)
 
-    def _answer(self, request: Answer) -> None:
+    def _answer(self, request: InferenceResult) -> None:
         self.stage = "observation"
         # What is not finite is recorded too, and is for the policy to refuse.
         request.observation = fitting(self._robot.read(), self._features, finite=False)

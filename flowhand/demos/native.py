@@ -18,7 +18,7 @@ import struct
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +28,7 @@ import numpy as np
 
 from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.data.statistics import Statistics, measure
-from flowhand.contracts.durable import sync
+from flowhand.contracts.durable import sync, write_whole
 from flowhand.contracts.features import shown
 
 from .archive import _pack, _unpack, open_regular, read_arrays, write_arrays
@@ -84,7 +84,7 @@ class Store:
         # Filled under another name and renamed, so that nobody ever sees half a store.
         temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
         (temporary / "episodes").mkdir(parents=True)
-        _write_durably(temporary / "meta.json", lambda file: file.write(text))
+        write_whole(temporary / "meta.json", lambda file: file.write(text))
         (temporary / "writer.lock").touch()
         try:
             temporary.rename(path)
@@ -240,7 +240,7 @@ class Store:
         if written.task != episode.task:
             raise ValueError(f"task is {shown(episode.task)}: its last character would be lost in the file")
         with self.writing():
-            _write_durably(self._file(self._length), lambda file: write_arrays(file, arrays))
+            write_whole(self._file(self._length), lambda file: write_arrays(file, arrays))
             self._length += 1
             self._counted = self._folder_state()
 
@@ -314,17 +314,3 @@ def _lock(file: BinaryIO, path: Path) -> None:
     except BlockingIOError:
         logger.warning("%s: waiting for another process that is writing to it", path)
         fcntl.flock(file, fcntl.LOCK_EX)
-
-
-def _write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)

@@ -6,27 +6,57 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from flowhand.contracts import world
 from flowhand.contracts.features import Spec
+from flowhand.contracts.observers import EpisodeBegins, StepTaken
 from flowhand.contracts.world import Observation, World, WorldError
 
 from .records import EpisodeRecord
 
 MakeEnv = Callable[[], World]
-Command = int | np.ndarray  # the seed of an episode to begin, or the action to take in the present one
+NOISE_STREAM = 1  # keeps the noise of an expert independent of what the environment draws from the same seed
+
+
+class Begin(NamedTuple):
+    """A command to begin an episode."""
+
+    seed: int
+    pictures: int = 0  # control steps from one picture to the next; 0: none
+
+
+Command = Begin | np.ndarray  # or the action to take in the present episode
+
+
+@dataclass(frozen=True)
+class NoisyExpert:
+    """The environment's scripted expert, pushed off its path by noise on what is executed.
+
+    It acts between the bounds of the action, and its choice without the noise is known too.
+    """
+
+    noise: float = 0.0  # standard deviation, in the action's units; choices get none
 
 
 @dataclass(frozen=True)
 class LaneOptions:
     """What is the same for all lanes."""
 
-    stop_at_success: bool = True  # an episode ends at its first success
-    expert: bool = False  # a command to begin runs the whole episode with the scripted expert
-    frame_seeds: frozenset[int] = frozenset()  # episodes of which images are kept
-    frame_every: int = 1  # control steps from one image to the next
+    after_success: int | None = 0  # control steps after the first success at which an episode ends; None: it goes on
+    expert: bool | NoisyExpert = False  # a command to begin runs the whole episode with the scripted expert
+    watched: bool = False  # keep the events of an expert's episode
+
+
+class Seen(NamedTuple):
+    """What the world showed after a command."""
+
+    observation: Observation
+    reward: float = 0.0
+    success: bool = False
+    picture: np.ndarray | None = None  # (H, W, 3) uint8
 
 
 @dataclass(frozen=True)
@@ -34,51 +64,80 @@ class Finished:
     """The end of an episode."""
 
     record: EpisodeRecord
-    frames: list[np.ndarray] = field(default_factory=list)  # uint8 (H, W, 3); empty unless asked for
+    seen: Seen
+    events: list[EpisodeBegins | StepTaken] = field(default_factory=list)  # of an expert's episode that is watched
 
 
-Reply = Observation | Finished | WorldError  # the last where the world returned what it may not
+Reply = Seen | Finished | WorldError  # the last where the world returned what it may not
 
 
 class Lane:
     """One environment and its episode.
 
-    Raises:
-        ValueError: the expert is asked for and the environment has none.
+    Args:
+        env: the environment.
+        options: of all lanes.
+        number: of this one.
     """
 
-    def __init__(self, env: World, options: LaneOptions):
-        if options.expert and env.expert is None:
-            raise ValueError(f"{env.task} has no scripted expert")
+    def __init__(self, env: World, options: LaneOptions, number: int = 0):
         self.env = env
         self.options = options
+        self.number = number
 
     def run(self, command: Command) -> Reply:
-        """Begin an episode or take a step in it; return the next observation, or how the episode ended."""
+        """Begin an episode or take a step in it; return what there is to see, or how the episode ended.
+
+        Raises:
+            ValueError: the expert is to act and the environment has none.
+        """
         try:
-            reply = self._step(command) if isinstance(command, np.ndarray) else self._begin(command)
-            while self.options.expert and not isinstance(reply, Finished | WorldError):
-                assert self.env.expert is not None
-                reply = self._step(self.env.expert(self._info["expert_observation"]))
+            if isinstance(command, np.ndarray):
+                return self._step(command)
+            seen = self._begin(command)
+            return self._run_expert(seen) if self.options.expert else seen
         except WorldError as error:  # an answer like others, so that what other lanes have finished is not lost
             return WorldError(f"{self.env.task}, seed {self._seed}, step {self._steps}: {error}")
         except Exception as error:
             error.add_note(f"This happened in {self.env.task}, seed {self._seed}, step {self._steps}.")
             raise
-        return reply
 
-    def _begin(self, seed: int) -> Reply:
-        self._seed, self._steps = seed, 0
+    def _begin(self, command: Begin) -> Seen:
+        self._seed, self._pictures = command
+        self._steps, self._return = 0, 0.0
         self._started = time.perf_counter()
-        self._return = 0.0
         self._first_success: int | None = None
         self._score: float | None = None
-        self._frames: list[np.ndarray] = []
-        observation, self._info, self._solved_before = world.begin(self.env, seed)
-        self._keep_frame(last=False)
-        return observation
+        observation, self._info, self._solved_before = world.begin(self.env, self._seed)
+        return Seen(observation, 0.0, self._solved_before, self._picture(last=False))
 
-    def _step(self, action: np.ndarray) -> Reply:
+    def _run_expert(self, seen: Seen) -> Finished:
+        """The whole episode, acted by the expert, with its events where they are wanted."""
+        expert = self.env.expert  # made by the reset
+        if expert is None:
+            raise ValueError(f"{self.env.task} has no scripted expert")
+        act = _Noisy(self.env.features, self.options.expert, self._seed) if self._noisy else _exactly
+        events: list[EpisodeBegins | StepTaken] = []
+        if self.options.watched:
+            begins = EpisodeBegins(self.number, self._seed, self.env.task, copied(seen.observation), seen.picture)
+            events.append(begins)
+        while True:
+            chosen, sent = act(expert(self._info["expert_observation"]))
+            # A copy, because an environment may write into the same arrays at every step.
+            acted_on, step = copied(seen.observation) if self.options.watched else None, self._steps
+            reply = self._step(sent)
+            seen = reply.seen if isinstance(reply, Finished) else reply
+            if self.options.watched:
+                what = acted_on, chosen, sent, seen.reward, seen.success, seen.picture
+                events.append(StepTaken(self.number, self._seed, step, *what))
+            if isinstance(reply, Finished):
+                return Finished(reply.record, reply.seen, events)
+
+    @property
+    def _noisy(self) -> bool:
+        return isinstance(self.options.expert, NoisyExpert)
+
+    def _step(self, action: np.ndarray) -> Seen | Finished:
         step = world.step(self.env, action)
         self._info = step.info
         self._return += step.reward
@@ -91,9 +150,14 @@ class Lane:
         if step.success and self._first_success is None:
             self._first_success = self._steps
         self._failure = str(self._info.get("failure", "terminated" if step.terminated else "time limit"))
-        done = step.terminated or step.truncated or (step.success and self.options.stop_at_success)
-        self._keep_frame(last=done)
-        return Finished(self._record(step.success), self._frames) if done else step.observation
+        done = step.terminated or step.truncated or self._over()
+        seen = Seen(step.observation, step.reward, step.success, self._picture(last=done))
+        return Finished(self._record(step.success), seen) if done else seen
+
+    def _over(self) -> bool:
+        """Whether the episode has gone on for long enough after its first success."""
+        first, after = self._first_success, self.options.after_success
+        return first is not None and after is not None and self._steps - first >= after
 
     def _record(self, final_success: bool) -> EpisodeRecord:
         return EpisodeRecord(
@@ -112,9 +176,34 @@ class Lane:
             score=self._score,
         )
 
-    def _keep_frame(self, *, last: bool) -> None:
-        if self._seed in self.options.frame_seeds and (last or self._steps % self.options.frame_every == 0):
-            self._frames.append(np.asarray(self.env.render()))
+    def _picture(self, *, last: bool) -> np.ndarray | None:
+        wanted = self._pictures and (last or self._steps % self._pictures == 0)
+        return np.asarray(self.env.render()) if wanted else None
+
+
+def copied(observation: Observation) -> Observation:
+    """The same arrays, which nobody writes into."""
+    return {name: np.array(value) for name, value in observation.items()}
+
+
+def _exactly(action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return action, action
+
+
+class _Noisy:
+    """What a noisy expert asks for and what is executed, both between the bounds of the action."""
+
+    def __init__(self, spec: Spec, expert: bool | NoisyExpert, seed: int):
+        assert isinstance(expert, NoisyExpert)
+        self._random = np.random.default_rng([NOISE_STREAM, seed])
+        self._low, self._high = spec.action.bounds()
+        self._noise = expert.noise * ~spec.action.discrete  # none on choices: there is nothing between two of them
+
+    def __call__(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        low, high = self._low, self._high
+        clean = np.clip(action, low, high).astype(low.dtype)
+        drawn = clean + self._noise * self._random.standard_normal(clean.shape)
+        return clean, np.clip(drawn, low, high).astype(low.dtype)
 
 
 class LaneGroup:
@@ -122,7 +211,7 @@ class LaneGroup:
 
     def __init__(self, make_env: MakeEnv, lanes: Collection[int], options: LaneOptions):
         self.lanes = tuple(lanes)
-        self._lanes = {lane: Lane(make_env(), options) for lane in lanes}
+        self._lanes = {lane: Lane(make_env(), options, lane) for lane in lanes}
         self._replies: dict[int, Reply] = {}
         env = self._lanes[self.lanes[0]].env
         self.task: str = env.task

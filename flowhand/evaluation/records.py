@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,20 +67,6 @@ class RecordWriter:
 def lines(records: Iterable[EpisodeRecord]) -> bytes:
     """The records as JSON lines."""
     return "".join(json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n" for record in records).encode()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; what was there before stays until then. Folders on the way are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def write_records(path: str | Path, records: Iterable[EpisodeRecord]) -> None:

@@ -7,20 +7,31 @@ process ("inline") or are shared out among worker processes ("process").
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Literal, Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from flowhand.contracts.features import Spec
+from flowhand.contracts.observers import (
+    Enough,
+    EpisodeBegins,
+    EpisodeEnds,
+    Observer,
+    Publisher,
+    StepTaken,
+    Stopped,
+)
 from flowhand.contracts.planner import require_drives
+from flowhand.contracts.provenance import usable_cores
 from flowhand.contracts.strict import whole
 from flowhand.contracts.world import Observation, WorldError, check_action
 
-from .lanes import Command, Finished, LaneGroup, LaneOptions, MakeEnv, Reply
+from .lanes import Begin, Command, Finished, LaneGroup, LaneOptions, MakeEnv, NoisyExpert, Reply, Seen, copied
 from .records import EpisodeRecord
-from .workers import WorkerError, WorkerGroup, available_cpus, wait_for_any
+from .workers import WorkerError, WorkerGroup, wait_for_any
 
 Group = LaneGroup | WorkerGroup
 
@@ -39,35 +50,34 @@ class Agent(Protocol):
 
 def rollout(
     make_env: MakeEnv,
-    agent: Agent | Literal["expert"],
+    agent: Agent | Literal["expert"] | NoisyExpert,
     seeds: Sequence[int],
     *,
     n_envs: int = 1,
     workers: Literal["inline", "process"] = "inline",
     processes: int | None = None,
     stop_at_success: bool = True,
+    after_success: int = 0,
     progress: bool = False,
-    on_record: Callable[[EpisodeRecord], None] | None = None,
-    frame_seeds: Collection[int] = (),
-    frame_every: int = 4,
-    on_frames: Callable[[EpisodeRecord, list[np.ndarray]], None] | None = None,
+    observers: Sequence[Observer] = (),
     spec: Spec | None = None,
 ) -> list[EpisodeRecord]:
     """Run one episode per seed; the records come in the order of the seeds.
 
     Args:
         make_env: builds an environment, e.g. `functools.partial(envs.make, config)`; picklable for "process" workers.
-        agent: chooses the actions; "expert" is the environment's own scripted expert.
+        agent: chooses the actions; "expert" is the environment's own scripted expert, a `NoisyExpert` the same with
+            noise on what is executed.
         seeds: one per episode, all different.
         n_envs: episodes that run at the same time.
         workers: where they run, in this process or in others.
         processes: how many others; None takes one per available processor, at most n_envs.
         stop_at_success: end an episode at its first success, instead of when the environment ends it.
+        after_success: control steps to go on after the first success, where `stop_at_success` ends the episode.
         progress: show a bar with the success rate so far.
-        on_record: called with every record as soon as its episode ends, so in no fixed order.
-        frame_seeds: episodes of which to keep images.
-        frame_every: control steps from one image to the next; the first and the last are always kept.
-        on_frames: called with the record and the images, uint8 (H, W, 3), as soon as such an episode ends.
+        observers: are given what happens as it happens, the end of an episode with its record, of different lanes in no
+            fixed order. The events of an expert's episode come when it has ended. One that raises `Enough` ends the
+            rollout; then only the episodes that have ended have records.
         spec: what the agent sees and commands, which the environment must have; None: not checked.
 
     Raises:
@@ -76,51 +86,55 @@ def rollout(
         WorkerError: a worker process failed or died.
     """
     seeds, n_envs = [whole("a seed", seed) for seed in seeds], whole("n_envs", n_envs)
-    frame_seeds, frame_every = {whole("a frame seed", seed) for seed in frame_seeds}, whole("frame_every", frame_every)
     processes = None if processes is None else whole("processes", processes)
-    _check_arguments(seeds, n_envs, processes, workers, frame_seeds, frame_every, on_frames is not None)
-    options = LaneOptions(stop_at_success, agent == "expert", frozenset(frame_seeds), frame_every)
+    _check_arguments(seeds, n_envs, processes, workers)
+    publisher = Publisher(observers)
+    expert = agent if isinstance(agent, NoisyExpert) else agent == "expert"
+    watched = publisher.wants("episode_begins", "step")
+    options = LaneOptions(after_success if stop_at_success else None, expert, watched)
+    lanes = range(min(n_envs, len(seeds)))
     records: dict[int, EpisodeRecord] = {}
     groups: list[Group] = []
-    try:
-        _open(groups, make_env, range(min(n_envs, len(seeds))), options, workers, processes or available_cpus())
+    acting = None if isinstance(agent, str | NoisyExpert) else agent
+    with _stopping(publisher, groups):
+        _open(groups, make_env, lanes, options, workers, processes or usable_cores())
         _require_fit(groups[0], spec)
         with tqdm(total=len(seeds), unit="episode", desc=groups[0].task, disable=not progress) as bar:
-            for finished in _episodes(groups, None if agent == "expert" else agent, seeds):
+            for lane, finished in _episodes(groups, acting, seeds, publisher):
                 record = records[finished.record.seed] = finished.record
                 _show(bar, records)
-                if on_record:
-                    on_record(record)
-                if on_frames and record.seed in options.frame_seeds:
-                    on_frames(record, finished.frames)
+                ended = record.failure or "success"
+                publisher.episode_ends(EpisodeEnds(lane, record.seed, record.steps, ended, record))
+    return [records[seed] for seed in seeds if seed in records]
+
+
+@contextmanager
+def _stopping(publisher: Publisher, groups: list[Group]) -> Iterator[None]:
+    """Closes the groups and tells the observers that no event follows, and why; `Enough` is an end like any other."""
+    reason = ""
+    try:
+        yield
+    except Enough:
+        pass
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise
     finally:
         for group in groups:
             group.close()
-    return [records[seed] for seed in seeds]
+        publisher.stop(Stopped(reason))
 
 
-def _check_arguments(
-    seeds: list[int],
-    n_envs: int,
-    processes: int | None,
-    workers: str,
-    frame_seeds: Collection[int],
-    frame_every: int,
-    takes_frames: bool,
-) -> None:
+def _check_arguments(seeds: list[int], n_envs: int, processes: int | None, workers: str) -> None:
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(
             f"got {len(seeds)} seeds, {len(set(seeds))} of them different; expected one or more, all different"
         )
-    for name, count in (("n_envs", n_envs), ("processes", processes or 1), ("frame_every", frame_every)):
+    for name, count in (("n_envs", n_envs), ("processes", processes or 1)):
         if count < 1:
             raise ValueError(f"{name} is {count}, expected 1 or more")
     if workers not in ("inline", "process"):
         raise ValueError(f"workers is {workers!r}, expected 'inline' or 'process'")
-    if frame_seeds and not takes_frames:
-        raise ValueError("frame_seeds is given but not on_frames, which receives the images")
-    if unknown := sorted(set(frame_seeds) - set(seeds)):
-        raise ValueError(f"frame_seeds holds {unknown}, which are not among the seeds")
 
 
 def _open(
@@ -139,18 +153,30 @@ def _open(
         group.wait_until_ready()
 
 
-def _episodes(groups: Sequence[Group], agent: Agent | None, seeds: Sequence[int]) -> Iterator[Finished]:
-    """Keep every lane busy until the seeds are used up; yield each episode as it ends."""
+class Place(NamedTuple):
+    """Where a lane is in its episode."""
+
+    seed: int
+    step: int  # the number of actions it has been given
+    observation: Observation | None = None  # acted on last; kept where somebody watches
+    action: np.ndarray | None = None  # the last one
+
+
+def _episodes(
+    groups: Sequence[Group], agent: Agent | None, seeds: Sequence[int], publisher: Publisher
+) -> Iterator[tuple[int, Finished]]:
+    """Keep every lane busy until the seeds are used up; yield each episode, with its lane, as it ends."""
     waiting = deque(seeds)
-    place: dict[int, tuple[int, int]] = {}  # lane -> its seed and the number of actions it has been given
+    place: dict[int, Place] = {}
 
     def begin(lane: int) -> dict[int, Command]:
         if not waiting:
             return {}
-        place[lane] = (waiting.popleft(), 0)
+        seed = waiting.popleft()
+        place[lane] = Place(seed, 0)
         if agent is not None:
-            agent.reset(lane, place[lane][0])
-        return {lane: place[lane][0]}
+            agent.reset(lane, seed)
+        return {lane: Begin(seed, publisher.pictures(lane, seed))}
 
     commands: dict[int, Command] = {}
     for lane in sorted(lane for group in groups for lane in group.lanes):
@@ -164,16 +190,36 @@ def _episodes(groups: Sequence[Group], agent: Agent | None, seeds: Sequence[int]
         for lane, reply in _receive(busy, wait_for_all=agent is not None).items():
             if isinstance(reply, WorldError):
                 failures.append(reply)
-            elif isinstance(reply, Finished):
-                yield reply
+                continue
+            _publish(publisher, groups[0].task, lane, place[lane], reply)
+            if isinstance(reply, Finished):
+                yield lane, reply
                 commands |= begin(lane)
             else:
-                observations[lane] = reply
+                observations[lane] = reply.observation
         if failures:  # only now, so that no episode is lost that ended at the same time
             raise failures[0]
         if observations:
             assert agent is not None  # the expert's lanes reply only when an episode has ended
-            commands |= _act(agent, observations, place, groups[0])
+            commands |= _act(agent, observations, place, groups[0], watched=publisher.wants("step"))
+
+
+def _publish(publisher: Publisher, task: str, lane: int, place: Place, reply: Seen | Finished) -> None:
+    """Tell the observers what this reply of a lane says: that its episode has begun, or what a step came to."""
+    if not publisher.wants("episode_begins", "step"):
+        return
+    seen = reply.seen if isinstance(reply, Finished) else reply
+    if isinstance(reply, Finished) and reply.events:
+        for event in reply.events:
+            if isinstance(event, EpisodeBegins):
+                publisher.episode_begins(event)
+            else:
+                publisher.step(event)
+    elif place.action is None:
+        publisher.episode_begins(EpisodeBegins(lane, place.seed, task, seen.observation, seen.picture))
+    elif publisher.wants("step"):
+        acted = place.observation, place.action, place.action
+        publisher.step(StepTaken(lane, place.seed, place.step - 1, *acted, seen.reward, seen.success, seen.picture))
 
 
 def _send(groups: Sequence[Group], commands: dict[int, Command]) -> list[Group]:
@@ -208,18 +254,20 @@ def _require_fit(group: Group, spec: Spec | None) -> None:
 
 
 def _act(
-    agent: Agent, observations: dict[int, Observation], place: dict[int, tuple[int, int]], group: Group
+    agent: Agent, observations: dict[int, Observation], place: dict[int, Place], group: Group, *, watched: bool
 ) -> dict[int, Command]:
+    # Copies, because an environment may write into the same arrays at every step.
+    acted_on = {lane: copied(each) if watched else None for lane, each in observations.items()}
     actions = agent.act(observations)
     commands: dict[int, Command] = {}
     assert group.features is not None
     for lane in observations:
-        seed, step = place[lane]
+        seed, step = place[lane][:2]
         where = f"{group.task}, seed {seed}, step {step}"
         if lane not in actions:
             raise ValueError(f"{where}: the agent gave no action for lane {lane}, only for {sorted(actions)}")
-        commands[lane] = check_action(actions[lane], group.features, where=where)
-        place[lane] = (seed, step + 1)
+        action = commands[lane] = check_action(actions[lane], group.features, where=where)
+        place[lane] = Place(seed, step + 1, acted_on[lane], action)
     return commands
 
 
@@ -229,4 +277,4 @@ def _show(bar: tqdm, records: dict[int, EpisodeRecord]) -> None:
     bar.update()
 
 
-__all__ = ["Agent", "WorkerError", "rollout"]
+__all__ = ["Agent", "NoisyExpert", "WorkerError", "rollout"]

@@ -11,20 +11,25 @@ from typing import Any, Literal
 
 import numpy as np
 
+from flowhand.contracts.durable import write_whole
+from flowhand.contracts.observers import EpisodeEnds, Observer
+
 from .lanes import MakeEnv
-from .records import EpisodeRecord, RecordWriter, parse_records, write_whole
+from .records import EpisodeRecord, RecordWriter, parse_records
 from .rollout import Agent, rollout
 
 NAMES = ("episodes.unfinished.jsonl", "expert.unfinished.jsonl")
 
 
-class Unfinished:
-    """A JSON-lines file whose first line says of what evaluation the records are.
+class Unfinished(Observer):
+    """A JSON-lines file whose first line says of what evaluation the records are; given to a rollout it keeps its own.
 
     Args:
         path: the file.
         fingerprint: of everything that an outcome depends on beside its seed; records with another one are discarded.
     """
+
+    essential = True  # an evaluation must not go on whose records are lost
 
     def __init__(self, path: Path, fingerprint: str):
         self.path, self.fingerprint = path, fingerprint
@@ -42,6 +47,10 @@ class Unfinished:
         write_whole(self.path, b"".join(whole))
         self.records = {record.seed: record for record in parse_records(whole[1:], self.path)}
         self._writer = RecordWriter(self.path)
+
+    def episode_ends(self, event: EpisodeEnds) -> None:
+        """Keeps its record."""
+        self.write(event.record)
 
     def write(self, record: EpisodeRecord) -> None:
         """Keeps a record, also if the process is killed right after."""
@@ -72,15 +81,21 @@ def discard_unfinished(folder: Path) -> None:
 
 
 def completed(
-    kept: Unfinished | None, seeds: Sequence[int], make_env: MakeEnv, agent: Agent | Literal["expert"], lanes: dict
+    kept: Unfinished | None,
+    seeds: Sequence[int],
+    make_env: MakeEnv,
+    agent: Agent | Literal["expert"],
+    lanes: dict,
+    observers: Sequence[Observer] = (),
 ) -> list[EpisodeRecord]:
     """The records of the seeds, in their order: those that are kept already, and the others, kept as they end.
 
-    `lanes` are options of `rollout`.
+    `lanes` are options of `rollout`; `observers` watch the others.
     """
-    records, keep = (dict(kept.records), kept.write) if kept else ({}, None)
+    records = dict(kept.records) if kept else {}
     if left := [seed for seed in seeds if seed not in records]:
-        run = rollout(make_env, agent, left, progress=True, on_record=keep, **lanes)
+        watching = [*([kept] if kept else []), *observers]
+        run = rollout(make_env, agent, left, progress=True, observers=watching, **lanes)
         records |= {record.seed: record for record in run}
     return [records[seed] for seed in seeds]
 

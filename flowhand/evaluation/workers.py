@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from flowhand.contracts.features import Spec
 from flowhand.contracts.modules import import_modules, imported_modules
 
-from .lanes import Command, LaneGroup, LaneOptions, MakeEnv, Reply
+from .lanes import Begin, Command, LaneGroup, LaneOptions, MakeEnv, Reply
 
 
 class WorkerError(RuntimeError):
@@ -54,7 +54,7 @@ class WorkerGroup:
 
     def send(self, commands: Mapping[int, Command]) -> None:
         """Have the worker run the commands of these lanes; `receive` waits for what comes of them."""
-        self._seeds |= {lane: command for lane, command in commands.items() if isinstance(command, int)}
+        self._seeds |= {lane: command.seed for lane, command in commands.items() if isinstance(command, Begin)}
         try:
             self.connection.send(commands)
         except OSError as error:
@@ -102,11 +102,6 @@ def wait_for_any(groups: Sequence[WorkerGroup]) -> list[WorkerGroup]:
     """Wait until at least one of the groups has replied or died; return those."""
     ready = wait([group.connection for group in groups])
     return [group for group in groups if group.connection in ready]
-
-
-def available_cpus() -> int:
-    """Count the processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _pickle(make_env: MakeEnv, lanes: tuple[int, ...], options: LaneOptions) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowhand.evaluation.records import write_whole
+from flowhand.contracts.durable import write_whole
 from flowhand.evaluation.statistics import Summary
 
 from ..evaluation.statistics import PairedComparison
@@ -27,19 +27,25 @@ class Compared:
 HEAD = ("policy", "tasks", "solved", "rate", "95 % Wilson", "difference", "gained", "lost", "p (McNemar)", "not worse")
 
 
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """The lines with their cells in columns, for a terminal."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
 def rows(policies: Sequence[Compared]) -> list[tuple[str, ...]]:
     """The table as texts, a row for each policy."""
     found = []
     for each in policies:
         s, c = each.summary, each.against_first
-        told = [each.name, str(len(each.tasks)), f"{s.successes}/{s.n}", f"{s.rate:.1%}"]
-        told.append(f"{s.wilson_low:.1%} to {s.wilson_high:.1%}")
+        cells = [each.name, str(len(each.tasks)), f"{s.successes}/{s.n}", f"{s.rate:.1%}"]
+        cells.append(f"{s.wilson_low:.1%} to {s.wilson_high:.1%}")
         if c is None:
-            told += [""] * 5
+            cells += [""] * 5
         else:
-            told += [f"{c.difference:+.1%}", str(c.a_only), str(c.b_only), f"{c.mcnemar_p:.3g}"]
-            told.append(f"{'yes' if c.non_inferior else 'not shown'} (margin {c.margin:.1%})")
-        found.append(tuple(told))
+            cells += [f"{c.difference:+.1%}", str(c.a_only), str(c.b_only), f"{c.mcnemar_p:.3g}"]
+            cells.append(f"{'yes' if c.non_inferior else 'not shown'} (margin {c.margin:.1%})")
+        found.append(tuple(cells))
     return found
 
 

@@ -14,7 +14,8 @@ from xml.etree.ElementTree import Element
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from flowhand.evaluation.records import EpisodeRecord, write_whole
+from flowhand.contracts.durable import write_whole
+from flowhand.evaluation.records import EpisodeRecord
 from flowhand.evaluation.statistics import summarize, wilson
 
 from .page import _duration, _flat, page, paragraph, table
@@ -59,6 +60,7 @@ class ReportData:
     title: str
     task: str
     records: list[EpisodeRecord]
+    command: str = ""  # that wrote the page
     expert_records: list[EpisodeRecord] | None = None  # on the same seeds as `records`
     goal_visible: bool | None = None  # could the policy observe the goal; None: the question does not arise
     control_dt_s: float | None = None  # seconds per control step, to tell times as well as steps
@@ -120,10 +122,10 @@ def _score(metrics: dict[str, Any]) -> str:
 def render_report(data: ReportData) -> str:
     """Return the page as HTML."""
     sections = {
-        "Learning curve": _learning_curve(data.history),
+        "Videos": _clips(data),
         "Episodes": _episodes(data),
         "Sampled action chunks": _chunks(data.chunks),
-        "Videos": _clips(data),
+        "Learning curve": _learning_curve(data.history),
         "What was run": _provenance(data),
     }
     body = [_headline(data), *(h("section", h("h2", title), *content) for title, content in sections.items())]
@@ -134,12 +136,16 @@ def render_report(data: ReportData) -> str:
 def _headline(data: ReportData) -> Element:
     goal = {True: "Goal visible to the policy", False: "Goal hidden from the policy", None: ""}[data.goal_visible]
     parts = [h("p", data.task, class_="task"), h("h1", data.title)]
+    if data.command or data.records:
+        seeds = sorted(r.seed for r in data.records)
+        ran = [f"Start states of the seeds {seeds[0]} to {seeds[-1]}, {len(seeds)} episodes."] if seeds else []
+        parts.append(h("p", *([h("code", data.command), " "] if data.command else []), *ran, class_="command"))
     if goal:
         parts.append(h("p", goal, class_="chip"))
     if data.records:
         r = summarize(data.records)
-        told = h("span", f"{r.successes} of {r.n} episodes succeeded")
-        big = h("p", h("b", f"{100 * r.rate:.3g} %"), told, class_="big")
+        caption = h("span", f"{r.successes} of {r.n} episodes succeeded")
+        big = h("p", h("b", f"{100 * r.rate:.3g} %"), caption, class_="big")
         parts.append(h("div", big, _rates(data), class_="headline"))
         if told := _score(asdict(r)):
             parts.append(paragraph(f"{told.capitalize().rstrip(', ')}: of each episode the best step counts."))
@@ -173,7 +179,7 @@ def _rates(data: ReportData) -> Element:
     return h("div", *rows, paragraph(f"Dot: success rate in percent. Bar: 95 % Wilson interval.{seeds}", "caption"))
 
 
-# 2. Did it learn?
+# 5. Did it learn?
 def _learning_curve(history: list[dict]) -> Iterator[Element]:
     if not history:
         yield paragraph("No training history was recorded.")
@@ -217,21 +223,21 @@ def _episodes(data: ReportData) -> Iterator[Element]:
     experts = {r.seed: r for r in data.expert_records or []}
     cells = []
     for r in records:
-        tip, line = f"seed {r.seed}: {_told(r)}", []
+        tip, line = f"seed {r.seed}: {_outcome_text(r)}", []
         if r.seed in experts:
-            tip += f"\nexpert: {_told(experts[r.seed])}"
+            tip += f"\nexpert: {_outcome_text(experts[r.seed])}"
             line = [h("i", class_="under " + ("yes" if experts[r.seed].success else "no"))]
         cells.append(h("li", h("i", class_=f"cell {_outcome(r)}"), *line, title=tip))
     yield h("ol", *cells, class_="strip")
     yield _legend(records, bool(experts))
-    plot, told = _times_to_success(records, list(experts.values()), data.control_dt_s)
+    plot, summary = _times_to_success(records, list(experts.values()), data.control_dt_s)
     if experts:
         pairs = [(r.success, experts[r.seed].success) for r in records]
         a, b, c, d = (pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False)))
-        told.append(
+        summary.append(
             paragraph(f"Both succeeded on {a} seeds, only the policy on {b}, only the expert on {c}, neither on {d}.")
         )
-    yield h("div", *plot, h("div", *told, class_="beside"), class_="plots")
+    yield h("div", *plot, h("div", *summary, class_="beside"), class_="plots")
     yield h("details", h("summary", f"Every episode as a table ({len(records)})"), _episode_table(records, experts))
 
 
@@ -239,7 +245,7 @@ def _outcome(r: EpisodeRecord) -> str:
     return "success" if r.final_success else "lost" if r.success else "failure"
 
 
-def _told(r: EpisodeRecord) -> str:
+def _outcome_text(r: EpisodeRecord) -> str:
     if not r.success:
         return f"{r.failure}, {r.steps} steps"
     return f"success after {r.first_success_step} of {r.steps} steps" + ("" if r.final_success else ", lost by the end")
@@ -273,11 +279,11 @@ def _times_to_success(
     axes.stairs(edges, counts, "fill")
     low, middle, high = np.percentile(policy, [25, 50, 75])
     seconds = f" ({middle * dt:.2f} s)" if dt else ""
-    told = [paragraph(f"Steps to success: median {middle:g}{seconds}, middle half {low:g} to {high:g}.")]
+    summary = [paragraph(f"Steps to success: median {middle:g}{seconds}, middle half {low:g} to {high:g}.")]
     if expert:
         axes.stairs(edges, expert_counts, "expert")
-        told.append(paragraph(f"The expert's median is {np.median(expert):g} steps (outline)."))
-    return [axes.svg], told
+        summary.append(paragraph(f"The expert's median is {np.median(expert):g} steps (outline)."))
+    return [axes.svg], summary
 
 
 def _episode_table(records: list[EpisodeRecord], experts: dict[int, EpisodeRecord]) -> Element:
@@ -285,9 +291,10 @@ def _episode_table(records: list[EpisodeRecord], experts: dict[int, EpisodeRecor
     head = ["seed", "outcome", "steps", "return", *score, "wall time [s]", *(["expert"] if experts else [])]
     rows = []
     for r in records:
-        expert = [_told(experts[r.seed])] if experts else []
+        expert = [_outcome_text(experts[r.seed])] if experts else []
         scores = [] if r.score is None else [f"{r.score:.3f}"]
-        rows.append([str(r.seed), _told(r), str(r.steps), f"{r.return_:.4g}", *scores, f"{r.wall_s:.3g}", *expert])
+        times = [f"{r.return_:.4g}", *scores, f"{r.wall_s:.3g}"]
+        rows.append([str(r.seed), _outcome_text(r), str(r.steps), *times, *expert])
     return table(head, rows)
 
 
@@ -296,7 +303,7 @@ def _chunks(chunks: list[ChunkComparison]) -> Iterator[Element]:
     if not chunks:
         yield paragraph("No chunks were sampled on held-out states.")
         return
-    text = "Actions over time in seconds, one panel per action dimension:"
+    text = "Actions over time, one panel per dimension of the action:"
     yield _keys(text, [("key policy", "sampled"), ("key expert", "expert")])
     values = [np.concatenate([c.sampled.reshape(-1, len(c.action_names)), c.expert]) for c in chunks]
     ranges = np.concatenate(values).T  # one range per dimension, so that states can be compared
@@ -304,29 +311,29 @@ def _chunks(chunks: list[ChunkComparison]) -> Iterator[Element]:
         seconds = np.arange(len(c.expert)) * c.control_dt_s
         panels = []
         for d, name in enumerate(c.action_names):
-            axes = Axes(name, seconds, ranges[d], width=240, height=140, ticks=3)
+            axes = Axes(name, seconds, ranges[d], "time (s)", width=240, height=156, ticks=3)
             axes.line(seconds, c.expert[:, d], "expert thick")
             for sample in c.sampled[:, :, d]:
                 axes.line(seconds, sample, "policy thin")
             panels.append(axes.svg)
         distance = np.sqrt(np.mean((c.sampled - c.expert) ** 2))
         spread = np.sqrt(np.mean(c.sampled.var(axis=0)))
-        told = h("small", f"RMS to expert {distance:.3g}, spread {spread:.3g}")
-        title = h("h3", f"Seed {c.seed}, step {c.step}", told)
+        distances = h("small", f"RMS to expert {distance:.3g}, spread {spread:.3g}")
+        title = h("h3", f"Seed {c.seed}, step {c.step}", distances)
         yield h("div", title, h("div", *panels, class_="panels"))
 
 
-# 5. What does it look like?
+# 2. What does it look like?
 def _clips(data: ReportData) -> Iterator[Element]:
     if data.clip_note or not data.clips:
         yield paragraph(data.clip_note or "No episode was filmed.")
-    told = {r.seed: r for r in data.records}
+    records = {r.seed: r for r in data.records}
     figures = []
     for clip in data.clips:
         source = "data:video/mp4;base64," + base64.b64encode(clip.mp4).decode("ascii")
         video = h("video", src=source, controls="", muted="", loop="", playsinline="", preload="auto")
-        kind = [h("i", class_=f"cell {_outcome(told[clip.seed])}")] if clip.seed in told else []
-        detail = h("small", f"seed {clip.seed}" + (f", {told[clip.seed].steps} steps" if kind else ""))
+        kind = [h("i", class_=f"cell {_outcome(records[clip.seed])}")] if clip.seed in records else []
+        detail = h("small", f"seed {clip.seed}" + (f", {records[clip.seed].steps} steps" if kind else ""))
         figures.append(h("figure", video, h("figcaption", *kind, h("span", clip.label, detail))))
     yield h("div", *figures, class_="clips")
 

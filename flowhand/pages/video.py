@@ -1,15 +1,68 @@
-"""Frames -> H.264 in an mp4 that every browser plays."""
+"""Pictures of episodes, and frames -> H.264 in an mp4 that every browser plays."""
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+from flowhand.contracts.observers import EpisodeBegins, EpisodeEnds, Observer, StepTaken
+
 # Small enough to inline half a dozen clips in a page, still free of visible blocks on rendered scenes.
 CRF = "28"
+
+
+class Film(Observer):
+    """Keeps pictures of some episodes of a rollout.
+
+    Args:
+        seeds: of the episodes.
+        every: control steps from one picture to the next; the first and the last are always kept.
+
+    Attributes:
+        frames: of every episode that has ended, by seed, uint8 (H, W, 3).
+        ended: their ends (`EpisodeEnds`), by seed.
+    """
+
+    essential = True  # a rollout that is made for its pictures
+
+    def __init__(self, seeds: Collection[int], every: int = 4):
+        if every < 1:
+            raise ValueError(f"every={every} control steps per picture, expected 1 or more")
+        self.every = every
+        self.frames: dict[int, list[np.ndarray]] = {}
+        self.ended: dict[int, EpisodeEnds] = {}
+        self._seeds = frozenset(seeds)
+        self._begun: dict[int, list[np.ndarray]] = {}
+        self._last: dict[int, np.ndarray] = {}  # pictures that are kept only where no other follows
+
+    def pictures(self, lane: int, seed: int) -> int:
+        """Of these seeds."""
+        return self.every if seed in self._seeds else 0
+
+    def episode_begins(self, event: EpisodeBegins) -> None:
+        """Keeps the picture of the start."""
+        if event.seed in self._seeds and event.picture is not None:
+            self._begun[event.seed] = [event.picture]
+
+    def step(self, event: StepTaken) -> None:
+        """Keeps the picture if it is due."""
+        if event.seed not in self._seeds or event.picture is None:
+            return
+        self._last.pop(event.seed, None)
+        if (event.step + 1) % self.every == 0:
+            self._begun[event.seed].append(event.picture)
+        else:  # the last one, or one that another observer wanted
+            self._last[event.seed] = event.picture
+
+    def episode_ends(self, event: EpisodeEnds) -> None:
+        """Hands over the pictures."""
+        if event.seed in self._begun:
+            last = [self._last.pop(event.seed)] if event.seed in self._last else []
+            self.frames[event.seed] = self._begun.pop(event.seed) + last
+            self.ended[event.seed] = event
 
 
 def write_mp4(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> None:

@@ -28,15 +28,20 @@ class SimulatedRobot:
     Args:
         env: the world.
         stop_at_success: end an episode at its first success.
+        picture_every: control steps from one picture to the next, for those who watch; 0: none. To draw one takes time
+            of the control step.
 
     Attributes:
+        picture: of the world after the last command (H, W, 3), where it was drawn.
         over: whether the episode has ended; further commands do nothing.
         outcomes: of the episodes that have ended by themselves.
     """
 
-    def __init__(self, env: World, stop_at_success: bool = True):
+    def __init__(self, env: World, stop_at_success: bool = True, picture_every: int = 0):
         self.env = env
         self.stop_at_success = stop_at_success
+        self.picture_every = picture_every
+        self.picture: np.ndarray | None = None
         self.over = True
         self.outcomes: list[Outcome] = []
         self._observation: dict[str, np.ndarray] = {}
@@ -53,6 +58,7 @@ class SimulatedRobot:
 
     def write(self, action: np.ndarray) -> None:
         """Does a control step."""
+        self.picture = None
         if self.over:
             return
         step = world.step(self.env, action.astype(np.float32))
@@ -60,5 +66,7 @@ class SimulatedRobot:
         self._steps += 1
         self._success |= step.success
         self.over = step.terminated or step.truncated or (self.stop_at_success and self._success)
+        if self.picture_every and (self.over or self._steps % self.picture_every == 0):
+            self.picture = np.asarray(self.env.render())
         if self.over:
             self.outcomes.append(Outcome(self._seed, self._success, self._steps))

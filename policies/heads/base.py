@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flowhand.contracts.strict import build
 
 from ..conditioning import Conditioning
+from ..generation.paths import Coefficients
 from ..generation.prefix import Prefix
 from ..nets.base import Net
 
@@ -46,8 +47,8 @@ class HeadConfig:
                 continue
             choices = f"what can be changed: {', '.join(self.sampling) or 'nothing'}"
             if name in asdict(self):
-                told = f"head.{name} belongs to the training of head={self.kind} and cannot be changed after it"
-                raise ValueError(f"{told}; {choices}")
+                problem = f"head.{name} belongs to the training of head={self.kind} and cannot be changed after it"
+                raise ValueError(f"{problem}; {choices}")
             near = difflib.get_close_matches(name, self.sampling, n=1)
             hint = f"did you mean {near[0]!r}?" if near else choices
             raise ValueError(f"head={self.kind} has no field {name!r}; {hint}")
@@ -84,6 +85,15 @@ class Head(nn.Module):
     def bends(self) -> bool:
         """Whether `velocities` tells how the way from noise to the chunk bends."""
         return False
+
+    @property
+    def preconditioned(self) -> bool:
+        """Whether the net sees scaled actions and answers a preconditioned target (Karras 2022, Table 1)."""
+        return False
+
+    def coefficients(self, net_time: Tensor) -> Coefficients:
+        """The Gaussian path of the head at what the net is given as the time; for a head that has one path."""
+        raise NotImplementedError(f"{type(self).__name__} follows no single path")
 
     def noise_shape(self, chunk_shape: tuple[int, int]) -> tuple[int, ...]:
         """Shape of the noise that a row of `sample` needs; larger than the chunk if a sampler draws again on the way.

@@ -168,6 +168,16 @@ class DiffusionHead(Head):
         """DDPM draws again before every step: (K, T, A), the starting noise first."""
         return (self.config.steps, *chunk_shape) if self.config.sampler == "ddpm" else chunk_shape
 
+    @property
+    def preconditioned(self) -> bool:
+        """Whether it is asked for."""
+        return self.config.prediction == "preconditioned"
+
+    def coefficients(self, net_time: Tensor) -> Coefficients:
+        """Of the squared-cosine path."""
+        c = squared_cosine(net_time, self.config.train_steps)
+        return along_angle(c.alpha, c.sigma)
+
     def loss(
         self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:

@@ -82,6 +82,15 @@ class EDMHead(Head):
         """Network evaluations per decision."""
         return 2 * self.config.steps - 1
 
+    @property
+    def preconditioned(self) -> bool:
+        """Always."""
+        return True
+
+    def coefficients(self, net_time: Tensor) -> Coefficients:
+        """Of the exploding path; the net is given a quarter of the level's logarithm."""
+        return exploding((4 * net_time).exp())
+
     def loss(
         self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:

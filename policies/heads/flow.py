@@ -19,6 +19,7 @@ from ..generation.guidance import combined, predictor
 from ..generation.paths import (
     PATHS,
     TIMES,
+    Coefficients,
     preconditioned_target,
     read,
     readings,
@@ -139,6 +140,15 @@ class FlowHead(Head):
     def evaluations(self) -> int:
         """Network evaluations per decision; guidance doubles them, in batches of twice the rows."""
         return self.config.steps * self.stages * (1 if self.config.guidance == 1 else 2)
+
+    @property
+    def preconditioned(self) -> bool:
+        """Whether it is asked for."""
+        return self.config.prediction == "preconditioned"
+
+    def coefficients(self, net_time: Tensor) -> Coefficients:
+        """Of the configured path."""
+        return self.path(net_time)
 
     def loss(
         self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None

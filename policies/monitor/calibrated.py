@@ -8,7 +8,6 @@ Whoever loads it must hold the very policy that was calibrated: the configuratio
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -126,11 +125,8 @@ class CalibratedMonitor:
 
 def digest(checkpoint: Source) -> str:
     """SHA-256 of the checkpoint's files on which scores depend."""
-    content = hashlib.sha256()
     with snapshot(checkpoint) as files:
-        for name in HASHED:
-            content.update(files.read(name, MOST_TENSOR_BYTES))
-    return content.hexdigest()
+        return files.digest(HASHED, MOST_TENSOR_BYTES)
 
 
 def save_monitor(checkpoint: Path | str, calibrated: CalibratedMonitor) -> Path:

@@ -36,6 +36,7 @@ class PointConfig(EnvConfig):
 class PointEnv(Env):
     """A point in the plane that moves by action * DT."""
 
+    task = "point"
     version = "point 1"
     task_text = "move the point to the goal"
 

@@ -21,11 +21,12 @@ from flowhand.contracts.features import ChunkConfig, Feature, Spec
 from flowhand.contracts.planner import NOTHING
 from flowhand.control import background
 from flowhand.control.background import LINES, Background, Logger, TimeLimited, in_words, warnings_logged
-from flowhand.control.inference_thread import Decider
+from flowhand.control.inference_thread import InferenceThread
 from flowhand.control.journal import read
 from flowhand.control.limits.config import SafetyConfig
+from flowhand.control.observers.journaling import WAITING
 from flowhand.control.replay import open_journal
-from flowhand.control.runtime import WAITING, Runtime
+from flowhand.control.runtime import Runtime
 from flowhand.control.runtime_config import RuntimeConfig
 from flowhand.control.safety import Safety
 
@@ -101,7 +102,7 @@ def test_a_disk_that_hangs_stops_no_command(tmp_path, monkeypatch):
     """A hundred records wait; the journal ends before the first that finds no room, and replays up to there."""
     released, appended = threading.Event(), []
     journal: Any = open_journal(tmp_path / "journal", SPEC, {})
-    monkeypatch.setattr("flowhand.control.runtime.WAITING", (WAITING[0], 100))
+    monkeypatch.setattr("flowhand.control.observers.journaling.WAITING", (WAITING[0], 100))
     monkeypatch.setattr("flowhand.control.runtime.WRITTEN_S", 0.01)
     append = journal.append
 
@@ -181,19 +182,19 @@ def test_inference_beside_the_control_survives_what_a_planner_raises(error):
                 raise error
             return np.zeros((1, 4, 2), np.float32)
 
-    decider = Decider(Planner())
-    decider.reset(seed=0)
+    inference_thread = InferenceThread(Planner())
+    inference_thread.reset(seed=0)
     raised, deadline = None, time.monotonic() + 20
     while time.monotonic() < deadline:
         try:
-            if decider.step({"count": np.zeros(1, np.float32)}) is not None:
+            if inference_thread.step({"count": np.zeros(1, np.float32)}) is not None:
                 break
         except BaseException as found:
             raised = found
         time.sleep(0.001)
     else:
         pytest.fail("no decision any more")
-    decider.close()
+    inference_thread.close()
     assert raised is error
 
 

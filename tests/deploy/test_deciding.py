@@ -15,7 +15,7 @@ import pytest
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
 from flowhand.contracts.planner import NOTHING
-from flowhand.control.inference_thread import WARM_UP, Decider
+from flowhand.control.inference_thread import WARM_UP, InferenceThread
 from flowhand.control.journal import read
 from flowhand.control.limits.config import SafetyConfig
 from flowhand.control.replay import open_journal, replay
@@ -51,19 +51,19 @@ class Planner:
         return 100 * observation["step"][:, -1:] + steps + np.float32(self.noise) * noise
 
 
-def settle(decider: Decider) -> None:
+def settle(inference_thread: InferenceThread) -> None:
     """Waits until the thread has computed what it was asked for."""
-    assert decider._worker is not None
-    decider._worker._thread.submit(int).result(10)
+    assert inference_thread._worker is not None
+    inference_thread._worker._thread.submit(int).result(10)
 
 
 def test_within_the_control_step():
-    decider = Decider(Planner(), asynchronous=False)
-    decider.reset(seed=0)
+    inference_thread = InferenceThread(Planner(), asynchronous=False)
+    inference_thread.reset(seed=0)
     seen = []
     for i in range(9):
-        action = decider.step(see(i))
-        seen.append((action.item(), decider.chunk_start, decider.arrived))  # pyright: ignore[reportOptionalMemberAccess]
+        action = inference_thread.step(see(i))
+        seen.append((action.item(), inference_thread.chunk_start, inference_thread.arrived))  # pyright: ignore[reportOptionalMemberAccess]
         time.sleep(0.001)
     assert [action for action, _, _ in seen] == [0, 1, 2, 3, 400, 401, 402, 403, 800]
     assert [start for _, start, _ in seen] == [i % 4 == 0 for i in range(9)]
@@ -72,49 +72,49 @@ def test_within_the_control_step():
 
 def test_beside_the_control():
     """A decision is begun every 4 steps and there one step later: its first action is past by then."""
-    decider = Decider(Planner())
-    decider.reset(seed=0)
+    inference_thread = InferenceThread(Planner())
+    inference_thread.reset(seed=0)
     seen = []
     for i in range(11):
-        action = decider.step(see(i))
-        seen.append((None if action is None else action.item(), decider.arrived, decider.chunk_start))
-        settle(decider)
+        action = inference_thread.step(see(i))
+        seen.append((None if action is None else action.item(), inference_thread.arrived, inference_thread.chunk_start))
+        settle(inference_thread)
     assert [action for action, _, _ in seen] == [None, 0, 1, 2, 3, 4, 501, 502, 503, 504, 901]
     assert [i for i, (_, arrived, _) in enumerate(seen) if arrived] == [1, 6, 10]
     assert [i for i, (_, _, start) in enumerate(seen) if start] == [1, 6, 10]
-    decider.close()
+    inference_thread.close()
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_time_goes_on_where_it_was_not_asked(asynchronous):
     """What the chunk has for the skipped steps is left out, and the next decision is due as if they had been taken."""
-    decider, seen = Decider(Planner(), asynchronous=asynchronous), {}
-    decider.reset(seed=0)
+    inference_thread, seen = InferenceThread(Planner(), asynchronous=asynchronous), {}
+    inference_thread.reset(seed=0)
     for i in (0, 1, 2, 5, 6, 7, 20, 21):
-        decider.skip(i - max(seen, default=i - 1) - 1)
-        action = decider.step(see(i))
+        inference_thread.skip(i - max(seen, default=i - 1) - 1)
+        action = inference_thread.step(see(i))
         seen[i] = None if action is None else action.item()
         if asynchronous:
-            settle(decider)
+            settle(inference_thread)
     if asynchronous:  # each decision is there one step after it was begun; that of step 20 comes to an empty chunk
         assert seen == {0: None, 1: 0, 2: 1, 5: 4, 6: 501, 7: 502, 20: None, 21: 2001}
     else:
         assert seen == {0: 0, 1: 1, 2: 2, 5: 500, 6: 501, 7: 502, 20: 2000, 21: 2001}
-    decider.close()
+    inference_thread.close()
 
 
 def test_the_age_of_a_chunk_is_that_of_its_observation():
     for asynchronous in (False, True):
-        decider = Decider(Planner(T=8, s=4), asynchronous=asynchronous)
-        decider.reset(seed=0)
+        inference_thread = InferenceThread(Planner(T=8, s=4), asynchronous=asynchronous)
+        inference_thread.reset(seed=0)
         begun, ages = [], []
         for i in range(8):
             begun.append(time.monotonic())
-            decider.step(see(i))
-            ages.append(decider.chunk_age_s)
+            inference_thread.step(see(i))
+            ages.append(inference_thread.chunk_age_s)
             time.sleep(0.01)
             if asynchronous:
-                settle(decider)
+                settle(inference_thread)
         decided_at = [0, 0, 0, 0, 4, 4, 4, 4] if not asynchronous else [0, 0, 0, 0, 0, 0, 5, 5]
         for i in range(1, 8):
             assert ages[i] == pytest.approx(begun[i] - begun[decided_at[i]], abs=0.008)
@@ -122,38 +122,38 @@ def test_the_age_of_a_chunk_is_that_of_its_observation():
 
 def test_no_step_waits_for_a_decision():
     planner = Planner()
-    decider = Decider(planner)
-    decider.reset(seed=0)
+    inference_thread = InferenceThread(planner)
+    inference_thread.reset(seed=0)
     planner.gate.clear()  # from now on a decision takes for ever
     for i in range(5):
-        assert decider.step(see(i)) is None
+        assert inference_thread.step(see(i)) is None
     planner.gate.set()
-    settle(decider)
+    settle(inference_thread)
     assert planner.asked == WARM_UP + 1
-    assert decider.step(see(5)).item() == 0  # pyright: ignore[reportOptionalMemberAccess]
-    decider.close()
+    assert inference_thread.step(see(5)).item() == 0  # pyright: ignore[reportOptionalMemberAccess]
+    inference_thread.close()
 
 
 def test_what_the_planner_raises_is_raised_once_and_it_is_asked_again():
     planner = Planner()
-    decider = Decider(planner)
-    decider.reset(seed=0)
+    inference_thread = InferenceThread(planner)
+    inference_thread.reset(seed=0)
     planner.error = ConnectionError("nobody there")
-    decider.step(see(0))
-    settle(decider)
+    inference_thread.step(see(0))
+    settle(inference_thread)
     with pytest.raises(ConnectionError, match="nobody there"):
-        decider.step(see(1))
+        inference_thread.step(see(1))
     planner.error = None
-    decider.reset(seed=0)
-    decider.step(see(2))
-    settle(decider)
-    assert decider.step(see(3)).item() == 200  # pyright: ignore[reportOptionalMemberAccess]
-    decider.close()
+    inference_thread.reset(seed=0)
+    inference_thread.step(see(2))
+    settle(inference_thread)
+    assert inference_thread.step(see(3)).item() == 200  # pyright: ignore[reportOptionalMemberAccess]
+    inference_thread.close()
 
 
 def test_simulated_delay_has_no_place_here():
     with pytest.raises(ValueError, match=r"execution\.delay and latencies are for simulation"):
-        Decider(Planner(), ExecutionConfig(delay=1))
+        InferenceThread(Planner(), ExecutionConfig(delay=1))
 
 
 class Robot:
@@ -174,11 +174,14 @@ class Robot:
 def run(planner, path, seconds, asynchronous=True, config=None, events=None) -> tuple[Robot, np.ndarray]:
     robot, dt = Robot(events or {}), 0.02
     safety = Safety.for_spec(SPEC, config or SafetyConfig(max_observation_age_s=None), dt)
-    decider, journal = Decider(planner, asynchronous=asynchronous, noise_seed=3), open_journal(path, SPEC, {})
-    runtime = Runtime(robot, decider, safety, SPEC.observation, dt, RuntimeConfig(), journal=journal)
+    inference_thread, journal = (
+        InferenceThread(planner, asynchronous=asynchronous, noise_seed=3),
+        open_journal(path, SPEC, {}),
+    )
+    runtime = Runtime(robot, inference_thread, safety, SPEC.observation, dt, RuntimeConfig(), journal=journal)
     runtime.run(seconds, seed=11)
     runtime.close()
-    decider.close()
+    inference_thread.close()
     return robot, read(path).records
 
 
@@ -194,7 +197,7 @@ def test_a_run_in_real_time_is_replayed_to_the_last_bit(tmp_path, asynchronous):
     _, records = run(Slow(noise=0.5), tmp_path / "journal", 1.5, asynchronous)
     done = replay(
         read(tmp_path / "journal"),
-        Decider(Planner(noise=0.5), asynchronous=asynchronous, noise_seed=3, replaying=True),
+        InferenceThread(Planner(noise=0.5), asynchronous=asynchronous, noise_seed=3, replaying=True),
         Safety.for_spec(SPEC, SafetyConfig(max_observation_age_s=None), 0.02),
     )
     assert done.steps == (records["late"] == 0).sum() > 20
@@ -202,7 +205,7 @@ def test_a_run_in_real_time_is_replayed_to_the_last_bit(tmp_path, asynchronous):
     with pytest.raises(ValueError, match="the action was"):
         replay(
             read(tmp_path / "journal"),
-            Decider(Planner(noise=0.5), asynchronous=asynchronous, noise_seed=4, replaying=True),
+            InferenceThread(Planner(noise=0.5), asynchronous=asynchronous, noise_seed=4, replaying=True),
             Safety.for_spec(SPEC, SafetyConfig(max_observation_age_s=None), 0.02),
         )
 
@@ -272,7 +275,7 @@ def test_inference_that_is_killed_or_frozen(tmp_path, fault, asynchronous):
     assert np.median(gaps) == pytest.approx(0.02, abs=0.01)
     done = replay(
         read(tmp_path / "journal"),
-        Decider(Planner(), asynchronous=asynchronous, noise_seed=3, replaying=True),
+        InferenceThread(Planner(), asynchronous=asynchronous, noise_seed=3, replaying=True),
         Safety.for_spec(SPEC, config, 0.02),
     )
     assert done.steps == (records["late"] == 0).sum()

@@ -15,14 +15,14 @@ from flowhand.contracts.band import Band
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
 from flowhand.control.alarm import Monitor, Trace, WatchedAgent, write_traces
-from flowhand.control.inference_thread import Decider
+from flowhand.control.inference_thread import InferenceThread
 from flowhand.control.journal import read
 from flowhand.control.limits.config import SafetyConfig
 from flowhand.control.replay import open_journal
 from flowhand.control.runtime import REASONS, Runtime
 from flowhand.control.runtime_config import RuntimeConfig
 from flowhand.control.safety import Safety
-from flowhand.control.sensors import Senses
+from flowhand.control.sensors import SensorThread
 from flowhand.evaluation.rollout import rollout
 from policies import Policy, PolicyConfig
 from policies.encoders import ENCODERS
@@ -79,9 +79,9 @@ class Robot:
 @pytest.fixture
 def patient(monkeypatch):
     """Waits for every answer however busy this machine is."""
-    ask = Senses.ask
+    ask = SensorThread.ask
     monkeypatch.setattr(
-        Senses, "ask", lambda self, request, _, late: ask(self, request, time.monotonic_ns() + 10**10, late)
+        SensorThread, "ask", lambda self, request, _, late: ask(self, request, time.monotonic_ns() + 10**10, late)
     )
 
 
@@ -101,9 +101,9 @@ def test_an_alarm_reaches_the_safe_action(tmp_path, on_alarm):
     monitor = Monitor(calibrated(limit, ["acceleration"]), policy, execution)
     safety = Safety.for_spec(SPEC, SafetyConfig(safe_action="vector", safe_vector=[0.01, -0.02]), dt)
     robot, journal = Robot(strange_from=6), open_journal(tmp_path / "journal", SPEC, {})
-    decider = Decider(monitor.policy, execution, asynchronous=False)
+    inference_thread = InferenceThread(monitor.policy, execution, asynchronous=False)
     options = RuntimeConfig(on_overrun="catch_up", on_alarm=on_alarm, stop_s=0.002)
-    runtime = Runtime(robot, decider, safety, SPEC.observation, dt, options, monitor, journal)
+    runtime = Runtime(robot, inference_thread, safety, SPEC.observation, dt, options, monitor, journal)
     ended = runtime.run(15 * dt, seed=4)
     runtime.close()
     record = read(tmp_path / "journal").records
@@ -163,12 +163,14 @@ def test_stac_knows_when_a_robots_decisions_were_made(monkeypatch):
     watched = WatchedPolicy(policy, ["stac"], execution, 4)
     sample = watched._sample
     monkeypatch.setattr(watched, "_sample", lambda *given: sampled.append(sample(*given)) or sampled[-1])
-    decider = Decider(watched, execution, replaying=True)  # which hands a decision over when it is told to
-    decider.reset(seed=2)
+    inference_thread = InferenceThread(
+        watched, execution, replaying=True
+    )  # which hands a decision over when it is told to
+    inference_thread.reset(seed=2)
     for step in range(10):  # decides at 0 for step 1, at 2, when that is there, and so on
-        decider.arrived = step in (1, 5, 9)
-        decider.step({"state": np.full(4, step, np.float32), "goal": np.ones(2, np.float32)})
-    decider.close()
+        inference_thread.arrived = step in (1, 5, 9)
+        inference_thread.step({"state": np.full(4, step, np.float32), "goal": np.ones(2, np.float32)})
+    inference_thread.close()
     expected = [0.0]
     for n, apart in ((1, 1), (2, 3)):
         expected.append(float(mmd2(sampled[n][:, : 4 - apart].flatten(1), sampled[n - 1][:, apart:].flatten(1))))

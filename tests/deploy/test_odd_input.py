@@ -20,7 +20,7 @@ from flowhand.control.replay import open_journal, replay
 from flowhand.control.runtime import REASONS, Runtime
 from flowhand.control.runtime_config import RuntimeConfig
 from flowhand.control.safety import Safety
-from flowhand.control.sensors import Senses
+from flowhand.control.sensors import SensorThread
 from flowhand.robots.simulated import SimulatedRobot
 
 SPEC = Spec({"count": Feature((1,), "float32", "")}, Feature((2,), "float32", "", (-100.0,) * 2, (100.0,) * 2), 0.01)
@@ -155,8 +155,8 @@ class Policy:
 def patient(monkeypatch):
     """Waits for every answer however busy this machine is: these are tests of what happens, not of when."""
     monkeypatch.setattr(os, "fsync", lambda file: None)  # to be quick
-    ask = Senses.ask
-    monkeypatch.setattr(Senses, "ask", lambda self, request, _, late: ask(self, request, _ + 10**10, late))
+    ask = SensorThread.ask
+    monkeypatch.setattr(SensorThread, "ask", lambda self, request, _, late: ask(self, request, _ + 10**10, late))
 
 
 def run(tmp_path, robot: Any, policy: Any, monitor: Any = None, **options: Any) -> list[str]:

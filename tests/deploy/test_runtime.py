@@ -21,7 +21,7 @@ from flowhand.control.replay import open_journal, replay
 from flowhand.control.runtime import REASONS, Runtime
 from flowhand.control.runtime_config import RuntimeConfig
 from flowhand.control.safety import Safety
-from flowhand.control.sensors import SEED_STEP, Senses
+from flowhand.control.sensors import SEED_STEP, SensorThread
 from flowhand.control.timing import on_signals, real_time, wait_until
 
 SPEC = Spec({"count": Feature((1,), "float32", "")}, Feature((2,), "float32", "", (-100.0,) * 2, (100.0,) * 2), 0.01)
@@ -113,12 +113,12 @@ class Monitor:
 @pytest.fixture
 def patient(monkeypatch):
     """Waits for every answer however busy this machine is: for tests of what happens, not of when."""
-    ask = Senses.ask
+    ask = SensorThread.ask
 
     def waiting(self, request, deadline_ns, late):
         return ask(self, request, time.monotonic_ns() + 10**10, late)
 
-    monkeypatch.setattr(Senses, "ask", waiting)
+    monkeypatch.setattr(SensorThread, "ask", waiting)
 
 
 def make(robot, policy, tmp_path=None, monitor=None, safety=None, dt=0.002, **options) -> Runtime:
@@ -377,7 +377,7 @@ def test_an_alarm_that_stands_is_counted_once_and_ends_one_episode_only():
 @pytest.mark.parametrize("limit", ["chunk_jump", "max_chunk_age_s"])
 def test_a_limit_of_chunks_needs_a_policy_that_tells_of_them(limit):
     value = {"chunk_jump": [1.0], "max_chunk_age_s": 1.0}[limit]
-    with pytest.raises(ValueError, match=rf"safety\.{limit} needs a policy with chunk_\w+, such as a Decider; Policy"):
+    with pytest.raises(ValueError, match=rf"safety\.{limit} needs a policy with chunk_\w+, such as InferenceThread"):
         make(Robot(), Policy(), safety=SafetyConfig(**{limit: value}))
 
 

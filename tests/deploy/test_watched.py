@@ -23,7 +23,7 @@ from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.export import artifact, exported_policy
 from flowhand.contracts.export.exported_monitor import ExportedMonitor, WatchedExport
 from flowhand.control.alarm import Monitor, WatchedAgent
-from flowhand.control.inference_thread import Decider
+from flowhand.control.inference_thread import InferenceThread
 from flowhand.deploy import runner
 from flowhand.evaluation.rollout import rollout
 from policies import Policy
@@ -308,18 +308,18 @@ def test_what_the_page_shows(exported, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs" / "demo").mkdir(parents=True)
     (tmp_path / "outputs" / "demo" / "onnx-fp32").symlink_to(exported[0])
-    namespace = {"Monitor": Monitor, "Decider": Decider, "execution": ExecutionConfig()}
+    namespace = {"Monitor": Monitor, "InferenceThread": InferenceThread, "execution": ExecutionConfig()}
     exec(compile(code, "deploy.md", "exec", dont_inherit=True), namespace)
-    decider, monitor = namespace["decider"], namespace["monitor"]
-    assert isinstance(decider, Decider)
+    inference_thread, monitor = namespace["inference_thread"], namespace["monitor"]
+    assert isinstance(inference_thread, InferenceThread)
     assert isinstance(monitor, Monitor)
     monitor.reset(0)
-    decider.reset(seed=0)
+    inference_thread.reset(seed=0)
     until = time.monotonic() + 20
     while not monitor.policy.scores_ND and time.monotonic() < until:
-        decider.step({"state": np.zeros(4, np.float32), "goal": np.ones(2, np.float32)})
+        inference_thread.step({"state": np.zeros(4, np.float32), "goal": np.ones(2, np.float32)})
         time.sleep(0.01)
-    decider.close()
+    inference_thread.close()
     assert np.shape(monitor.policy.scores_ND)[1:] == (3,)
 
 
@@ -331,13 +331,13 @@ import json, sys
 import numpy as np
 sys.modules["torch"] = None  # to import it is an error
 from flowhand.deploy import runner
-from flowhand.control.inference_thread import Decider
+from flowhand.control.inference_thread import InferenceThread
 from flowhand.control.alarm import Monitor
 from flowhand.control.runtime import Runtime
 
 policy = runner.load(sys.argv[1])
 monitor = Monitor(policy.manifest.monitor, policy)
-Decider(monitor.policy, asynchronous=False).close()  # which asks once or twice before the robot does
+InferenceThread(monitor.policy, asynchronous=False).close()  # which asks once or twice before the robot does
 monitor.reset(0)
 given = {name: np.array(value, np.float32) for name, value in json.loads(sys.argv[2]).items()}
 noise = given.pop("noise")

@@ -1,5 +1,6 @@
 """Any Gymnasium id becomes a world, or is refused with a reason."""
 
+import importlib.util
 import math
 
 import gymnasium
@@ -223,6 +224,22 @@ def test_the_worlds_own_control_period_is_taken_whatever_its_type(register, monk
 def test_numpys_numbers_in_a_config_are_stored_as_numbers():
     config = GymnasiumConfig(id="Pendulum-v1", max_steps=np.int64(5), control_dt_s=np.float32(0.5))  # pyright: ignore
     assert [type(value) for value in (config.max_steps, config.control_dt_s)] == [int, float]
+
+
+def test_a_package_that_is_missing_is_named_in_one_line():
+    if importlib.util.find_spec("Box2D") is None:
+        with pytest.raises(ValueError, match=r"^LunarLander-v3 needs what is not installed here: .*box2d.*$"):
+            make("LunarLander-v3", success_return=200.0)
+
+    def lacking(**_):
+        raise gymnasium.error.DependencyNotInstalled("pip install wings")
+
+    gymnasium.register("Wings-v0", lacking, max_episode_steps=5)
+    try:
+        with pytest.raises(ValueError, match=r"^Wings-v0 needs what is not installed here: pip install wings$"):
+            make("Wings-v0")
+    finally:
+        del gymnasium.registry["Wings-v0"]
 
 
 def test_arguments_reach_the_environment(register):

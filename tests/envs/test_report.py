@@ -123,7 +123,7 @@ def test_strip_shows_every_episode_in_seed_order(full: ReportData):
     assert "success after 30 of 100 steps, lost by the end" in tips[8]
     told = "object never moved, 100 steps"
     assert tips[11] == f"seed {FIRST + 11}: {told}\nexpert: {told}"
-    cells = [a["class"].split()[1] for a in page.find("i", "cell")][:12]
+    cells = [a["class"].split()[1] for a in page.find("i", "cell")][len(full.clips) :][:12]  # after those of the videos
     assert cells == ["success"] * 8 + ["lost"] + ["failure"] * 3
     assert "success (8)" in page.text
     assert "failure (3)" in page.text
@@ -168,6 +168,21 @@ def test_clips_are_inlined_byte_for_byte(full: ReportData):
     assert [base64.b64decode(s.removeprefix(prefix)) for s in sources] == [clip.mp4 for clip in full.clips]
     assert "missed the goal" in page.text
     assert f"seed {FIRST + 9}, 100 steps" in page.text
+
+
+def test_the_command_and_the_seeds_stand_on_top_and_the_videos_come_first(full: ReportData):
+    page = render_report(replace(full, command="flowhand eval checkpoint='a <b>'"))
+    assert "<code>flowhand eval checkpoint='a &lt;b&gt;'</code> Start states of the seeds" in page
+    assert f"seeds {FIRST} to {FIRST + 11}, 12 episodes." in page
+    assert re.findall("<h2>(.*?)</h2>", page) == [
+        "Videos",
+        "Episodes",
+        "Sampled action chunks",
+        "Learning curve",
+        "What was run",
+    ]
+    assert page.index("<code>") < page.index("<h2>")
+    assert page.count("time (s)") == sum(len(c.action_names) for c in full.chunks)
 
 
 def test_what_was_run_is_told(full: ReportData):

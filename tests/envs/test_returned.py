@@ -10,6 +10,7 @@ import pytest
 from envs import Env
 from flowhand.commands.collect import attempt
 from flowhand.contracts.features import Feature, Spec
+from flowhand.contracts.observers import Observer
 from flowhand.contracts.world import WorldError, real, truth
 from flowhand.demos.config import DataConfig
 from flowhand.evaluation.rollout import rollout
@@ -53,6 +54,16 @@ class Still:
         return {lane: np.zeros(2, np.float32) for lane in observations}
 
 
+class Ended(Observer):
+    """Appends the record of every episode that ends."""
+
+    def __init__(self, records):
+        self.records = records
+
+    def episode_ends(self, event):
+        self.records.append(event.record)
+
+
 WRONG = [
     ("success", math.nan, r"info\['success'\] is nan, expected true or false"),
     ("success", 0.5, r"info\['success'\] is 0.5, expected true or false"),
@@ -74,9 +85,9 @@ WRONG = [
 def test_what_a_world_may_not_return_is_named_with_seed_and_step(agent, wrong, value, message):
     kept = []
     with pytest.raises(WorldError, match=rf"odd, seed {BAD}, step 1: {message}"):
-        rollout(functools.partial(Odd, wrong, value), agent, [1, 2, BAD, 4], on_record=kept.append)
+        rollout(functools.partial(Odd, wrong, value), agent, [1, 2, BAD, 4], observers=[Ended(kept)])
     assert [record.seed for record in kept] == [1, 2]
-    with pytest.raises(WorldError, match=rf"'be odd', seed {BAD}, step 1: {message}"):
+    with pytest.raises(WorldError, match=rf"odd, seed {BAD}, step 1: {message}"):
         attempt(Odd(wrong, value), DataConfig(), BAD)
 
 
@@ -86,7 +97,7 @@ def test_episodes_that_end_at_the_same_time_are_kept(monkeypatch):
     step = Odd.step
     monkeypatch.setattr(Odd, "step", lambda self, a: _ending(step(self, a), self.seed != BAD and self.steps == 2))
     with pytest.raises(WorldError, match=f"seed {BAD}, step 1"):
-        rollout(make_env, Still(), [BAD, 1, 2], n_envs=3, on_record=kept.append)
+        rollout(make_env, Still(), [BAD, 1, 2], n_envs=3, observers=[Ended(kept)])
     assert sorted(record.seed for record in kept) == [1, 2]
 
 

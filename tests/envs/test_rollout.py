@@ -15,12 +15,24 @@ import pytest
 import envs
 from envs import Env, MetaWorldConfig
 from flowhand.contracts.features import Feature, Spec
+from flowhand.contracts.observers import Observer
 from flowhand.evaluation.records import EpisodeRecord
 from flowhand.evaluation.rollout import rollout
 from flowhand.evaluation.workers import WorkerError
+from flowhand.pages.video import Film
 
 ROOT = Path(__file__).parents[2]
 SEEDS = [5, 3, 9, 1, 7, 2, 8]
+
+
+class Ended(Observer):
+    """Calls a function with the record of every episode that ends."""
+
+    def __init__(self, call):
+        self.call = call
+
+    def episode_ends(self, event):
+        self.call(event.record)
 
 
 class Walk(Env):
@@ -169,7 +181,7 @@ def test_metaworld_is_the_same_in_workers_and_inline():
 
 def test_every_record_is_handed_over_as_soon_as_its_episode_ends():
     seen = []
-    records = rollout(Walk, Noisy(), SEEDS, n_envs=3, on_record=seen.append)
+    records = rollout(Walk, Noisy(), SEEDS, n_envs=3, observers=[Ended(seen.append)])
     assert sorted(seen, key=lambda record: SEEDS.index(record.seed)) == records
     # A killed evaluation keeps what it has: the first record is out before the later episodes have begun.
     started = []
@@ -180,23 +192,22 @@ def test_every_record_is_handed_over_as_soon_as_its_episode_ends():
             started.append(seed)
 
     begun_at_record = []
-    rollout(Walk, Watching(), SEEDS, on_record=lambda _: begun_at_record.append(len(started)))
+    rollout(Walk, Watching(), SEEDS, observers=[Ended(lambda _: begun_at_record.append(len(started)))])
     assert begun_at_record == list(range(1, len(SEEDS) + 1))
 
 
 @pytest.mark.parametrize("way", [{"n_envs": 2}, {"n_envs": 2, "workers": "process"}])
 def test_images_are_kept_of_the_episodes_asked_for(way):
-    kept = {}
-    options = {"frame_seeds": {3, 7}, "frame_every": 4, "stop_at_success": False}
-    rollout(Walk, "expert", SEEDS, on_frames=lambda r, f: kept.update({r.seed: f}), **options, **way)
-    steps = {seed: [int(frame[0, 0, 0]) for frame in frames] for seed, frames in kept.items()}
+    kept = Film({3, 7}, every=4)
+    rollout(Walk, "expert", SEEDS, observers=[kept], stop_at_success=False, **way)
+    steps = {seed: [int(frame[0, 0, 0]) for frame in frames] for seed, frames in kept.frames.items()}
     assert steps == {3: [0, 4, 8, 12, 16, 20], 7: [0, 4, 8, 12, 16, 20]}
 
 
 def test_the_last_image_shows_the_end():
-    kept = []
-    (record,) = rollout(Walk, "expert", [3], frame_seeds=[3], frame_every=1000, on_frames=lambda _, f: kept.extend(f))
-    assert [int(frame[0, 0, 0]) for frame in kept] == [0, record.steps]
+    kept = Film([3], every=1000)
+    (record,) = rollout(Walk, "expert", [3], observers=[kept])
+    assert [int(frame[0, 0, 0]) for frame in kept.frames[3]] == [0, record.steps]
 
 
 @pytest.mark.parametrize(
@@ -341,10 +352,8 @@ def test_no_expert_is_an_error():
         ({"seeds": [1, 2, 1]}, "got 3 seeds, 2 of them different"),
         ({"n_envs": 0}, "n_envs is 0, expected 1 or more"),
         ({"processes": -1}, "processes is -1"),
-        ({"frame_every": 0}, "frame_every is 0"),
         ({"workers": "thread"}, "workers is 'thread', expected 'inline' or 'process'"),
-        ({"frame_seeds": [3]}, "frame_seeds is given but not on_frames"),
-        ({"frame_seeds": [4], "on_frames": print}, r"frame_seeds holds \[4\], which are not among the seeds"),
+        ({"observers": [print]}, r"got <built-in function print> among the observers, expected an Observer"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):

@@ -15,7 +15,7 @@ from flowhand.contracts.execution import MODES, ExecutionConfig
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
 from flowhand.contracts.noise import generator
 from flowhand.contracts.planner import FORMS, PrefixArrays
-from flowhand.control.chunk_player import Timeline
+from flowhand.control.chunk_player import ChunkPlayer
 from flowhand.control.controller import Controller
 from flowhand.evaluation.rollout import rollout
 from policies import Policy, PolicyConfig
@@ -91,7 +91,7 @@ def test_ensembling_is_the_weighted_mean_of_all_chunks_that_cover_the_step(T, s,
 
 def test_the_first_delay_is_no_longer_expected_once_there_is_another():
     """After a first decision of 12 steps, for which the robot stood still, the others are told of their own delays."""
-    timeline, told = Timeline(ExecutionConfig("rtc_exact"), interval=4, longest=16), []
+    timeline, told = ChunkPlayer(ExecutionConfig("rtc_exact"), interval=4, longest=16), []
     for delay in [12, *[1] * 11]:
         while not timeline.due:
             timeline.advance()
@@ -106,7 +106,7 @@ def test_the_first_delay_is_no_longer_expected_once_there_is_another():
 @pytest.mark.parametrize("decay", [-1000.0, -60.0, -1.0, 60.0, 1000.0])
 def test_ensembling_has_a_mean_however_steep_its_weights(decay):
     """Of 16 chunks with the actions 1 to 16."""
-    timeline = Timeline(ExecutionConfig("temporal_ensembling", ensemble_decay=decay), interval=1, longest=16)
+    timeline = ChunkPlayer(ExecutionConfig("temporal_ensembling", ensemble_decay=decay), interval=1, longest=16)
     for value in range(1, 17):
         timeline.begin()
         timeline.deliver(np.full((16, 1), value, np.float32), delay=0)
@@ -117,7 +117,9 @@ def test_ensembling_has_a_mean_however_steep_its_weights(decay):
 
 
 def test_choices_are_not_averaged_but_voted_on():
-    timeline = Timeline(ExecutionConfig("temporal_ensembling", ensemble_decay=0.4), interval=1, longest=4, discrete=[1])
+    timeline = ChunkPlayer(
+        ExecutionConfig("temporal_ensembling", ensemble_decay=0.4), interval=1, longest=4, discrete=[1]
+    )
     for first, second, choice, mean in [(0, 4, 4, 0), (1, 2, 4, 0.40131), (2, 2, 2, 0.74021)]:
         timeline.begin()
         timeline.deliver(np.array([[first, second]] * 4, np.float32), delay=0)
@@ -206,7 +208,7 @@ def test_every_decision_draws_its_latency():
 
 
 def test_the_delay_expected_is_the_largest_of_the_last_ten():
-    timeline = Timeline(ExecutionConfig("rtc_exact"), interval=4, longest=6)
+    timeline = ChunkPlayer(ExecutionConfig("rtc_exact"), interval=4, longest=6)
     delays, expected = [2, 1, 3, *[1] * 10, 9, 1], []
     for delay in delays:
         while not timeline.due:
@@ -220,7 +222,7 @@ def test_the_delay_expected_is_the_largest_of_the_last_ten():
 
 
 def test_no_more_is_expected_to_be_executed_than_there_is():
-    timeline = Timeline(ExecutionConfig("rtc_exact"), interval=2, longest=16)
+    timeline = ChunkPlayer(ExecutionConfig("rtc_exact"), interval=2, longest=16)
     timeline.begin()
     timeline.deliver(np.arange(8, dtype=np.float32)[:, None], delay=5)
     for expected in (0, 1, 2, 3):

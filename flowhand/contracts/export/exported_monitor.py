@@ -2,7 +2,7 @@
 
     policy = flowhand.deploy.runner.load("outputs/demo/onnx-fp32")  # exported with monitor=true
     monitor = Monitor(policy.manifest.monitor, policy, execution)
-    decider = Decider(monitor.policy, execution)
+    inference_thread = InferenceThread(monitor.policy, execution)
 
 The scores are those for which the band was calibrated, as exact as the export's actions: the manifest says how exact.
 """

@@ -12,8 +12,8 @@ def _spread(name: str, values: Sequence[float] | np.ndarray | None, size: int, m
     """The values as (A,) float64, one for all or one each; `missing` where there are none."""
     array = vector([missing] if values is None else values).reshape(-1)
     if array.size not in (1, size) or np.isnan(array).any():
-        told = " ".join(str(values).split())
-        raise ValueError(f"{name} is {told}: expected one number for all dimensions, or one for each of {size}")
+        text = " ".join(str(values).split())
+        raise ValueError(f"{name} is {text}: expected one number for all dimensions, or one for each of {size}")
     return np.broadcast_to(array, (size,)).copy()
 
 
