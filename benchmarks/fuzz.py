@@ -45,9 +45,9 @@ from benchmarks.toy_server import ToyPolicy
 from conf import cli
 from conf.verbs.export import ExportConfig
 from flowhand.commands.export import export
-from flowhand.contracts.band import Band
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.export.artifact import MANIFEST, fingerprint, read
+from flowhand.contracts.export.band import Band
 from flowhand.contracts.features import Spec
 from flowhand.control.journal import observation_of
 from flowhand.control.journal import read as read_journal

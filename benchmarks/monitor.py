@@ -37,8 +37,8 @@ from benchmarks.monitor_alarms import best, judge_world, pool, table
 from benchmarks.result import write
 from conf.verbs.train import TrainRoot
 from flowhand.commands.calibrate import demonstrations, learn, watched_episodes
-from flowhand.contracts.band import fit
 from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.export.band import fit
 from policies.device import cpu_threads
 from policies.monitor.calibrated import CalibratedMonitor, Calibration, MonitorConfig, load_monitor, save_monitor
 from policies.monitor.watched_policy import WatchedPolicy, possible

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from flowhand.contracts.band import Band, fit, rank, required
+from flowhand.contracts.export.band import Band, fit, rank, required
 
 PROMISES = (0.9, 0.0)  # confidence; the first is the package's default
 SINGLE = ("acceleration", "entropy", "stac", "logpzo", "logpz")

@@ -21,8 +21,8 @@ import envs
 import policies
 from conf import cli
 from conf.resume import with_names_of_now
-from flowhand.contracts.band import fit
 from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.export.band import fit
 from flowhand.contracts.strict import build, mapping
 from flowhand.control.alarm import Trace, WatchedAgent
 from flowhand.demos.config import DataConfig, TrainingDataConfig

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flowhand.contracts.band import Band
 from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.export.band import Band
 from flowhand.contracts.observers import Observer, Publisher, Scored
 from flowhand.contracts.planner import Planner
 

@@ -119,21 +119,6 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     return float(interval.low), float(interval.high)
 
 
-def bootstrap_mean(values: Sequence[float], confidence: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a mean (Efron 1979); the same values give the same interval.
-
-    Raises:
-        ValueError: there are no values.
-    """
-    array = np.asarray(values, float)
-    if not len(array):
-        raise ValueError("there are no values to resample")
-    rng = np.random.default_rng(0)
-    means = [array[rng.integers(len(array), size=len(array))].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
 def summarize(records: Iterable[EpisodeRecord], confidence: float = 0.95) -> Summary:
     """Count the successes, any-time and final, with their Wilson intervals; the mean score with its bootstrap interval.
 
@@ -153,4 +138,5 @@ def summarize(records: Iterable[EpisodeRecord], confidence: float = 0.95) -> Sum
         return Summary(*rates, confidence, before)
     if len(scores) < n:
         raise ValueError(f"{len(scores)} of {n} episode records have a score; expected all or none")
-    return Summary(*rates, confidence, before, float(np.mean(scores)), *bootstrap_mean(scores, confidence))
+    low, high = map(float, bootstrap_mean(np.array(scores), confidence))
+    return Summary(*rates, confidence, before, float(np.mean(scores)), low, high)

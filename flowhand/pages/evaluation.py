@@ -18,30 +18,11 @@ from flowhand.contracts.durable import write_whole
 from flowhand.evaluation.records import EpisodeRecord
 from flowhand.evaluation.statistics import summarize, wilson
 
+from .chunks import ChunkComparison, chunks, legend
 from .page import _duration, _flat, page, paragraph, table
 from .svg import Axes, h
 
 # A browser that opens the page must not fetch anything, whatever text went into it.
-
-
-@dataclass
-class ChunkComparison:
-    """Chunks that the policy sampled at one held-out state, and what the expert did from there."""
-
-    seed: int  # of the episode that the state comes from
-    step: int  # control step of the decision
-    sampled: np.ndarray  # (S, T, A)
-    expert: np.ndarray  # (T, A)
-    control_dt_s: float  # seconds between two actions
-    action_names: list[str]  # A names
-
-    def __post_init__(self):
-        shape = (len(self.expert), len(self.action_names))
-        if self.sampled.ndim != 3 or self.sampled.shape[1:] != shape or self.expert.shape != shape:
-            raise ValueError(
-                f"chunks at seed {self.seed}, step {self.step}: sampled {self.sampled.shape}, expert "
-                f"{self.expert.shape}, {len(self.action_names)} names; expected (S, T, A), (T, A), A"
-            )
 
 
 @dataclass
@@ -84,7 +65,7 @@ class ReportData:
             odd = sorted({*seeds} ^ {*expert})[:5]
             raise ValueError(f"policy and expert ran different seeds ({odd} ...); expected the same seeds for both")
         for row in self.history:
-            if missing := {"step", "loss", "lr", "samples_per_s"} - row.keys():
+            if missing := {"step", "loss", "lr", "samples_per_s"} - row.legend():
                 raise ValueError(f"history row {row} lacks {sorted(missing)}; each needs step, loss, lr, samples_per_s")
         if len({tuple(c.action_names) for c in self.chunks}) > 1:
             raise ValueError("chunks name different actions; expected the same names at every state")
@@ -124,7 +105,7 @@ def render_report(data: ReportData) -> str:
     sections = {
         "Videos": _clips(data),
         "Episodes": _episodes(data),
-        "Sampled action chunks": _chunks(data.chunks),
+        "Sampled action chunks": chunks(data.chunks),
         "Learning curve": _learning_curve(data.history),
         "What was run": _provenance(data),
     }
@@ -257,11 +238,7 @@ def _legend(records: list[EpisodeRecord], with_expert: bool) -> Element:
     keys = [(f"cell {kind}", f"{name} ({outcomes.count(kind)})") for kind, name in kinds.items() if kind in outcomes]
     if with_expert:
         keys += [("under yes", "expert succeeded"), ("under no", "expert failed")]
-    return _keys(f"Seeds {records[0].seed} to {records[-1].seed} in order:", keys)
-
-
-def _keys(text: str, keys: list[tuple[str, str]]) -> Element:
-    return h("p", text, *(h("span", h("i", class_=class_), name) for class_, name in keys), class_="legend")
+    return legend(f"Seeds {records[0].seed} to {records[-1].seed} in order:", keys)
 
 
 def _times_to_success(
@@ -296,31 +273,6 @@ def _episode_table(records: list[EpisodeRecord], experts: dict[int, EpisodeRecor
         times = [f"{r.return_:.4g}", *scores, f"{r.wall_s:.3g}"]
         rows.append([str(r.seed), _outcome_text(r), str(r.steps), *times, *expert])
     return table(head, rows)
-
-
-# 4. What does it want to do, and what would the expert do?
-def _chunks(chunks: list[ChunkComparison]) -> Iterator[Element]:
-    if not chunks:
-        yield paragraph("No chunks were sampled on held-out states.")
-        return
-    text = "Actions over time, one panel per dimension of the action:"
-    yield _keys(text, [("key policy", "sampled"), ("key expert", "expert")])
-    values = [np.concatenate([c.sampled.reshape(-1, len(c.action_names)), c.expert]) for c in chunks]
-    ranges = np.concatenate(values).T  # one range per dimension, so that states can be compared
-    for c in chunks:
-        seconds = np.arange(len(c.expert)) * c.control_dt_s
-        panels = []
-        for d, name in enumerate(c.action_names):
-            axes = Axes(name, seconds, ranges[d], "time (s)", width=240, height=156, ticks=3)
-            axes.line(seconds, c.expert[:, d], "expert thick")
-            for sample in c.sampled[:, :, d]:
-                axes.line(seconds, sample, "policy thin")
-            panels.append(axes.svg)
-        distance = np.sqrt(np.mean((c.sampled - c.expert) ** 2))
-        spread = np.sqrt(np.mean(c.sampled.var(axis=0)))
-        distances = h("small", f"RMS to expert {distance:.3g}, spread {spread:.3g}")
-        title = h("h3", f"Seed {c.seed}, step {c.step}", distances)
-        yield h("div", title, h("div", *panels, class_="panels"))
 
 
 # 2. What does it look like?

@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from flowhand.evaluation.records import write_whole
+from flowhand.contracts.durable import write_whole
 
 from .page import page, paragraph, table
 from .svg import Axes, h

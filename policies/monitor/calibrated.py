@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from flowhand.contracts.argument import argument
-from flowhand.contracts.band import Band
 from flowhand.contracts.durable import Snapshot, opened, replacing
 from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.export.band import Band
 from flowhand.contracts.export.exported_monitor import ExportedMonitor
 from flowhand.contracts.planner import FORMS
 from flowhand.contracts.strict import build, mapping, parse_json, whole_numbers

@@ -11,8 +11,8 @@ import torch
 
 from envs import DetourConfig, make
 from flowhand.commands.calibrate import default_scores
-from flowhand.contracts.band import Band
 from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.export.band import Band
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
 from flowhand.control.alarm import Monitor, Trace, WatchedAgent, write_traces
 from flowhand.control.inference_thread import InferenceThread

@@ -20,8 +20,8 @@ import policies
 from conf.sampling import SamplingConfig
 from conf.verbs.control import ControlRoot
 from flowhand.commands import control, verify
-from flowhand.contracts.band import Band
 from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.export.band import Band
 from flowhand.contracts.features import ChunkConfig
 from flowhand.control.background import LINES
 from flowhand.control.journal import read

@@ -18,9 +18,9 @@ import torch
 from envs import DetourConfig
 from envs import make as make_world
 from flowhand.commands import export
-from flowhand.contracts.band import Band
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.export import artifact, exported_policy
+from flowhand.contracts.export.band import Band
 from flowhand.contracts.export.exported_monitor import ExportedMonitor, WatchedExport
 from flowhand.control.alarm import Monitor, WatchedAgent
 from flowhand.control.inference_thread import InferenceThread

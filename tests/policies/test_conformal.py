@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta, binom, binomtest
 
-from flowhand.contracts.band import Band, fit, rank, required
+from flowhand.contracts.export.band import Band, fit, rank, required
 
 
 def episodes(count: int, rng: np.random.Generator, columns: int = 2) -> list[np.ndarray]:

@@ -9,8 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from flowhand.contracts.band import Band
 from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.export.band import Band
 from flowhand.contracts.features import ChunkConfig
 from flowhand.control.async_controller import AsyncController
 from flowhand.control.controller import Controller

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..band import Band
 from ..execution import ExecutionConfig
 from ..planner import Planner, PrefixArrays
+from .band import Band
 
 MOST_DECISIONS = 100_000  # of a band's shape
 
@@ -42,7 +42,7 @@ class ExportedMonitor:
     scores: list[str]  # names, in the order of the graph's output
     mode: str  # of the execution that was calibrated
     interval: int  # control steps from one decision to the next, then
-    alpha: float  # the promise, as in flowhand/contracts/band.py
+    alpha: float  # the promise, as in flowhand/contracts/export/band.py
     confidence: float
     limit: float
     calibrated: int

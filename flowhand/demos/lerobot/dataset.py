@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ..frames import VideoFile, size_of
 from ..reader import BLOCK_BYTES, Reader, damage
 from .meta import EpisodeEntry, Meta, read_meta
 from .parquet import ParquetFile, dtype_of, numbers
-from .rows import episode_rows, frame_indices, row_times
+from .rows import episode_rows, frame_indices, naming, row_times
 
 BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
 PREFIXES = ("observation.images.", "observation.image.", "observation.")
@@ -213,7 +212,7 @@ class LeRobotDataset(Reader):
         for name in names:
             if name not in arrays:
                 video, index = self._located(entry, name, file, first)
-                with self._naming(video, entry, name):
+                with naming(video, entry.index, self.columns[name].source):
                     arrays[name] = video.read(index[start:stop])
         return arrays, {
             name: numbers(table.column(source), stop - start, [1], f"{where}: column {source!r}")
@@ -261,7 +260,7 @@ class LeRobotDataset(Reader):
             shape = self.columns[name].feature.shape
             block = np.empty((max(1, min(len(index), most_bytes // int(np.prod(shape)))), *shape), np.uint8)
             filled = 0
-            with self._naming(video, entry, name):
+            with naming(video, entry.index, self.columns[name].source):
                 for frame, count in zip(video.frames(order), counts, strict=True):
                     for _ in range(count):  # more than one where the camera was slower than the rows
                         block[filled] = frame
@@ -280,7 +279,7 @@ class LeRobotDataset(Reader):
         with damage(f"{self.path}: episode {episode}", str(self.path)):
             first, _ = self._find(entry)
             video, index = self._located(entry, name, self._parquet(entry.data), first)
-            with self._naming(video, entry, name):
+            with naming(video, entry.index, self.columns[name].source):
                 return video.read(index[steps])
 
     def times_s(self, episode: int) -> np.ndarray | None:
@@ -328,16 +327,6 @@ class LeRobotDataset(Reader):
         for line in filter(None, (note, other)):
             self._once(line)
         return video, index
-
-    @contextmanager
-    def _naming(self, video: VideoFile, entry: EpisodeEntry, name: str) -> Iterator[None]:
-        """Adds episode and camera to what a video says of a frame."""
-        try:
-            yield
-        except ValueError as error:
-            what = str(error).removeprefix(f"{video.path}: ")
-            place = f"{video.path}: episode {entry.index}: camera {self.columns[name].source!r}"
-            raise ValueError(f"{place}: {what}") from error
 
     def _once(self, line: str) -> None:
         if line not in self._said:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -98,3 +99,13 @@ def frame_indices(
             f"{entry.length} rows"
         )
     return index, note
+
+
+@contextmanager
+def naming(video: VideoFile, episode: int, camera: str) -> Iterator[None]:
+    """Adds episode and camera to what a video says of a frame."""
+    try:
+        yield
+    except ValueError as error:
+        what = str(error).removeprefix(f"{video.path}: ")
+        raise ValueError(f"{video.path}: episode {episode}: camera {camera!r}: {what}") from error
