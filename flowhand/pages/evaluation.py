@@ -65,7 +65,7 @@ class ReportData:
             odd = sorted({*seeds} ^ {*expert})[:5]
             raise ValueError(f"policy and expert ran different seeds ({odd} ...); expected the same seeds for both")
         for row in self.history:
-            if missing := {"step", "loss", "lr", "samples_per_s"} - row.legend():
+            if missing := {"step", "loss", "lr", "samples_per_s"} - row.keys():
                 raise ValueError(f"history row {row} lacks {sorted(missing)}; each needs step, loss, lr, samples_per_s")
         if len({tuple(c.action_names) for c in self.chunks}) > 1:
             raise ValueError("chunks name different actions; expected the same names at every state")

@@ -181,8 +181,9 @@ def rounded(model: bytes) -> bytes:
 
     Four kinds stay as they are, which cost little or err most. Convolutions, and what is done to an image before them.
     What does not depend on the noise, the encoding of the observation and all that is computed once per decision
-    (unless nothing does): its error would go into every step. The last quarter of several evaluations: where the net predicts data its last output is the action, while
-    the errors of the first shrink with every step. Narrow weights, such as those by which an action enters the net.
+    (unless nothing does): its error would go into every step. The last quarter of several
+    evaluations: where the net predicts data its last output is the action, while the errors of the first shrink with
+    every step. Narrow weights, such as those by which an action enters the net.
 
     Raises:
         ValueError: nothing is left to round.
