@@ -181,10 +181,11 @@ def mish(x: Any) -> Any:
 def rounded(model: bytes) -> bytes:
     """An ONNX file with weights and activations of its matrix products rounded to int8.
 
-    Four kinds stay as they are, which cost little or err most. Convolutions, and what is done to an image before them. What does not depend on the noise, the encoding of
-    the observation and all that is computed once per decision (unless nothing does): its error would go into every
-    step. The last quarter of several evaluations: where the net predicts data its last output is the action, while
-    the errors of the first shrink with every step. Narrow weights, such as those by which an action enters the net.
+    Four kinds stay as they are, which cost little or err most. Convolutions, and what is done to an image before them.
+    What does not depend on the noise, the encoding of the observation and all that is computed once per decision
+    (unless nothing does): its error would go into every step. The last quarter of several evaluations: where the net
+    predicts data its last output is the action, while the errors of the first shrink with every step. Narrow weights,
+    such as those by which an action enters the net.
 
     Raises:
         ValueError: nothing is left to round.
