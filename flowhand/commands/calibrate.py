@@ -32,7 +32,7 @@ from flowhand.evaluation.rollout import rollout
 from policies.checkpoint import TRAIN_STATE, checkpoint_in
 from policies.device import cpu_threads
 from policies.monitor.calibrated import CalibratedMonitor, Calibration, save_monitor
-from policies.monitor.density import Density, DensityConfig, learn_density
+from policies.monitor.density import Density, DensityConfig, embedding, learn_density
 from policies.monitor.scores import SCORES
 from policies.monitor.watched_policy import WatchedPolicy, possible
 from policies.training.windows import Windows
@@ -81,7 +81,7 @@ def learn(policy: policies.Policy, store: Store, config: DensityConfig) -> Densi
     windows = Windows(store, policy.spec, chunk.history, chunk.prediction_horizon)
     with torch.no_grad():
         parts = torch.arange(len(windows)).split(ENCODED_AT_ONCE)
-        embedding_NE = torch.cat([policy.encode(windows.gather(part).observation).flat_BF for part in parts])
+        embedding_NE = torch.cat([embedding(policy.encode(windows.gather(part).observation)) for part in parts])
     return learn_density(embedding_NE.float(), config)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conditioning import Conditioning
-from ..monitor.density import Density
+from ..monitor.density import Density, embedding
 from ..monitor.scores import SCORES, DirectScore
 from ..nets.base import Modulation, Net
 from ..policy import Policy
@@ -68,7 +68,7 @@ class ScoredDecision(Decision):
         action_BTA = self.policy.decode(head.sample(heard, noise, cond), observation)
         path = any("path" in score.needs for score in self.scores)
         velocity = head.velocities(heard.asked) if path else torch.zeros(0)
-        scores = [cast(DirectScore, score).rows(cond.flat_BF, velocity, self.density) for score in self.scores]
+        scores = [cast(DirectScore, score).rows(embedding(cond), velocity, self.density) for score in self.scores]
         return action_BTA, torch.stack(scores, dim=1)
 
 

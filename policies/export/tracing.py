@@ -39,8 +39,10 @@ class TracedOnce(Repeated):
 
     def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
         """The net's own."""
-        # Copies, because to the tracer a view at another place in its memory is another kind of input.
-        return super().forward(x_BTA.clone(), Modulation(modulation.timed.clone(), modulation.observed))
+        # Copies, because to the tracer a view at another place in its memory is another kind of input, and it takes no
+        # two views of the same one. They are none in the graph that is written.
+        observed = tuple(part.clone() for part in modulation.observed)
+        return super().forward(x_BTA.clone(), Modulation(modulation.timed.clone(), observed))
 
 
 class Product(nn.Module):
@@ -181,9 +183,9 @@ def rounded(model: bytes) -> bytes:
 
     Four kinds stay as they are, which cost little or err most. Convolutions, and what is done to an image before them.
     What does not depend on the noise, the encoding of the observation and all that is computed once per decision
-    (unless nothing does): its error would go into every step. The last quarter of several
-    evaluations: where the net predicts data its last output is the action, while the errors of the first shrink with
-    every step. Narrow weights, such as those by which an action enters the net.
+    (unless nothing does): its error would go into every step. The last quarter of several evaluations: where the net
+    predicts data its last output is the action, while the errors of the first shrink with every step. Narrow weights,
+    such as those by which an action enters the net.
 
     Raises:
         ValueError: nothing is left to round.

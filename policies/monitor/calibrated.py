@@ -29,7 +29,7 @@ from flowhand.contracts.strict import build, mapping, parse_json, whole_numbers
 
 from ..checkpoint import MOST_TENSOR_BYTES, Source, read_tensors, snapshot
 from ..policy import Policy
-from .density import Density, DensityConfig
+from .density import Density, DensityConfig, embedded_size
 from .scores import SCORES
 from .watched_policy import WatchedPolicy
 
@@ -212,7 +212,7 @@ def _density_tensors(about: Calibration, policy: Policy) -> dict[str, Tensor]:
     if not any("density" in SCORES[name].needs for name in about.monitor.scores):
         return {}
     with torch.device("meta"):
-        return Density(about.monitor.density, policy.encoder.flat_size).state_dict()
+        return Density(about.monitor.density, embedded_size(policy.encoder.size, policy.encoder.tokens)).state_dict()
 
 
 def _density(tensors: dict[str, Tensor], about: Calibration, policy: Policy, folder: Path) -> Density | None:
@@ -226,7 +226,7 @@ def _density(tensors: dict[str, Tensor], about: Calibration, policy: Policy, fol
         raise ValueError(f"{folder / FILES[1]}: the density has NaN or infinity; calibrate again")
     if not expected:
         return None
-    density = Density(about.monitor.density, policy.encoder.flat_size)
+    density = Density(about.monitor.density, embedded_size(policy.encoder.size, policy.encoder.tokens))
     density.load_state_dict({name.removeprefix("density."): value for name, value in found.items()})
     return density.eval().requires_grad_(False)
 

@@ -10,6 +10,26 @@ from torch import Tensor, nn
 
 from flowhand.contracts.strict import whole_numbers
 
+from ..conditioning import Conditioning
+
+MOST_EMBEDDED = 4096  # numbers of a conditioning whose tokens are looked at too
+
+
+def embedded_size(size: int, tokens: tuple[int, int]) -> int:
+    """Numbers of the embedding of a conditioning with a vector of this size and tokens of the shape (N, W)."""
+    flat = size + tokens[0] * tokens[1]
+    return flat if flat <= MOST_EMBEDDED else size
+
+
+def embedding(cond: Conditioning) -> Tensor:
+    """What a density looks at, (B, E): vector and tokens or, where these are as many as an image's patches, the vector.
+
+    A density of tens of thousands of numbers would need more demonstrations than there are; the vector of a vision
+    encoder has been through all of an image's tokens.
+    """
+    flat = embedded_size(cond.vector_BE.shape[-1], cond.tokens) > cond.vector_BE.shape[-1]
+    return cond.flat_BF if flat else cond.vector_BE
+
 
 @dataclass
 class DensityConfig:

@@ -13,7 +13,7 @@ from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.planner import SEEN, PrefixArrays
 from policies.action_codec import ActionCodec
 from policies.conditioning import Conditioning, split
-from policies.monitor.density import Density
+from policies.monitor.density import Density, embedding
 from policies.monitor.scores import SCORES, Decision, Probe, Score
 from policies.policy import Policy
 from policies.representation.config import ActionConfig
@@ -114,7 +114,7 @@ class WatchedPolicy:
             chunks_STA = self._sample(probe.cond, noise, observation)
             needs_path = any("path" in score.needs for score in self._scores)
             velocity_KTA = probe.velocity() if needs_path else torch.zeros(0, *self.policy.chunk_shape)
-            embedding_E = probe.cond.flat_BF[0].float().cpu()
+            embedding_E = embedding(probe.cond)[0].float().cpu()
             decision = Decision(embedding_E, velocity_KTA, chunks_STA, memory.get("chunks"), overlap)
             values = [score(decision, self.density) for score in self._scores]
         memory["chunks"] = chunks_STA

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ SPEC = Spec({"left": CAMERA, "right": CAMERA, "state": Feature((3,), "float32", 
 DEPTH = Spec({"depth": Feature((45, 60), "uint16", "mm", kind="depth"), "left": CAMERA}, ACTION, 0.1)
 CASES = {
     "conv": {"vision": "conv", "image_size": [40, 48], "crop": [36, 44], "shared": True},
-    "depth": {"vision": "conv", "spec": DEPTH, "image_size": [40, 48], "head": "regression"},
+    "depth": {"vision": "conv", "spec": DEPTH, "image_size": [40, 48], "head": "regression", "options": {"width": 80}},
     "resnet18": {"vision": "resnet18", "chunk": ChunkConfig(1, 4, 2), "image_size": [40, 48]},
     "vit": {
         "vision": "vit",
@@ -117,10 +118,11 @@ def test_a_served_policy_sees_what_the_robot_sends(serving):
     policy = make("conv")
     running = serving(policy, inference_batch=1)
     seen = [{n: v[0, 0].numpy() for n, v in observe(policy.spec, 1, 1, seed).items()} for seed in range(2)]
-    with Client(running.uri) as client:
-        client.reset(seed=3)
+    with closing(Client(running.uri)) as client:
+        client.connect()
         for decision, each in enumerate(seen):
-            chunk = np.asarray(client.infer(each)["actions"])
+            start = {} if decision else {"reset": 3}
+            chunk = client.infer({**each, **start})["actions"]
             history = [seen[0], *seen[: decision + 1]][-2:]
             stacked = {name: np.stack([o[name] for o in history])[None] for name in each}
             expected = policy.plan(stacked, noise(0, 3, decision, policy.noise_shape)[None])[0]

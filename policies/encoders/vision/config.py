@@ -17,6 +17,11 @@ class VisionConfig:
 
     kind: str = "???"
 
+    @property
+    def pretrained(self) -> str:
+        """The file of weights that a training starts from, "" for none."""
+        return ""
+
 
 @dataclass
 class NoVisionConfig(VisionConfig):
@@ -59,11 +64,6 @@ class ImageConfig(VisionConfig):
         for name in self.positive:
             if not 1 <= getattr(self, name) <= 65536:
                 raise ValueError(f"vision.{name}={getattr(self, name)} must lie in 1..65536")
-
-    @property
-    def pretrained(self) -> str:
-        """The file of weights that a training starts from, "" for none."""
-        return ""
 
 
 def size_read(config: VisionConfig, feature: Feature) -> tuple[int, int]:
