@@ -29,10 +29,10 @@ COMMON = [
     "data.previous_action=true",
     "action.representation=relative",
     "action.anchors=[previous_action]",
-    "net.width=128",
-    "encoder.width=128",
+    "net.width=64",
+    "encoder.width=64",
     "train.batch_size=128",
-    "train.steps=1500",
+    "train.steps=600",
 ]
 RECIPES = {"regression": ["head=regression", "head.error=absolute"], "flow": ["head=flow"]}
 MOVES = 0.01  # in the units of the action: a dimension that moves more within a chunk has to be below the baselines

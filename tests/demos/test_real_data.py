@@ -144,3 +144,31 @@ def test_isaac_labs_failed_episodes():
     assert isinstance(data, RobomimicDataset)
     assert len(data.failed) == len(data) == 16
     assert not data.read(3).success.any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "unused", "held_out"),
+    [
+        (G1, "cam_high", 10),
+        (GROOT, "ego_view", 1),
+        (PUSHT, "img", 21),
+        *((f"{MIMIC}/{part}.hdf5", "", 1) for part in ("dataset", "annotated_dataset", "generated_dataset_small")),
+    ],
+)
+def test_one_line_trains_and_judges(name, unused, held_out, tmp_path, capsys):
+    """As docs/data.md has it, but with a small net and few steps."""
+    from conf.cli import compose
+    from flowhand.commands import train
+
+    if not (DATA / name).exists():
+        pytest.skip(f"{name} is not in FLOWHAND_DATA")
+    small = ["net.width=16", "encoder.width=16", "net.blocks=1", "train.batch_size=32", "train.threads=1"]
+    words = [f"data.path={DATA / name}", "env=none", "eval.episodes=0", f"out={tmp_path}", "train.steps=5", *small]
+    assert train.train(compose([*words, "wandb.mode=disabled"]), words, None) == 0
+    said = capsys.readouterr().out
+    assert f"{held_out} held out" in said
+    assert not unused or f"no policy reads images yet: {unused} left unused" in said
+    judged = json.loads((tmp_path / "held_out.json").read_text())
+    assert len(judged["episodes"]) == held_out
+    assert all(np.isfinite(row["mean"]) for row in judged["methods"].values())
