@@ -87,8 +87,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = open_dataset(str(options.path))
-    episodes = list(StateEpisodes(data, len(data)))
-    spec = learnable(StateEpisodes(data, len(data)).spec)
+    states = StateEpisodes(data, len(data))
+    episodes, spec = list(states), learnable(states.spec)
     held = sorted(np.random.default_rng(0).permutation(len(episodes))[:HELD_OUT].tolist())
     shown = [episode for i, episode in enumerate(episodes) if i not in held]
     training = TrainingConfig(steps=options.steps, batch_size=options.batch_size, threads=1, device="cpu")
