@@ -75,6 +75,7 @@ MATTER = (
     "env.task",
     "data.path",
     "data.episodes",
+    "action.representation",
     "train.steps",
     "train.batch_size",
     "train.learning_rate",

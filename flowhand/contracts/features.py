@@ -173,7 +173,7 @@ class Feature:
                 raise ValueError(f"feature {name} is {shown(value)}, expected a list")
             values[name] = None if value is None else tuple(value)
         if isinstance(values.get("rotations"), list | tuple):
-            values["rotations"] = tuple(tuple(v) if isinstance(v, list) else (v,) for v in values["rotations"])
+            values["rotations"] = tuple(tuple(v) if isinstance(v, list | tuple) else (v,) for v in values["rotations"])
         for name, end in (("low", -math.inf), ("high", math.inf)):
             if values[name] is not None:
                 what = f"a feature bound {name!r}"

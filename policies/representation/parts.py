@@ -9,6 +9,8 @@ from flowhand.contracts.features import ROTATIONS, Feature, Spec
 
 from .config import ActionConfig, place_of
 
+MOST_PARTS = 2**16  # of an action, or of a feature with its anchors
+
 
 @dataclass(frozen=True)
 class Part:
@@ -38,7 +40,13 @@ class Anchor:
 
 
 def parts(feature: Feature) -> list[Part]:
-    """The parts of a feature's values, in their order; of an array of several axes all values are numbers."""
+    """The parts of a feature's values, in their order; of an array of several axes all values are numbers.
+
+    Raises:
+        ValueError: there are more values than any robot has, as a file from a stranger may say.
+    """
+    if feature.size > MOST_PARTS:
+        raise ValueError(f"a feature has {feature.size} values, and an action or its anchors have at most {MOST_PARTS}")
     if len(feature.shape) > 1:
         return [Part(place, 1, "number") for place in range(feature.size)]
     turns, wraps = dict(feature.rotations or ()), set(feature.wraps or ())

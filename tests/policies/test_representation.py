@@ -1,5 +1,6 @@
 """Differences, angles and rotations against brute force in float64 and scipy; round trips; numerics; refusals."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -274,7 +275,11 @@ def test_declarations_of_the_configuration_are_part_of_the_specification():
     assert spec.action.wraps == (4,)
     assert spec.observation["pose"].rotations == ((0, "quaternion_wxyz"),)
     assert declared(spec, config) == spec
-    assert Spec.from_dict(spec.to_dict()) == spec
+    assert Spec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert (
+        Spec.from_dict({**spec.to_dict(), "action": {**spec.action.to_dict(), "rotations": spec.action.rotations}})
+        == spec
+    )
 
 
 def one(**more) -> Spec:
@@ -381,3 +386,26 @@ def test_what_is_no_rotation_is_refused_by_step():
         ValueError, match=r"action dimension 3 begins a quaternion_xyzw, but control step 2 has \[0.0, "
     ):
         made.fit(action, {"state": state})
+
+
+@pytest.mark.parametrize(
+    ("rotations", "message"),
+    [
+        ([[0]], r"a rotation of a feature is \(0,\), expected its first place and its form"),
+        ([["0", "axis_angle"]], "expected its first place and its form, one of axis_angle"),
+        ([[True, "axis_angle"]], "expected its first place and its form"),
+        ([[-1, "axis_angle"]], "takes places -1 to 1, expected some of 0 to 7"),
+        ([[0, "axis_angle"], [2, "quaternion_xyzw"]], "takes places 2 to 5, .* that no other rotation"),
+        ([[0, "rotation_6d"]], "takes places 0 to 5, .* that no other rotation, angle that wraps or choice has"),
+        ("axis_angle", "feature rotations is 'axis_angle', expected a list"),
+    ],
+)
+def test_impossible_rotations_of_a_feature_are_refused(rotations, message):
+    data = {"shape": [8], "dtype": "float32", "unit": "", "low": None, "high": None, "wraps": [5]}
+    with pytest.raises(ValueError, match=message):
+        Feature.from_dict({**data, "rotations": rotations})
+
+
+def test_more_dimensions_than_any_robot_has():
+    with pytest.raises(ValueError, match="a feature has 65537 values, and an action or its anchors have at most 65536"):
+        Representation(ActionConfig(), replace(one(), action=Feature((65537,), "float32", "")))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import policies
+from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.nearest import difference
 from flowhand.contracts.planner import PrefixArrays
@@ -15,6 +16,8 @@ from flowhand.control.controller import Controller
 from policies.config import policy_config
 from policies.generation.prefix import Prefix
 from policies.monitor.watched_policy import WatchedPolicy
+from policies.training.config import TrainingConfig
+from policies.training.trainer import Trainer
 
 from .represented import ACTION, SPEC, actions, make, observations, states
 
@@ -66,6 +69,26 @@ def test_the_statistics_are_those_of_the_chunks_of_all_windows(representation, s
     assert (scale[..., 3:9] == scale[..., 3:4]).all()  # a rotation has one scale
     assert (scale[..., 9] == 1).all()  # the index of a choice stays as it is
     assert policy.action_spread.shape == (8,)
+
+
+def test_a_training_tells_where_episodes_end():
+    """The statistics of a trainer are those of its windows' own chunks, past no episode's end."""
+    config = make("relative").config
+    episodes = []
+    for length in (3, 7, 2):
+        state = states(length)
+        arrays = {"goal": torch.randn(length, 2).numpy(), "state": state.numpy()}
+        still = np.zeros(length, np.float32), np.zeros(length, bool)
+        episodes.append(Episode(arrays, actions(state, 1)[:, 0].numpy(), *still, "reach", 0, 0.05))
+    training = TrainingConfig(steps=1, batch_size=8, threads=1)
+    trainer = Trainer(training, config, SPEC, episodes, torch.device("cpu"))
+    windows = policies.Windows(episodes, SPEC, 2, 4)
+    batch = windows.gather(torch.arange(12))
+    first = (batch.action[..., 0] - batch.observation["state"][:, -1:, 1])[batch.mask]
+    np.testing.assert_allclose(trainer.policy.action_normalizer.shift[0], first.mean(), atol=1e-6)
+    np.testing.assert_allclose(trainer.policy.action_normalizer.scale[0], first.std(correction=0), atol=1e-6)
+    trainer.advance()
+    trainer.require_finite()
 
 
 def test_differences_need_to_know_where_episodes_end():
