@@ -59,7 +59,7 @@ def viewing(
         port=port,
     )
     view.observers = [InThread(viewer) if control else viewer]
-    if control and rendered:
+    if control_dt_s is not None and rendered:
         view.picture_every = max(1, round(EVERY_S / control_dt_s))
     print(f"live view: {viewer.url}", file=sys.stderr, flush=True)
     try:

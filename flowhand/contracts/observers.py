@@ -154,10 +154,11 @@ class Publisher:
             if not isinstance(observer, Observer):
                 raise ValueError(f"got {observer!r} among the observers, expected an Observer (contracts.observers)")
         self._listening = {name: [each for each in self.observers if each.listens(name)] for name in METHODS}
+        self._wanted = {name for name, observers in self._listening.items() if observers}
 
     def wants(self, *names: str) -> bool:
         """Whether somebody listens to one of these, so that the event is worth making."""
-        return any(self._listening[name] for name in names)
+        return not self._wanted.isdisjoint(names)
 
     def pictures(self, lane: int, seed: int) -> int:
         """Control steps from one picture to the next that serve everybody; 0: nobody wants any."""
@@ -208,3 +209,4 @@ class Publisher:
         logger.error("%s failed and watches no more: %s: %s", type(observer).__name__, type(error).__name__, error)
         for name in METHODS[:-1]:
             self._listening[name] = [each for each in self._listening[name] if each is not observer]
+        self._wanted = {name for name, observers in self._listening.items() if observers}

@@ -43,7 +43,7 @@ def test_a_server_plans_as_its_policy_does_with_the_noise_of_the_seed_that_is_se
     action = controller.step({name: value[0, 0] for name, value in observation.items()})
     assert action.shape == (2,)
     assert np.isfinite(action).all()
-    planner.close()
+    planner.close()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_an_openpi_server_is_refused_in_one_line():

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,14 +73,15 @@ def test_another_seed_is_another_start(world):
 
 def test_what_it_shows_and_takes_is_what_its_features_say(world):
     observation, _ = world.reset(seed=3)
+    terminated = truncated = False
     for action in [None, *actions(world, 1)]:
         if action is not None:
             observation, _, terminated, truncated, _ = world.step(action)
-            assert type(terminated) is type(truncated) is bool
+        assert type(terminated) is type(truncated) is bool
         assert world.observation_space.contains(observation)
         for name, feature in world.features.observation.items():
             assert (observation[name].shape, observation[name].dtype) == (feature.shape, feature.dtype)
-        if action is not None and (terminated or truncated):
+        if terminated or truncated:
             break
     with pytest.raises((ValueError, AssertionError)):
         world.step(np.zeros(world.features.action.size + 1, np.float32))
@@ -124,7 +126,8 @@ def test_records_are_equal_for_one_world_and_for_four(world, config, agent):
     found = []
     for n_envs in (1, 4):
         acting = Babbling(world) if agent == "babbling" else agent
-        records = rollout(partial(Short, config), acting, [5, 6, 7, 8, 9, 10], n_envs=n_envs)
+        make_env: Any = partial(Short, config)
+        records = rollout(make_env, acting, [5, 6, 7, 8, 9, 10], n_envs=n_envs)
         found.append([replace(record, wall_s=0.0) for record in records])
     assert found[0] == found[1]
     assert len({record.return_ for record in found[0]}) > 1 or config.kind == "gymnasium"

@@ -76,7 +76,7 @@ def test_an_expert_that_is_pushed_chooses_one_thing_and_does_another():
     rollout(Walk, NoisyExpert(0.3), [5], observers=[log])
     steps = [event for event in log.events[5] if isinstance(event, StepTaken)]
     chosen, sent = (np.array([getattr(step, name)[0] for step in steps]) for name in ("chosen", "sent"))
-    x = np.array([step.observation["state"][0] for step in steps])
+    x = np.array([step.observation["state"][0] for step in steps if step.observation])
     np.testing.assert_allclose(chosen, -0.1 * x, rtol=1e-5)
     np.testing.assert_allclose(np.diff(x), sent[:-1], atol=1e-5)
     assert np.abs(chosen - sent).max() > 0.05

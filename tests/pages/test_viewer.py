@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
 from flowhand.contracts.observers import Decision, EpisodeBegins, EpisodeEnds, Scored, StepTaken, Stopped
@@ -49,10 +50,14 @@ def serving(**options):
         viewer.stop(Stopped())
 
 
+def host_of(viewer):
+    return viewer.url.rsplit("/", 2)[0]
+
+
 @contextmanager
 def page(viewer, origin=None):
     address = viewer.url.replace("http", "ws") + "socket"
-    with connect(address, origin=origin or re.match("http://[^/]+", viewer.url)[0], max_size=None) as socket:
+    with connect(address, origin=Origin(origin or host_of(viewer)), max_size=None) as socket:
         yield socket
 
 
@@ -178,7 +183,7 @@ def test_only_the_page_itself_gets_in():
             assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
         assert "new WebSocket" in text
         assert not re.findall(r"(?:src|href)\s*=", text)  # nothing is loaded from anywhere
-        host = re.match("http://[^/]+", viewer.url)[0]
+        host = host_of(viewer)
         for address, headers in [(f"{host}/", {}), (f"{host}/guess/", {}), (viewer.url, {"Host": "evil.example:80"})]:
             with pytest.raises(urllib.error.HTTPError, match=r"40[34]"):
                 urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=5)
@@ -238,6 +243,7 @@ def chromium(folder):
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
     command = [CHROMIUM, *flags.split(), "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
     reader = threading.Thread(target=process.stderr.read, daemon=True)  # or a full pipe would stop it
     try:
         port = next(m[1] for line in process.stderr if (m := re.search(r"listening on ws://127.0.0.1:(\d+)", line)))
