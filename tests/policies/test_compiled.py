@@ -17,11 +17,12 @@ from policies.compile import Captured, CompiledSampler, twin
 
 ROOT = Path(__file__).parents[2]
 CASES = "tests/policies/compiled_cases.py"
+SEEING = "tests/policies/compiled_vision_cases.py"
 
 
-def run_cases(*which: str) -> str:
+def run_cases(*which: str, of: str = CASES) -> str:
     command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:logging", "-p", "no:cacheprovider"]
-    done = subprocess.run([*command, *which, CASES], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *which, of], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -33,6 +34,11 @@ def test_the_actions_of_the_default_head():
 @pytest.mark.slow
 def test_the_cases():
     assert " passed" in run_cases()
+
+
+@pytest.mark.slow
+def test_the_cases_of_policies_that_see():
+    assert "6 passed" in run_cases(of=SEEING)
 
 
 @pytest.fixture
