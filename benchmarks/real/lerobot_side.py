@@ -1,7 +1,7 @@
 """Run by lerobot's own Python: writes a data set with lerobot, or reads one and keeps what it gave.
 
-    python lerobot_side.py write FOLDER WRITTEN.npz
-    python lerobot_side.py read FOLDER GIVEN.npz STEP
+python lerobot_side.py write FOLDER WRITTEN.npz
+python lerobot_side.py read FOLDER GIVEN.npz STEP
 """
 
 # pyright: reportMissingImports=false

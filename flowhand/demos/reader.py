@@ -142,8 +142,8 @@ class Reader:
             raise ValueError(f"{self.path}: steps {start} to {stop} of episode {episode}, which has {length}")
         with damage(f"{self.path}: episode {episode}", str(self.path)):
             arrays, extra = self._arrays(self._stored[episode], start, stop, list(self.columns))
-        action = arrays.pop("action")
-        return make_episode(arrays, action, self.tasks[episode], self.spec.seconds(), **extra)
+            action = arrays.pop("action")
+            return make_episode(arrays, action, self.tasks[episode], self.spec.seconds(), **extra)
 
     def _arrays(
         self, stored: int, start: int, stop: int, names: Sequence[str]
