@@ -271,9 +271,9 @@ def robomimic(side: Side, folder: Path, data: Path | None) -> Checks:
                     if column.kind == "image":  # robomimic leaves them as they are stored
                         theirs = theirs if theirs.shape == expected.shape else theirs.transpose(0, 2, 3, 1)
                     checks.equal(f"{file.name}, episode {number}, {name}", expected, theirs)
-            checks.equal(f"{file.name}, episode {number}, action", episode.action, given["actions"][part, 0])
+            checks.equal(f"{file.name}, episode {number}, action", episode.action, given["window"][part, 0])
             last = np.minimum(np.arange(len(episode)) + 1, len(episode) - 1)
-            checks.equal(f"{file.name}, episode {number}, window", episode.action[last], given["actions"][part, 1])
+            checks.equal(f"{file.name}, episode {number}, window", episode.action[last], given["window"][part, 1])
     return checks
 
 

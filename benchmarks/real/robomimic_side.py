@@ -33,12 +33,12 @@ def read(file: Path, kept: Path) -> None:
         hdf5_use_swmr=False,
         load_next_obs=False,
     )
-    held: dict[str, list[np.ndarray]] = {key: [] for key in (*keys, "actions")}
+    held: dict[str, list[np.ndarray]] = {key: [] for key in (*keys, "window")}  # an observation may be called actions
     for index in range(len(data)):
         item = data[index]
         for key in keys:
             held[key].append(np.asarray(item["obs"][key][0]))
-        held["actions"].append(np.asarray(item["actions"]))
+        held["window"].append(np.asarray(item["actions"]))
     demos = list(data.demos)
     arrays = {key: np.stack(values) for key, values in held.items()}
     lengths = np.array([data.get_dataset_for_ep(demo, "actions").shape[0] for demo in demos])
