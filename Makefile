@@ -1,9 +1,10 @@
 # Every target sets up what it needs; a second call is quick.
 PYTHON ?= python3
+PYTHON312 ?= python3.12
 BIN := .venv/bin
 OUT := outputs/demo
 
-.PHONY: install demo test test-all lint format clean
+.PHONY: install demo test test-all real-packages lint format clean
 
 install: .venv/installed
 
@@ -24,6 +25,10 @@ test: install
 
 test-all: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The packages whose formats are read and written, each in a virtual environment of its own below .real (some GB).
+real-packages: install
+	$(BIN)/python -m benchmarks.real_packages --python $(PYTHON312)
 
 lint: install
 	$(BIN)/ruff check .

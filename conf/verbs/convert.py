@@ -29,6 +29,6 @@ ABOUT = "Recorded demonstrations of any format -> a LeRobot data set of version 
 EXAMPLES = [
     "flowhand convert data/lift.hdf5 data/lift",
     "flowhand convert sources=[data/monday,data/tuesday] target=data/both episodes=[0:50,60] drop=[wrist]",
-    "flowhand convert data/arm data/arm_store format=native tasks=['pick => pick up the cube'] dry_run=true",
+    "flowhand convert data/arm data/arm_store format=native \"tasks=['pick => pick up the cube']\" dry_run=true",
 ]
 MATTER = ("sources", "target", "format", "episodes", "drop", "tasks", "images", "dry_run")

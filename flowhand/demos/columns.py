@@ -190,12 +190,21 @@ def make_episode(
     success: np.ndarray | None = None,
     seed: int | None = None,
 ) -> Episode:
-    """An episode of recorded arrays. What was not recorded is zero, for an episode has all fields."""
+    """An episode of recorded arrays. What was not recorded is zero, for an episode has all fields.
+
+    Raises:
+        ValueError: a reward is no finite number in float32.
+    """
     steps = len(action)
+    with np.errstate(over="ignore"):  # what comes of it is looked at below
+        reward = np.zeros(steps, np.float32) if reward is None else reward.reshape(steps).astype(np.float32)
+    if not np.isfinite(reward).all():
+        step = int(np.argmax(~np.isfinite(reward)))
+        raise ValueError(f"the reward is {reward[step]} at row {step}; expected numbers")
     return Episode(
         observation=observation,
         action=action,
-        reward=np.zeros(steps, np.float32) if reward is None else reward.reshape(steps).astype(np.float32),
+        reward=reward,
         success=np.zeros(steps, bool) if success is None else success.reshape(steps).astype(bool),
         task=task,
         seed=0 if seed is None else seed,

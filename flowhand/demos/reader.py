@@ -143,8 +143,8 @@ class Reader:
             raise ValueError(f"{self.path}: steps {start} to {stop} of episode {episode}, which has {length}")
         with damage(f"{self.path}: episode {episode}", str(self.path)):
             arrays, extra = self._arrays(self._stored[episode], start, stop, list(self.columns))
-        action = arrays.pop("action")
-        return make_episode(arrays, action, self.tasks[episode], self.spec.seconds(), **extra)
+            action = arrays.pop("action")
+            return make_episode(arrays, action, self.tasks[episode], self.spec.seconds(), **extra)
 
     def blocks(self, name: str, episode: int, most_bytes: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
         """The values of one feature, or "action", over an episode, part by part, so that no more of it is held.
