@@ -2,7 +2,7 @@
 
     python -m benchmarks.pusht --data PATH            run what is missing, then write the result file
     python -m benchmarks.pusht --summary              only write the result file from the finished cells
-    python -m benchmarks.pusht --data PATH --arms flow --seeds 0 --first-seed 5000000 --episodes 100     tune
+    python -m benchmarks.pusht --data PATH --arms flow unmirrored --seeds 0 --first-seed 5000000 --episodes 200
 
 A cell is one recipe (arm) with one training seed: train on one core with one thread, then evaluate on held-out start
 states. A training that took more than 600 seconds of the CPU is marked; it is not cut, for then its learning rate would
@@ -36,7 +36,13 @@ ARMS: dict[str, list[str]] = {
     "flow": [],
     "regression": ["head=regression"],
     **{head: [f"head={head}"] for head in HEADS},
+    # What the recipe was chosen from, on start states of its own.
+    "unmirrored": ["data.mirror=false"],
+    "unpadded": ["chunk.loss_on_padding=false"],
+    "width-256": ["net.width=256", "train.steps=8000"],
+    "preconditioned": ["head.prediction=preconditioned", "head.time=log_normal"],
 }
+REPORTED = ("flow", "regression", *HEADS)
 STEPS = 18_000  # of experiment=pusht
 # What a step costs, in steps of flow's (benchmarks/results/heads_cpu_2026-11-23.json): so many fewer are taken.
 COST = {"consistency": 1.4, "shortcut": 1.4, "mip": 1.5, "mean_flow": 2.3, "drift": 2.6}
@@ -109,7 +115,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=None, help="the human demonstrations (docs/data.md says where)")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=REPORTED)
     parser.add_argument("--seeds", nargs="+", type=int, default=None, help="of the trainings (default: 3 or 1 an arm)")
     parser.add_argument("--episodes", type=int, default=500, help="held-out episodes of a cell")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of the held-out episodes")

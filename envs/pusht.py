@@ -215,7 +215,6 @@ def _simulator() -> Any:
 
 
 def _features(config: PushTConfig) -> Spec:
-    plane = {"low": (0.0, 0.0), "high": (SIDE, SIDE)}
     observation = {"agent": Feature((2,), "float32", "px", names=("x", "y"))}
     if config.observation == "keypoints":
         observation["keypoints"] = Feature(
@@ -227,4 +226,4 @@ def _features(config: PushTConfig) -> Spec:
     else:
         size = config.camera_size
         observation["image"] = Feature((size, size, 3), "uint8", "1", camera="top")
-    return Spec(observation, Feature((2,), "float32", "px", **plane, names=("x", "y")), CONTROL_DT_S)
+    return Spec(observation, Feature((2,), "float32", "px", (0.0, 0.0), (SIDE, SIDE), names=("x", "y")), CONTROL_DT_S)

@@ -51,8 +51,8 @@ class Observed(Reader):
         features = {**spec.observation, "action": replace(spec.action, dtype=taken.dtype)}
         kinds = {name: Column("observed", one.dtype, one, one.kind, one.names or ()) for name, one in features.items()}
         times = 2 if mirror else 1
-        tasks, lengths = ([each for each in of for _ in range(times)] for of in (data.tasks, data.lengths))
-        self._finish(kinds, data.rate_hz, tasks, lengths)
+        tasks = [task for task in data.tasks for _ in range(times)]
+        self._finish(kinds, data.rate_hz, tasks, [length for length in data.lengths for _ in range(times)])
         self._arrays(times - 1, 0, 1, list(kinds))  # whether the world can do this is said here, not in the middle
 
     def _arrays(

@@ -9,13 +9,13 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from benchmarks.pusht import ARMS, COST, STEPS, Cell, plan, summarize
+from benchmarks.pusht import ARMS, COST, REPORTED, STEPS, Cell, plan, summarize
 from conf.cli import compose
 from policies.heads import HEADS
 
 
 def asked(**options) -> Namespace:
-    return Namespace(**{"arms": list(ARMS), "seeds": None, "first_seed": 1_000_000, "episodes": 500, **options})
+    return Namespace(**{"arms": list(REPORTED), "seeds": None, "first_seed": 1_000_000, "episodes": 500, **options})
 
 
 def test_flow_comes_first_with_three_seeds_and_every_head_is_there():
@@ -31,6 +31,8 @@ def test_a_cell_is_the_experiment_with_one_head():
     assert (flow.env.kind, flow.train.steps, flow.train.threads) == ("pusht", STEPS, 1)
     assert (drift.head.kind, drift.train.steps) == ("drift", int(STEPS / COST["drift"]))
     assert (drift.seed, drift.eval.seed, drift.net) == (2, 5_000_000, flow.net)
+    other = {arm: compose(Cell(arm, 2, 5_000_000, 9).overrides) for arm in ARMS if arm not in REPORTED}
+    assert all(config != flow for config in other.values())
 
 
 def test_a_summary_has_means_over_training_seeds(tmp_path):
