@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 import envs
+from conf.cli import compose
 from envs import AlohaConfig, PerturbConfig, RenderingUnavailable
 from envs.aloha import TASKS, AlohaEnv
 from envs.aloha_expert import Kinematics
 from envs.mujoco import load_mujoco
+from flowhand.commands.collect import attempt
+from flowhand.demos.config import DataConfig
 from flowhand.evaluation.rollout import rollout
 
 load_mujoco()  # which chooses the backend, before dm_control imports it
@@ -130,6 +133,13 @@ def test_the_expert_succeeds_inside_the_bounds_and_smoothly(env, seed):
     assert (np.array(actions) <= high).all()
     arms = [i for i in range(14) if i not in (6, 13)]
     assert np.abs(np.diff(actions, axis=0))[:, arms].max() < 0.15  # rad per control step
+
+
+@pytest.mark.slow
+def test_the_expert_mostly_succeeds_with_the_noise_of_the_recipe(env):
+    noise = compose(["experiment=aloha"]).data.noise
+    episodes = [attempt(env, DataConfig(noise=noise), seed) for seed in range(1_000_100, 1_000_120)]
+    assert sum(episode is not None for episode in episodes) >= 18
 
 
 def test_a_dropped_cube_is_picked_up_again(transfer):
