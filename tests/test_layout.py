@@ -35,7 +35,7 @@ ROOMS = {
 JOINING = ("conf", "commands", "benchmarks", "plugins", "programs", "flowhand")  # they may reach any room
 TORCH = {"torch", "safetensors"}
 HYDRA = {"hydra", "omegaconf"}
-SIMULATORS = {"mujoco", "gymnasium", "metaworld"}
+SIMULATORS = {"mujoco", "gymnasium", "metaworld", "gym_aloha"}
 OUTSIDE = {  # the only rooms that may import these
     **{name: {"policies", "commands", "benchmarks", "plugins"} for name in TORCH},
     **{name: {"conf", "commands"} for name in HYDRA},
