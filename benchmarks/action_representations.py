@@ -24,6 +24,7 @@ from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.features import ChunkConfig, Spec
 from flowhand.contracts.planner import learnable
 from flowhand.demos.formats import open_dataset
+from flowhand.demos.native import Store
 from flowhand.demos.states import StateEpisodes
 from policies.heads.flow import FlowConfig
 from policies.heads.regression import RegressionConfig
@@ -87,6 +88,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = open_dataset(str(options.path))
+    if isinstance(data, Store):
+        raise ValueError(f"{options.path} is a store of one of flowhand's worlds, expected a recorded set")
     states = StateEpisodes(data, len(data))
     episodes, spec = list(states), learnable(states.spec)
     held = sorted(np.random.default_rng(0).permutation(len(episodes))[:HELD_OUT].tolist())

@@ -123,8 +123,9 @@ def _by_name(
     searched = {name: states[name] for name in config.anchors} if config.anchors else states
     table: dict[tuple[str, ...], list[Anchor]] = {}
     for name, feature in searched.items():
-        for part in parts(feature) if feature.names and len(feature.shape) == 1 else []:
-            table.setdefault(feature.names[part.places], []).append(Anchor(name, part))
+        known = feature.names if len(feature.shape) == 1 else None
+        for part in parts(feature) if known else []:
+            table.setdefault((known or ())[part.places], []).append(Anchor(name, part))
     found: list[Anchor | None] = []
     for part, absolute in zip(own, stay, strict=True):
         names = action.names[part.places]
