@@ -88,8 +88,9 @@ def test_new_features_are_learned_from():
 
 def test_statistics_are_kept_or_recomputed_and_the_table_says_what_differs():
     new, old = policy_of(WIDE), policy_of(NARROW)
-    old.observation_normalizers["state"].shift.fill_(1.0)
-    old.observation_normalizers["state"].scale.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    before = dict(old.normalizers())["state"]
+    before.shift.fill_(1.0)
+    before.scale.copy_(torch.tensor([1.0, 2.0, 3.0]))
     fitted = {name: (n.shift.clone(), n.scale.clone()) for name, n in new.normalizers()}
     shift, scale = fitted["state"]
     moved, ratio = ((shift - 1) / torch.tensor([1.0, 2.0, 3.0])).abs().max(), scale / torch.tensor([1.0, 2.0, 3.0])

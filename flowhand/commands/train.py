@@ -176,7 +176,7 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
         if stopped:
             print(f"stopped at step {trainer.step}; go on with: python train.py {argument('resume', out)}")
             return stopped
-        if unseen is not None:
+        if unseen is not None and isinstance(store, StateEpisodes):
             judged = held_out.judge(
                 policies.load(out / "checkpoint", device), store, unseen, ["python", "train.py", *overrides]
             )

@@ -110,9 +110,10 @@ class History:
 
     def see(self, observation: Arrays) -> None:
         """Appends an observation that `fitting` gave; the previous action is filled in where it is not given."""
-        if missing := [name for name in self._own if name not in observation]:
-            first = before_first(observation, self.features) if self._acted is None else {}
-            observation = {**observation, **{name: first.get(name, self._acted) for name in missing}}
+        if any(name not in observation for name in self._own):
+            acted = self._acted
+            own = before_first(observation, self.features) if acted is None else dict.fromkeys(self._own, acted)
+            observation = {**own, **observation}
         self._seen.extend([observation] * (1 if self._seen else self.length))
         del self._seen[: -self.length]
 
