@@ -283,6 +283,11 @@ class LeRobotDataset(Reader):
             with self._naming(video, entry, name):
                 return video.read(index[steps])
 
+    def release(self) -> None:
+        """See `Reader.release`. The description of a file with many row groups takes tens of megabytes."""
+        for recent in (self._parquet, self._video, self._rows):
+            recent.kept.clear()
+
     def _located(self, entry: EpisodeEntry, name: str, file: ParquetFile, first: int) -> tuple[VideoFile, np.ndarray]:
         """The video of an episode, and the number of each row's frame in it."""
         source = self.columns[name].source
