@@ -1,7 +1,7 @@
 """How fast a training gets its batches, beside LeRobot's own loader, and what large sets cost.
 
     python -m benchmarks.data --lerobot PYTHON     the Python of an environment with lerobot[dataset]==0.6.1
-    python -m benchmarks.data --large              200 GB of videos (hard links to one), trained under a limit of 2 GB
+    python -m benchmarks.data --parts large        200 GB of videos (hard links to one), trained under a limit of 2 GB
 
 Both sides read the same sets, written by flowhand's writer: windows of two observations and 16 actions in batches of
 256, one thread of torch each, turn by turn so that a busy machine slows both. LeRobot has the worker count that is best
@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ from flowhand.demos.lerobot.write import LeRobotWriter
 SIDES = Path(__file__).with_name("data_sides.py")
 FPS, STATES, ACTIONS, SIZE = 20, 14, 7, (240, 320)
 CAMERA = "observation.images.front"
-WORKERS = (0, 1, 2)
+WORKERS = (0, 2)
+PARTS = ("sizes", "states", "video", "large")
 
 
 def made(path: Path, episodes: int, steps: int, camera: bool = False) -> Path:
@@ -45,7 +46,7 @@ def made(path: Path, episodes: int, steps: int, camera: bool = False) -> Path:
     spec, random = Spec(observation, Feature((ACTIONS,), "float32", "rad"), 1 / FPS), np.random.default_rng(0)
     ground = np.stack(np.meshgrid(np.linspace(0, 200, SIZE[0]), np.linspace(0, 200, SIZE[1]), indexing="ij"), -1)
     ground = np.concatenate([ground, np.full((*SIZE, 1), 90)], -1).astype(np.uint8)
-    with LeRobotWriter(path, spec) as writer:
+    with LeRobotWriter(path, spec, codec="h264") as writer:  # which both sides' decoders know best
         for seed in range(episodes):
             arrays = {"state": random.standard_normal((steps, STATES), np.float32)}
             if camera:
@@ -59,19 +60,36 @@ def made(path: Path, episodes: int, steps: int, camera: bool = False) -> Path:
     return path
 
 
-def memory_mb(process: int) -> float:
-    """Memory that belongs to a process and its children alone (RssAnon and shared memory), MB."""
-    total, waiting = 0.0, [process]
+def family(process: int) -> Iterator[Path]:
+    """What the system says of a process and of all below it."""
+    waiting = [process]
     while waiting:
-        number = waiting.pop()
+        place = Path(f"/proc/{waiting.pop()}")
         try:
-            status = Path(f"/proc/{number}/status").read_text()
-            for task in os.listdir(f"/proc/{number}/task"):
-                waiting += map(int, Path(f"/proc/{number}/task/{task}/children").read_text().split())
+            for task in os.listdir(place / "task"):
+                waiting += map(int, (place / "task" / task / "children").read_text().split())
         except (FileNotFoundError, ProcessLookupError):
             continue
-        total += sum(float(line.split()[1]) for line in status.splitlines() if line.startswith(("RssAnon", "RssShmem")))
+        yield place
+
+
+def memory_mb(process: int) -> float:
+    """Memory that belongs to a process and its children alone (RssAnon and shared memory), MB."""
+    total = 0.0
+    for place in family(process):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            lines = (place / "status").read_text().splitlines()
+            total += sum(float(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem")))
     return total / 1e3
+
+
+def cpu_s(process: int) -> float:
+    """Seconds of a processor that a process, its children and those that have ended have taken."""
+    total = 0
+    for place in family(process):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            total += sum(map(int, (place / "stat").read_text().rpartition(")")[2].split()[11:15]))
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -97,6 +115,13 @@ def rate(answer: dict[str, float]) -> float:
     return answer["windows"] / answer["seconds"]
 
 
+def timed(peer: Peer, **request: Any) -> tuple[float, float]:
+    """Windows a second, and windows a second of a processor, which a busy machine changes less."""
+    before = cpu_s(peer.process.pid)
+    answer = peer.ask("measure", **request)
+    return rate(answer), answer["all_windows"] / max(cpu_s(peer.process.pid) - before, 1e-2)
+
+
 def ours(path: Path, cache: Path, log: Path, overrides: list[str]) -> tuple[Peer, dict[str, Any], list[float]]:
     """Our side with the set open, what it said, and its memory before the set was opened, and after."""
     peer = Peer([sys.executable, SIDES, "flowhand"], log)
@@ -112,15 +137,15 @@ def beside(path: Path, cameras: list[str], python: Path, folder: Path, rows: dic
         sides[name] = ours(path, folder / f"cache-{name}", folder / f"{name}.log", overrides)
     other = Peer([python, SIDES, "lerobot"], folder / "lerobot.log")
     found: dict[str, Any] = {"lerobot": other.ask("open", path=str(path), cameras=cameras, fps=FPS)}
-    tried = {n: rate(other.ask("measure", seconds=2, least=2, workers=n)) for n in WORKERS}
+    tried = {n: rate(other.ask("measure", seconds=2, least=1, workers=n)) for n in WORKERS}
     best = max(tried, key=lambda workers: tried[workers])
     found["lerobot"] |= {"workers": best, "tried": {str(n): value for n, value in tried.items()}}
-    rates: dict[str, list[float]] = {name: [] for name in ("lerobot", *sides)}
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in ("lerobot", *sides)}
     with peak_memory(other.process.pid) as peak:
         for _ in range(turns):
-            rates["lerobot"].append(rate(other.ask("measure", seconds=4, least=3, workers=best)))
+            rates["lerobot"].append(timed(other, seconds=3, least=2, workers=best))
             for name, (peer, _, _) in sides.items():
-                rates[name].append(rate(peer.ask("measure", seconds=2, least=10)))
+                rates[name].append(timed(peer, seconds=2, least=10))
     found["lerobot"] |= peak
     other.close()
     for name, (peer, opened, memory) in sides.items():
@@ -129,12 +154,15 @@ def beside(path: Path, cameras: list[str], python: Path, folder: Path, rows: dic
         found[name] = {**opened, **peak, "memory_before_mb": memory[0]}
         peer.close()
     for name, each in rates.items():
-        found[name] |= {"windows_per_s": statistics.median(each), "turns": each}
-        ratios = [a / b for a, b in zip(each, rates["lerobot"], strict=True)]
-        found[name] |= {"times_lerobot": statistics.median(ratios), "times_lerobot_range": [min(ratios), max(ratios)]}
-        print(
-            f"{name:20s} {found[name]['windows_per_s']:12,.0f} windows/s, {found[name]['times_lerobot']:.1f} x LeRobot"
-        )
+        for place, what in enumerate(("windows_per_s", "windows_per_cpu_s")):
+            own, theirs = ([turn[place] for turn in side] for side in (each, rates["lerobot"]))
+            ratios = [a / b for a, b in zip(own, theirs, strict=True)]
+            found[name] |= {what: statistics.median(own), f"{what}_turns": own}
+            found[name] |= {f"{what}_ratio": statistics.median(ratios), f"{what}_ratios": ratios}
+        told = [
+            f"{found[name][key]:,.1f}" for key in ("windows_per_s", "windows_per_s_ratio", "windows_per_cpu_s_ratio")
+        ]
+        print(f"{name:14s} {told[0]} windows/s, {told[1]} x LeRobot ({told[2]} x by processor time)", flush=True)
     return found
 
 
@@ -143,7 +171,7 @@ def first_pass(found: dict[str, Any], name: str) -> dict[str, float]:
     own = found[name]
     seconds = own["ready_s"] + own["windows"] / own["windows_per_s"]
     mine = own["windows"] / seconds
-    return {"windows_per_s": mine, "times_lerobot": mine / found["lerobot"]["windows_per_s"]}
+    return {"windows_per_s": mine, "ratio": mine / found["lerobot"]["windows_per_s"]}
 
 
 def sizes(folder: Path, counts: tuple[int, ...], turns: int) -> list[dict[str, Any]]:
@@ -163,24 +191,24 @@ def sizes(folder: Path, counts: tuple[int, ...], turns: int) -> list[dict[str, A
             peer.ask("measure", seconds=1, least=10)
         peer.close()
         cell |= {**peak, "windows_per_s": statistics.median(cell["turns"])}
-        print(cell)
+        print(cell, flush=True)
     return cells
 
 
-def measure(python: Path | None, folder: Path, turns: int) -> dict[str, Any]:
-    """All of it; without LeRobot, what concerns flowhand alone."""
-    found: dict[str, Any] = {"sizes": sizes(folder, (100, 10_000), turns)}
-    if python is not None:
-        states = made(folder / "states", 100, 200)
-        rows = {"memory": [], "streamed": ["data.memory_gb=0"]}
-        found["states"] = beside(states, [], python, folder, rows, turns)
-        videos, sees = made(folder / "videos", 20, 200, camera=True), ["vision=conv"]
-        small = [*sees, "vision.image_size=[96,96]"]
-        rows = {"video-memory": small, "video-streamed": [*small, "data.memory_gb=0"]}
-        rows |= {"video-as-recorded": [*sees, "data.memory_gb=0"]}
-        found["video"] = beside(videos, [CAMERA], python, folder, rows, turns)
-        found["first_pass"] = {name: first_pass(found["video"], name) for name in rows}
-        print(found["first_pass"])
+def states(python: Path, folder: Path, turns: int) -> dict[str, Any]:
+    """Windows of states, in memory and streamed, beside LeRobot's."""
+    rows = {"memory": [], "streamed": ["data.memory_gb=0"]}
+    return beside(made(folder / "states", 100, 200), [], python, folder, rows, turns)
+
+
+def video(python: Path, folder: Path, turns: int) -> dict[str, Any]:
+    """Windows with frames beside LeRobot's, after the first pass and in it."""
+    small = ["vision=conv", "vision.image_size=[96,96]"]
+    rows = {"memory": small, "streamed": [*small, "data.memory_gb=0"]}
+    rows |= {"as-recorded": ["vision=conv", "data.memory_gb=0"]}
+    found = beside(made(folder / "videos", 8, 100, camera=True), [CAMERA], python, folder, rows, turns)
+    found["first_pass"] = {name: first_pass(found, name) for name in rows}
+    print(found["first_pass"], flush=True)
     return found
 
 
@@ -188,17 +216,24 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lerobot", type=Path, help="Python of an environment with lerobot[dataset]==0.6.1")
-    parser.add_argument("--large", action="store_true", help="only the set of 200 GB")
+    parser.add_argument("--parts", nargs="+", default=["sizes", "states", "video"], choices=PARTS)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="for the sets; a temporary one, if it is not given")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        if arguments.large:
-            found, name = data_large.measure(Path(folder)), "data_large"
-        else:
-            found, name = measure(arguments.lerobot, Path(folder), arguments.turns), "data"
-    print(write(name, found, arguments.out, device="cpu", threads=1))
+        place, found = Path(folder), {}
+        for part in arguments.parts:
+            if part in ("states", "video") and arguments.lerobot is None:
+                parser.error(f"--parts {part} needs --lerobot PYTHON")
+            work: dict[str, Callable[[], Any]] = {
+                "sizes": lambda: sizes(place, (100, 10_000), arguments.turns),
+                "states": lambda: states(arguments.lerobot, place, arguments.turns),
+                "video": lambda: video(arguments.lerobot, place, arguments.turns),
+                "large": lambda: data_large.measure(place),
+            }
+            found[part] = work[part]()
+    print(write("data", found, arguments.out, device="cpu", threads=1))
 
 
 if __name__ == "__main__":

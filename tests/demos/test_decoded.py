@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,17 +14,18 @@ import pytest
 
 from flowhand.contracts.data.rows import Rows, RowSet
 from flowhand.contracts.data.statistics import QUANTILES
-from flowhand.contracts.features import Feature
+from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.planner import learnable
 from flowhand.contracts.resize import resized
 from flowhand.demos.decoded import arrays
 from flowhand.demos.decoded.arrays import ArrayFolder, EpisodeArray
-from flowhand.demos.decoded.rows import KeptRows, LiveRows, TrainingRows, read_features, row_bytes
+from flowhand.demos.decoded.rows import KeptRows, LiveRows, TrainingRows, as_read, read_features, row_bytes
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.hdf5_files.robomimic import RobomimicDataset
 from flowhand.demos.lerobot.dataset import LeRobotDataset
 from flowhand.demos.lerobot.write import LeRobotWriter
 from flowhand.demos.native import Store
+from flowhand.demos.states import StateEpisodes
 from tests.demos.recorded import Set2, Set3, write_video
 from tests.demos.test_recorded_hdf5 import minari, robomimic
 from tests.demos.test_replay_zarr import make as replay_zarr
@@ -259,6 +261,32 @@ def test_a_corrupt_frame_is_refused_and_leaves_nothing_of_its_episode(tmp_path):
         taken(rows_of(data, tmp_path / "none", most=0).rows["front"], range(40, 80))
     rows = rows_of(data, tmp_path / "cache", [0, 2])
     np.testing.assert_array_equal(taken(rows.rows["front"], range(80)), expected(data, "front", [0, 2]))
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (8, 12, 1)])
+def test_depth_is_resized_with_and_without_an_axis_of_channels(shape):
+    values = np.random.default_rng(0).integers(0, 60000, (3, *shape), np.uint16)
+    feature = read_features(
+        Spec({"depth": Feature(shape, "uint16", "mm", kind="depth")}, Feature((1,), "float32", ""), 0.1),
+        {"depth": (4, 6)},
+    )["depth"]
+    assert feature.shape == (4, 6, *shape[2:])
+    rows = as_read(values, feature, "")
+    np.testing.assert_array_equal(rows[1].reshape(4, 6, 1), resized(values[1].reshape(8, 12, 1), (4, 6)))
+    with pytest.raises(ValueError, match="no image 'state' to be read at 4 x 6"):
+        read_features(Spec({"depth": feature}, Feature((1,), "float32", ""), 0.1), {"state": (4, 6)})
+
+
+def test_the_previous_action_is_a_row_too(tmp_path):
+    data = LeRobotDataset(Set2(tmp_path / "set").write())
+    spec = StateEpisodes(data, previous_action=True).spec
+    for most in (GB, 0):
+        folder = ArrayFolder(tmp_path / "cache", most)
+        rows = TrainingRows(data, [2, 0], read_features(spec, {}), folder)
+        whole = [each.observation["previous_action"] for each in StateEpisodes(data, [2, 0], previous_action=True)]
+        steps = np.random.default_rng(0).permutation(sum(rows.lengths))
+        np.testing.assert_array_equal(taken(rows.rows["previous_action"], steps), np.concatenate(whole)[steps])
+        shutil.rmtree(tmp_path / "cache")
 
 
 def test_values_that_float32_cannot_hold_are_refused(tmp_path):

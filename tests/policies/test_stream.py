@@ -16,7 +16,9 @@ from flowhand.contracts.data.statistics import measure
 from flowhand.contracts.features import ChunkConfig, Feature, Spec
 from flowhand.demos.columns import make_episode
 from policies import Batch, Policy, PolicyConfig, Windows
+from policies.encoders.vision.conv import ConvConfig
 from policies.normalizer import NormalizerConfig
+from policies.representation.config import ActionConfig
 from policies.training.config import TrainingConfig
 from policies.training.stream import Stream, WindowSource
 from policies.training.trainer import Trainer
@@ -25,6 +27,7 @@ LENGTHS, TASKS = (5, 1, 9, 3), ("b", "a", "b", "c")
 FEATURES = {
     "state": Feature((3,), "float32", "m"),
     "image": Feature((4, 5, 3), "uint8", ""),
+    "depth": Feature((8, 9), "uint16", "mm", kind="depth"),
     "action": Feature((2,), "float32", "N"),
 }
 SPEC = Spec({name: FEATURES[name] for name in ("state", "image")}, FEATURES["action"], 0.1)
@@ -53,8 +56,10 @@ class FakeSet:
         self.rows = {}
         for name in names:
             shape = (steps, *FEATURES[name].shape)
-            image = FEATURES[name].kind == "image"
-            values = random.integers(0, 256, shape, np.uint8) if image else random.normal(size=shape).astype(np.float32)
+            dtype = FEATURES[name].dtype
+            values = random.normal(size=shape).astype(np.float32)
+            if FEATURES[name].kind in ("image", "depth"):
+                values = random.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
             self.rows[name] = FakeRows(FEATURES[name], values)
 
     def __iter__(self) -> Iterator[Any]:
@@ -64,9 +69,9 @@ class FakeSet:
             yield make_episode(arrays, arrays.pop("action"), task, 0.1)
 
     def statistics(self) -> Any:
-        states = {name: feature for name, feature in SPEC.observation.items() if name in self.rows}
-        found = measure(self, replace(SPEC, observation=states))
-        return {name: each for name, each in found.items() if name != "image"}
+        observation = {name: FEATURES[name] for name in self.rows if name != "action"}
+        found = measure(self, replace(SPEC, observation=observation))
+        return {name: each for name, each in found.items() if name in ("state", "action")}
 
 
 def equal(one: Batch, other: Batch) -> bool:
@@ -200,6 +205,28 @@ def test_statistics_are_those_of_all_rows(mode):
     for (name, a), (_, b) in zip(one.normalizers(), other.normalizers(), strict=True):
         torch.testing.assert_close(b.shift, a.shift, rtol=1e-6, atol=1e-7, msg=name)
         torch.testing.assert_close(b.scale, a.scale, rtol=1e-6, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["relative", "step", "delta", "circle", "depth"])
+def test_statistics_of_what_is_learned_otherwise_are_the_same(kind):
+    """Differences, per step and not, sines and cosines, and pixels of depth."""
+    names = ("state", "depth", "action") if kind == "depth" else ("state", "action")
+    rows = FakeSet(names, (40, 1, 30))
+    observation = {name: FEATURES[name] for name in names if name != "action"}
+    observation["state"] = replace(FEATURES["state"], unit="N", names=("a", "b", "c"))
+    options = {"step": {"representation": "relative", "statistics": "step"}, "circle": {"angles": ["b"]}, "depth": {}}
+    action = ActionConfig(**options.get(kind, {"representation": kind}))
+    spec = Spec(observation, replace(FEATURES["action"], names=("a", "b")), 0.1)
+    config = replace(
+        CONFIG, action=action, vision=ConvConfig(features=4, width=8) if kind == "depth" else CONFIG.vision
+    )
+    one, other = Policy(config, spec), Policy(config, spec)
+    Windows(rows, spec, 2, 4).fit_normalizers(one)
+    Stream(rows, 2, 4).fit_normalizers(other)
+    for (name, a), (_, b) in zip(one.normalizers(), other.normalizers(), strict=True):
+        torch.testing.assert_close(b.shift, a.shift, rtol=1e-6, atol=1e-6, msg=name)
+        torch.testing.assert_close(b.scale, a.scale, rtol=1e-6, atol=1e-6, msg=name)
+    assert len(one.normalizers()) == len(names)
 
 
 def test_choices_are_looked_at_and_not_scaled():

@@ -63,6 +63,10 @@ class Source(Protocol):
         """The values of a feature at these steps of an episode."""
         ...
 
+    def release(self) -> None:
+        """Lets go of files that are kept open for the next reading."""
+        ...
+
 
 def read_features(spec: Spec, sizes: Mapping[str, tuple[int, int]]) -> dict[str, Feature]:
     """What a policy reads of each observation and of the action, where it reads images at these sizes (h, w).
@@ -193,6 +197,7 @@ class TrainingRows:
         self._numbers = [numbers[episode] for episode in episodes]
         small_first = sorted(features, key=lambda name: features[name].size)
         self.rows = {name: self._rows(name, progress) for name in small_first}
+        data.release()
 
     def __iter__(self) -> Iterator[Episode]:
         """The episodes; what training does not read of them is zero."""

@@ -6,7 +6,6 @@ say before that has been looked at.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,29 +18,11 @@ from ..frames import VideoFile, size_of
 from ..reader import BLOCK_BYTES, Reader, damage
 from .meta import EpisodeEntry, Meta, read_meta
 from .parquet import ParquetFile, dtype_of, numbers
+from .recent import Recent
 from .rows import episode_rows, frame_indices, naming, row_times
 
 BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
 PREFIXES = ("observation.images.", "observation.image.", "observation.")
-MOST_OPEN = 16  # files of each kind whose descriptions are kept
-
-
-class _Recent:
-    """The last few things that were made from a path."""
-
-    def __init__(self, make: Any):
-        self.make, self.kept = make, OrderedDict()
-
-    def __call__(self, path: Path) -> Any:
-        if path not in self.kept:
-            self.kept[path] = self.make(path)
-            if len(self.kept) > MOST_OPEN:
-                self.kept.popitem(last=False)
-        self.kept.move_to_end(path)
-        return self.kept[path]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Recent, (self.make,)  # open files do not travel to another process
 
 
 class LeRobotDataset(Reader):
@@ -66,7 +47,7 @@ class LeRobotDataset(Reader):
         action: str = "action",
     ):
         self._begin(path)
-        self._parquet, self._video, self._rows = _Recent(ParquetFile), _Recent(VideoFile), _Recent(self._find_rows)
+        self._parquet, self._video, self._rows = Recent(ParquetFile), Recent(VideoFile), Recent(self._find_rows)
         self.meta: Meta = read_meta(self.path)
         self.format = f"LeRobot {self.meta.version}"
         self._said: set[str] = set()
@@ -309,6 +290,11 @@ class LeRobotDataset(Reader):
         entry = self.meta.episodes[self._stored[episode]]
         first, _ = self._find(entry)
         return self._located(entry, camera, self._parquet(entry.data), first)
+
+    def release(self) -> None:
+        """See `Reader.release`. The description of a file with many row groups takes tens of megabytes."""
+        for recent in (self._parquet, self._video, self._rows):
+            recent.kept.clear()
 
     def _located(self, entry: EpisodeEntry, name: str, file: ParquetFile, first: int) -> tuple[VideoFile, np.ndarray]:
         """The video of an episode, and the number of each row's frame in it."""
