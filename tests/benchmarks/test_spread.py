@@ -41,7 +41,7 @@ def test_the_exact_answer_is_the_posterior_mean_in_the_terms_of_the_head(t):
         head = head_of(kind, **options)
         net = ExactNet(head, 0.1)
         time = torch.full((3,), t, dtype=torch.float64)
-        c = net.points(time[:1])
+        c = net.head.coefficients(time[:1])
         alpha, sigma = c.alpha.item(), c.sigma.item()
         size = math.hypot(alpha, sigma)  # of what a preconditioned net is shown
         scaled = options.get("prediction") == "preconditioned"
