@@ -16,6 +16,7 @@ class Recent:
         self.make, self.kept = make, OrderedDict()
 
     def __call__(self, path: Path) -> Any:
+        """What is made from the path, or was made from it not long ago."""
         if path not in self.kept:
             self.kept[path] = self.make(path)
             if len(self.kept) > MOST_OPEN:
