@@ -282,7 +282,7 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
     checkpoint = checkpoint if exported else policies.checkpoint_in(checkpoint)
     policy = open_export(config) if exported else open_checkpoint(config, device)
     if config.data.path:
-        return judged_again(config, policy, checkpoint)
+        return held_out.judged_again(config, policy, checkpoint)
     name = f"eval-{config.eval.seed}-{config.eval.episodes}"
     name += f"-{envs.name_of(config.env)}" if config.env else ""
     if exported:
@@ -304,22 +304,6 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
         metrics = conclude(run, policy)
         log_results(log, metrics, out)
     return closing_line(metrics, out)
-
-
-def judged_again(config: EvalRoot, policy: LoadedPlanner, checkpoint: Path) -> str:
-    """Judges a policy on the held-out episodes of the recorded set that it was trained on; the closing line."""
-    if config.env is not None:
-        raise ValueError("data.path judges on recorded episodes and env in a world; give one of them")
-    trained, unseen = held_out.of_checkpoint(policy, config.data.path)
-    changed = "".join(f"-{name}-{value}" for name, value in policy.changed_head.items())
-    out = Path(config.out or checkpoint.parent / f"eval-held_out-{Path(config.data.path).name}{changed}")
-    words = ["python", "eval.py", f"checkpoint={config.checkpoint}", f"data.path={config.data.path}"]
-    words += [f"head.{name}={value}" for name, value in config.head.changes.items()]
-    with claimed(out), wandb_run(config.wandb, out, asdict(config)) as log:
-        judged = held_out.judge(policy, trained, unseen, words)
-        held_out.write(judged, out)
-        held_out.log(log, judged)
-    return held_out.closing_line(judged, out)
 
 
 def changes(config: Any) -> dict[str, Any]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from conf.verbs.eval import EvalRoot
+from flowhand.contracts.durable import claimed
 from flowhand.contracts.features import PREVIOUS, Feature
 from flowhand.contracts.planner import LoadedPlanner
 from flowhand.contracts.provenance import versions
@@ -25,6 +27,8 @@ from flowhand.evaluation.records import write_whole
 from flowhand.evaluation.statistics import bootstrap_mean
 from flowhand.pages.held_out import Drawn, write_page
 from policies.device import cpu_threads, hardware
+
+from .runs import wandb_run
 
 SAMPLES = 8  # chunks of every decision, of which the mean is judged too
 POLICY, MEAN = "policy", f"policy, mean of {SAMPLES} samples"
@@ -209,10 +213,20 @@ def write(judged: Judged, out: Path) -> None:
     write_whole(out / FILES[0], (json.dumps(judged.content, indent=1) + "\n").encode())
 
 
-def log(run: Any, judged: Judged) -> None:
-    """Puts the mean errors into the wandb run, if there is one."""
+def conclude(
+    policy: LoadedPlanner,
+    trained: StateEpisodes,
+    unseen: StateEpisodes,
+    command: Sequence[str],
+    out: Path,
+    run: Any = None,
+) -> str:
+    """Judges as `judge` does, and writes the results into the folder and into the wandb run; the closing line."""
+    judged = judge(policy, trained, unseen, command)
+    write(judged, out)
     if run is not None:
         run.summary.update({f"held_out/{name}": row["mean"] for name, row in judged.content["methods"].items()})
+    return closing_line(judged, out)
 
 
 def closing_line(judged: Judged, out: Path) -> str:
@@ -221,3 +235,16 @@ def closing_line(judged: Judged, out: Path) -> str:
     told = ", ".join(f"{name} {row['mean']:.4g}" for name, row in methods.items())
     unit = f" {judged.content['unit']}" if judged.content["unit"] else ""
     return f"mean absolute error on {count} held-out episodes{unit}: {told}; page: {out / FILES[1]}"
+
+
+def judged_again(config: EvalRoot, policy: LoadedPlanner, checkpoint: Path) -> str:
+    """Judges a policy on the held-out episodes of the recorded set that it was trained on; the closing line."""
+    if config.env is not None:
+        raise ValueError("data.path judges on recorded episodes and env in a world; give one of them")
+    trained, unseen = of_checkpoint(policy, config.data.path)
+    changed = "".join(f"-{name}-{value}" for name, value in policy.changed_head.items())
+    out = Path(config.out or checkpoint.parent / f"eval-held_out-{Path(config.data.path).name}{changed}")
+    words = ["python", "eval.py", f"checkpoint={config.checkpoint}", f"data.path={config.data.path}"]
+    words += [f"head.{name}={value}" for name, value in config.head.changes.items()]
+    with claimed(out), wandb_run(config.wandb, out, asdict(config)) as log:
+        return conclude(policy, trained, unseen, words, out, log)

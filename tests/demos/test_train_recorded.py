@@ -11,7 +11,7 @@ import pytest
 
 import policies
 from conf.cli import compose
-from flowhand.commands import eval as evaluation
+from flowhand.commands import held_out as held_out_command
 from flowhand.commands import train
 from flowhand.demos.lerobot.dataset import LeRobotDataset
 from flowhand.demos.states import StateEpisodes, held_out, numbers, ranges
@@ -108,15 +108,15 @@ def test_the_page_and_the_file_say_what_was_run(tmp_path, recorded):
 
     again = [f"checkpoint={tmp_path}/run", f"data.path={recorded}", "wandb.mode=disabled", "threads=1"]
     policy = policies.load(tmp_path / "run")
-    line = evaluation.judged_again(compose(again, "eval"), policy, tmp_path / "run/checkpoint")
+    line = held_out_command.judged_again(compose(again, "eval"), policy, tmp_path / "run/checkpoint")
     assert "mean absolute error on 2 held-out episodes: policy" in line
     judged = json.loads((tmp_path / "run/eval-held_out-set/held_out.json").read_text())
     assert judged["methods"] == content["methods"]
     with pytest.raises(ValueError, match=r"data\.path judges on recorded episodes and env in a world"):
-        evaluation.judged_again(compose([*again, "env=detour"], "eval"), policy, tmp_path)
+        held_out_command.judged_again(compose([*again, "env=detour"], "eval"), policy, tmp_path)
     policy.provenance.recorded.clear()
     with pytest.raises(ValueError, match="names no recorded set with held-out episodes"):
-        evaluation.judged_again(compose(again, "eval"), policy, tmp_path)
+        held_out_command.judged_again(compose(again, "eval"), policy, tmp_path)
 
 
 def test_features_are_chosen_by_name(tmp_path, recorded):
