@@ -214,10 +214,20 @@ def write(judged: Judged, out: Path) -> None:
     write_whole(out / FILES[0], (json.dumps(judged.content, indent=1) + "\n").encode())
 
 
-def log(run: Any, judged: Judged) -> None:
-    """Puts the mean errors into the wandb run, if there is one."""
+def conclude(
+    policy: LoadedPlanner,
+    trained: StateEpisodes,
+    unseen: StateEpisodes,
+    command: Sequence[str],
+    out: Path,
+    run: Any = None,
+) -> str:
+    """Judges as `judge` does, and writes the results into the folder and into the wandb run; the closing line."""
+    judged = judge(policy, trained, unseen, command)
+    write(judged, out)
     if run is not None:
         run.summary.update({f"held_out/{name}": row["mean"] for name, row in judged.content["methods"].items()})
+    return closing_line(judged, out)
 
 
 def closing_line(judged: Judged, out: Path) -> str:
@@ -237,8 +247,5 @@ def judged_again(config: EvalRoot, policy: LoadedPlanner, checkpoint: Path) -> s
     out = Path(config.out or checkpoint.parent / f"eval-held_out-{Path(config.data.path).name}{changed}")
     words = ["python", "eval.py", f"checkpoint={config.checkpoint}", f"data.path={config.data.path}"]
     words += [f"head.{name}={value}" for name, value in config.head.changes.items()]
-    with claimed(out), wandb_run(config.wandb, out, asdict(config)) as run:
-        judged = judge(policy, trained, unseen, words)
-        write(judged, out)
-        log(run, judged)
-    return closing_line(judged, out)
+    with claimed(out), wandb_run(config.wandb, out, asdict(config)) as log:
+        return conclude(policy, trained, unseen, words, out, log)

@@ -177,12 +177,8 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
             print(f"stopped at step {trainer.step}; go on with: python train.py {argument('resume', out)}")
             return stopped
         if unseen is not None and isinstance(store, StateEpisodes):
-            judged = held_out.judge(
-                policies.load(out / "checkpoint", device), store, unseen, ["python", "train.py", *overrides]
-            )
-            held_out.write(judged, out)
-            held_out.log(log, judged)
-            print(held_out.closing_line(judged, out))
+            words, policy = ["python", "train.py", *overrides], policies.load(out / "checkpoint", device)
+            print(held_out.conclude(policy, store, unseen, words, out, log))
         if config.eval.episodes:
             seconds = {"collect": collect_seconds, "train": trainer.seconds}
             what = config.env, config.eval, config.execution, asdict(config)
