@@ -227,7 +227,7 @@ def test_an_exported_monitor_watches(checkpoint, tmp_path):
 
 
 def test_a_world_that_does_not_fit_is_an_error(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match=r"reach-v3 has the features .*, the policy expects \['action', 'state'\]"):
+    with pytest.raises(ValueError, match=r"reach-v3 has .*, the policy expects"):
         control.control(root(checkpoint, tmp_path, env=envs.MetaWorldConfig(task="reach-v3")))
 
 
