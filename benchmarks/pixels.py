@@ -1,6 +1,7 @@
 """What images cost: training images per second of every vision encoder, and the time of a decision that sees.
 
-    python -m benchmarks.pixels [--rounds R] [--batch N] [--sizes 64 96] [--device cpu] [--out FILE]
+    python -m benchmarks.pixels [--parts training decision] [--rounds R] [--batch N] [--sizes 64 96] [--device cpu]
+                                [--out FILE]
 
 Training: steps of the trainer, augmentation and optimizer included, on random images of one camera with a state beside
 them, one observation of history, the default mlp and flow head. Of conv also with several draws of noise for each
@@ -210,13 +211,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         (vision, size, precision, 1) for precision in precisions for size in arguments.sizes for vision in ENCODERS
     ]
     cells += [("conv", max(arguments.sizes), precision, n) for precision in precisions for n in DRAWS[1:]]
-    for vision, size, precision, draws in cells:
+    for vision, size, precision, draws in cells if "training" in arguments.parts else ():
         cell = training(vision, size, arguments.batch, precision, machine, arguments.rounds, draws)
         trained.append(cell)
         print(
             f"{vision:9s} {size:3d} pixels {precision} {draws} draws {cell['images_per_s']:9,.1f} images/s", flush=True
         )
-    for name in DECISIONS if device.type == "cpu" else ():
+    for name in DECISIONS if device.type == "cpu" and "decision" in arguments.parts else ():
         cell = decision(name, machine, arguments.rounds)
         decided.append(cell)
         print(
@@ -230,6 +231,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=["training", "decision"], default=["training", "decision"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 96])
