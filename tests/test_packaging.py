@@ -37,7 +37,9 @@ def test_the_wheel_holds_the_packages_only(wheel):
 
 @pytest.mark.slow
 def test_the_wheel_works_alone(wheel, tmp_path):
-    program = "import policies, envs, conf.verbs.control; assert 'site' in policies.__file__, policies.__file__"
+    program = (
+        "import policies, envs, conf.verbs.control; assert 'site' in policies.__file__, policies.__file__"
+    )
     site = tmp_path / "site"
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel], check=True
