@@ -1,6 +1,7 @@
 """What images cost: training images per second of every vision encoder, and the time of a decision that sees.
 
-    python -m benchmarks.pixels [--rounds R] [--batch N] [--sizes 64 96] [--device cpu] [--out FILE]
+    python -m benchmarks.pixels [--parts training decision] [--rounds R] [--batch N] [--sizes 64 96] [--device cpu]
+                                [--out FILE]
 
 Training: steps of the trainer, augmentation and optimizer included, on random images of one camera with a state beside
 them, one observation of history, the default mlp and flow head. Of conv also with several draws of noise for each
@@ -201,8 +202,8 @@ def summary(stretches: list[list[float]]) -> dict[str, float]:
     }
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All cells."""
+def measure(arguments: argparse.Namespace, save: Callable[[dict[str, Any]], object]) -> None:
+    """All cells; what is finished is saved after each, for a killed run to leave."""
     device = select_device(arguments.device, 1)
     machine, trained, decided = Machine(device), [], []
     precisions = ["fp32"] + (["bf16"] if has_bf16_units(device) else [])
@@ -210,26 +211,28 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         (vision, size, precision, 1) for precision in precisions for size in arguments.sizes for vision in ENCODERS
     ]
     cells += [("conv", max(arguments.sizes), precision, n) for precision in precisions for n in DRAWS[1:]]
-    for vision, size, precision, draws in cells:
+    for vision, size, precision, draws in cells if "training" in arguments.parts else ():
         cell = training(vision, size, arguments.batch, precision, machine, arguments.rounds, draws)
         trained.append(cell)
+        save({"training": trained, "decision": decided})
         print(
             f"{vision:9s} {size:3d} pixels {precision} {draws} draws {cell['images_per_s']:9,.1f} images/s", flush=True
         )
-    for name in DECISIONS if device.type == "cpu" else ():
+    for name in DECISIONS if device.type == "cpu" and "decision" in arguments.parts else ():
         cell = decision(name, machine, arguments.rounds)
         decided.append(cell)
+        save({"training": trained, "decision": decided})
         print(
             f"{name:36s} p50 {cell['onnx_ms']['p50']:.2f} ms (torch {cell['torch_ms']['p50']:.2f}), "
             f"{cell['p50_over_floor']} times the floor of {cell['floor_ms']:.2f} ms",
             flush=True,
         )
-    return {"training": trained, "decision": decided}
 
 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=["training", "decision"], default=["training", "decision"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 96])
@@ -237,8 +240,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with cpu_threads(1):
-        found = measure(arguments)
-    print(write("pixels", found, arguments.out, device=arguments.device, threads=1))
+        measure(arguments, lambda found: write("pixels", found, arguments.out, device=arguments.device, threads=1))
 
 
 if __name__ == "__main__":

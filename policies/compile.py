@@ -111,7 +111,8 @@ class Repeated(Net):
 
     def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
         """The net's own."""
-        return self.evaluate(x_BTA, modulation.timed, *modulation.observed)
+        # Copies, because the compiler takes no two views of the same memory.
+        return self.evaluate(x_BTA, modulation.timed, *(part.clone() for part in modulation.observed))
 
 
 class RowLinear(nn.Linear):

@@ -39,10 +39,8 @@ class TracedOnce(Repeated):
 
     def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
         """The net's own."""
-        # Copies, because to the tracer a view at another place in its memory is another kind of input, and it takes no
-        # two views of the same one. They are none in the graph that is written.
-        observed = tuple(part.clone() for part in modulation.observed)
-        return super().forward(x_BTA.clone(), Modulation(modulation.timed.clone(), observed))
+        # Copies, because to the tracer a view at another place in its memory is another kind of input.
+        return super().forward(x_BTA.clone(), Modulation(modulation.timed.clone(), modulation.observed))
 
 
 class Product(nn.Module):

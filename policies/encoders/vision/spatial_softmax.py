@@ -37,8 +37,8 @@ class Keypoints(nn.Module):
     """A linear layer to K maps, and the mean places of these.
 
     The maps start sharp. From nearly even ones all places would start in the middle of the image, and the gradient to
-    what lies before would be next to nothing: pointing at a square took three times as many steps. The fewer the
-    cells, the softer, for between two cells a place needs a share of both.
+    what lies before would be next to nothing, so that learning starts late. The fewer the cells, the softer, for
+    between two cells a place needs a share of both.
     """
 
     def __init__(self, channels: int, count: int, height: int, width: int):
