@@ -2,7 +2,7 @@
 
     python -m benchmarks.real_packages [--venvs FOLDER] [--python PYTHON3.12] [--only PACKAGE,PACKAGE] [--data FOLDER]
 
-Each package writes a data set, or opens one that flowhand wrote, in its own process (`benchmarks/real/`), and keeps
+Each package writes a data set, or opens one that flowhand wrote, in its own process (`tests/real/`), and keeps
 what it gave as arrays; the two sides are compared here. States, actions, rewards, tasks and windows must be equal to
 the last bit (lerobot gives doubles as float32, and is compared so). Frames of one video may differ by a grey level or
 two where two decoders turn the same colours into RGB, and must be nearer to the right frame than to those beside it.
@@ -31,7 +31,7 @@ from flowhand.demos.formats import open_dataset
 from flowhand.demos.lerobot.write import LeRobotWriter
 from flowhand.demos.reader import Reader
 
-SIDES = Path(__file__).parent / "real"
+SIDES = Path(__file__).parents[1] / "tests" / "real"
 REQUIREMENTS = {
     "lerobot": ["lerobot[dataset]==0.6.1"],
     "robomimic": ["robomimic==0.3.0"],
@@ -194,7 +194,9 @@ def _opened_by_lerobot(side: Side, path: Path, checks: Checks) -> None:
     step = max(1, sum(found.lengths) // 60)
     given = side("read", path, str(step))
     checks.equal(
-        f"{path.name}: counts", np.array([given["episodes"], given["steps"]]), [len(found), sum(found.lengths)]
+        f"{path.name}: counts",
+        np.array([given["episodes"], given["steps"]]),
+        np.array([len(found), sum(found.lengths)]),
     )
     starts = np.cumsum([0, *found.lengths])
     for row in given["rows"].tolist():

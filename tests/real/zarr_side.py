@@ -3,7 +3,7 @@
 python zarr_side.py write FOLDER WRITTEN.npz
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportCallIssue=false
 from __future__ import annotations
 
 import sys

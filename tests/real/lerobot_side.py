@@ -4,7 +4,7 @@ python lerobot_side.py write FOLDER WRITTEN.npz
 python lerobot_side.py read FOLDER GIVEN.npz STEP
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportCallIssue=false
 from __future__ import annotations
 
 import sys

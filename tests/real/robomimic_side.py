@@ -3,7 +3,7 @@
 python robomimic_side.py read FILE GIVEN.npz
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportCallIssue=false
 from __future__ import annotations
 
 import sys
