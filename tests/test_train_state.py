@@ -71,6 +71,6 @@ def test_a_resume_without_a_clone_keeps_the_commit(monkeypatch):
 
     config, store = train.cli.compose([]), cast(Store, Demonstrations())
     monkeypatch.setattr(train, "revision", lambda: "")
-    assert train.provenance(config, store, "a" * 40).git_sha == "a" * 40
+    assert train.provenance(config, store, git_sha="a" * 40).git_sha == "a" * 40
     monkeypatch.setattr(train, "revision", lambda: "b" * 40)
-    assert train.provenance(config, store, "a" * 40).git_sha == "b" * 40
+    assert train.provenance(config, store, git_sha="a" * 40).git_sha == "b" * 40
