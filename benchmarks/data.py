@@ -135,10 +135,17 @@ def beside(path: Path, cameras: list[str], python: Path, folder: Path, rows: dic
     sides = {}
     for name, overrides in rows.items():
         sides[name] = ours(path, folder / f"cache-{name}", folder / f"{name}.log", overrides)
-    other = Peer([python, SIDES, "lerobot"], folder / "lerobot.log")
-    found: dict[str, Any] = {"lerobot": other.ask("open", path=str(path), cameras=cameras, fps=FPS)}
-    tried = {n: rate(other.ask("measure", seconds=2, least=1, workers=n)) for n in WORKERS}
+    found: dict[str, Any] = {"lerobot": {}}
+    peers, tried = {}, {}
+    for count in WORKERS:  # a process each: workers that are forked from one that has opened a video cannot read it
+        peers[count] = Peer([python, SIDES, "lerobot"], folder / f"lerobot-{count}.log")
+        found["lerobot"] |= peers[count].ask("open", path=str(path), cameras=cameras, fps=FPS)
+        tried[count] = rate(peers[count].ask("measure", seconds=2, least=1, workers=count))
     best = max(tried, key=lambda workers: tried[workers])
+    for count, peer in peers.items():
+        if count != best:
+            peer.close()
+    other = peers[best]
     found["lerobot"] |= {"workers": best, "tried": {str(n): value for n, value in tried.items()}}
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in ("lerobot", *sides)}
     with peak_memory(other.process.pid) as peak:
