@@ -48,7 +48,7 @@ def made(path: Path, episodes: int, steps: int, camera: bool = False) -> Path:
     ground = np.concatenate([ground, np.full((*SIZE, 1), 90)], -1).astype(np.uint8)
     with LeRobotWriter(path, spec, codec="h264") as writer:  # which both sides' decoders know best
         for seed in range(episodes):
-            arrays = {"state": random.standard_normal((steps, STATES), np.float32)}
+            arrays: dict[str, np.ndarray] = {"state": random.standard_normal((steps, STATES), np.float32)}
             if camera:
                 frames = np.repeat(ground[None], steps, 0)
                 for step, (y, x) in enumerate(random.integers(0, 4, (steps, 2)).cumsum(0) % 180):
