@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def made(path: Path, episodes: int, steps: int, camera: bool = False) -> Path:
     ground = np.concatenate([ground, np.full((*SIZE, 1), 90)], -1).astype(np.uint8)
     with LeRobotWriter(path, spec, codec="h264") as writer:  # which both sides' decoders know best
         for seed in range(episodes):
-            arrays = {"state": random.standard_normal((steps, STATES), np.float32)}
+            arrays: dict[str, np.ndarray] = {"state": random.standard_normal((steps, STATES), np.float32)}
             if camera:
                 frames = np.repeat(ground[None], steps, 0)
                 for step, (y, x) in enumerate(random.integers(0, 4, (steps, 2)).cumsum(0) % 180):
@@ -135,10 +135,17 @@ def beside(path: Path, cameras: list[str], python: Path, folder: Path, rows: dic
     sides = {}
     for name, overrides in rows.items():
         sides[name] = ours(path, folder / f"cache-{name}", folder / f"{name}.log", overrides)
-    other = Peer([python, SIDES, "lerobot"], folder / "lerobot.log")
-    found: dict[str, Any] = {"lerobot": other.ask("open", path=str(path), cameras=cameras, fps=FPS)}
-    tried = {n: rate(other.ask("measure", seconds=2, least=1, workers=n)) for n in WORKERS}
+    found: dict[str, Any] = {"lerobot": {}}
+    peers, tried = {}, {}
+    for count in WORKERS:  # a process each: workers that are forked from one that has opened a video cannot read it
+        peers[count] = Peer([python, SIDES, "lerobot"], folder / f"lerobot-{count}.log")
+        found["lerobot"] |= peers[count].ask("open", path=str(path), cameras=cameras, fps=FPS)
+        tried[count] = rate(peers[count].ask("measure", seconds=2, least=1, workers=count))
     best = max(tried, key=lambda workers: tried[workers])
+    for count, peer in peers.items():
+        if count != best:
+            peer.close()
+    other = peers[best]
     found["lerobot"] |= {"workers": best, "tried": {str(n): value for n, value in tried.items()}}
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in ("lerobot", *sides)}
     with peak_memory(other.process.pid) as peak:

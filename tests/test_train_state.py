@@ -73,7 +73,7 @@ def test_a_resume_without_a_clone_keeps_the_commit(monkeypatch):
     config, store = train.cli.compose([]), cast(Store, Demonstrations())
     monkeypatch.setattr(train, "revision", lambda: "")
     earlier = replace(train.provenance(config, store), git_sha="a" * 40, pretrained={"file": "resnet18"})
-    resumed = train.provenance(config, store, earlier)
+    resumed = train.provenance(config, store, None, earlier)
     assert (resumed.git_sha, resumed.pretrained) == ("a" * 40, {"file": "resnet18"})
     monkeypatch.setattr(train, "revision", lambda: "b" * 40)
-    assert train.provenance(config, store, earlier).git_sha == "b" * 40
+    assert train.provenance(config, store, None, earlier).git_sha == "b" * 40
