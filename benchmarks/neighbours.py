@@ -5,7 +5,8 @@
 A quiet stretch, one with a program that computes on every core, and a quiet one again. Three trainings of the default
 recipe take turns of a few seconds: one chooses its threads (policies/training/threads.py) as `train.threads=0` does,
 its trials included; one has a single thread; one as many as there are cores. So all three meet the same minute. The
-first minute after a change does not count. The share is the chosen one's rate over that of one thread, and over the best of both.
+first minute after a change does not count. The share is the chosen one's rate over that of one thread, and over the
+best of both.
 """
 
 from __future__ import annotations

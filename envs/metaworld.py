@@ -2,8 +2,11 @@
 
 Data sheet
     action       (4,) float32 in [-1, 1]: hand displacement in cm along x, y, z, then gripper force (1 closes); 80 Hz.
-    observation  "state" (18,) float32: hand xyz, gripper opening, object 1 xyz + quaternion, object 2 the same (zeros
-                 where the task has one object); "goal" (3,) float32 if `goal_visible`.
+    observation  observes=state: "state" (18,) float32: hand xyz, gripper opening, object 1 xyz + quaternion, object 2
+                 the same (zeros where the task has one object); "goal" (3,) float32 if `goal_visible`.
+                 observes=pixels: what a robot knows: "state" (4,) float32: hand xyz, gripper opening; and a picture
+                 (pixels, pixels, 3) uint8 of every camera in `cameras`, under the camera's name. The goal is in the
+                 picture where Meta-World draws it, as a small ball.
     success      Meta-World's own, per step. The episode goes on; it is truncated at `max_steps`.
     seeds        every seed is a fresh start and goal. Two of Meta-World's ways are avoided: `gym.make` draws every
                  reset from 50 stored goals, so that held-out seeds meet goals seen in training; and the goal that its
@@ -20,9 +23,8 @@ import copy
 import functools
 import importlib.metadata
 import warnings
-import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +36,13 @@ from flowhand.contracts.strict import nearest, whole
 from flowhand.contracts.world import Observation
 
 from .base import Env, EnvConfig
-from .mujoco import Physics, RenderingUnavailable, check_rendering, load_mujoco, rendering_help
+from .cameras import LARGEST, Cameras
+from .mujoco import Physics, load_mujoco
 
 if TYPE_CHECKING:
-    import mujoco
     from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
+HAND = 4  # values of the hand, first of what Meta-World observes: xyz in metres and the gripper's opening
 LIMIT = 500  # control steps after which Meta-World refuses to go on
 _ROBOT_JOINTS = ("right_j", "r_close", "l_close")  # how their names begin
 CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
@@ -110,20 +113,29 @@ class MetaWorldConfig(EnvConfig):
 
     kind: str = "metaworld"
     task: str = "pick-place-v3"  # a key of TASKS
-    goal_visible: bool = True  # whether the policy sees the goal; the scripted expert always does
+    observes: str = "state"  # state (hand, objects, goal) | pixels (the hand's own state, and cameras)
+    goal_visible: bool = True  # whether the policy sees the goal among states; the scripted expert always does
+    cameras: list[str] = field(default_factory=lambda: ["corner"])  # that observes=pixels looks through
+    pixels: int = 96  # height and width of each observed picture, at most 480
     max_steps: int = LIMIT  # control steps (80 per second), at most 500
-    camera: str = "corner2"  # one of CAMERAS, for render()
-    image_size: int = 224  # pixels, height and width of render(), at most 480
+    camera: str = "corner2"  # of the video
+    image_size: int = 224  # pixels, height and width of the video, at most 480
 
     def __post_init__(self):
         if self.task not in TASKS:
             raise ValueError(f"unknown Meta-World task {self.task!r}: {nearest(self.task, TASKS)}")
-        if self.camera not in CAMERAS:
-            raise ValueError(f"unknown camera {self.camera!r}: {nearest(self.camera, CAMERAS)}")
+        if self.observes not in ("state", "pixels"):
+            raise ValueError(f"observes is {self.observes!r}, expected state or pixels")
+        for camera in (self.camera, *self.cameras):
+            if camera not in CAMERAS:
+                raise ValueError(f"unknown camera {camera!r}: {nearest(camera, CAMERAS)}")
+        if not self.cameras or len(set(self.cameras)) < len(self.cameras):
+            raise ValueError(f"cameras is {list(self.cameras)}, expected one or more, all different")
         if not 1 <= self.max_steps <= LIMIT:
             raise ValueError(f"max_steps is {self.max_steps}, expected 1 to {LIMIT}: Meta-World stops there")
-        if not 1 <= self.image_size <= 480:
-            raise ValueError(f"image_size is {self.image_size}, expected 1 to 480 pixels")
+        for name in ("pixels", "image_size"):
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to {LARGEST} pixels")
 
 
 class MetaWorldEnv(Env):
@@ -139,15 +151,16 @@ class MetaWorldEnv(Env):
         self.config = config
         self._mujoco = load_mujoco()
         self._raw = _build(config.task)
-        self._renderer: mujoco.Renderer | None = None
         self._steps = 0
-        self.features = _features(self._raw, config.goal_visible)
+        self.features = _features(self._raw, config)
         self.task = config.task
         self.task_text = TASKS[config.task]
         self.version = f"metaworld {importlib.metadata.version('metaworld')}, mujoco {self._mujoco.__version__}"
-        model = self._raw.model
+        model, data = self._raw.model, self._raw.data
+        self._video = Cameras(self._mujoco, model, data, config.image_size, config.image_size)
+        self._eyes = Cameras(self._mujoco, model, data, config.pixels, config.pixels, fast=True)
         handled = next(i for i in range(model.njnt) if not model.joint(i).name.startswith(_ROBOT_JOINTS))
-        self.physics = Physics(model, self._raw.data, int(model.jnt_bodyid[handled]))
+        self.physics = Physics(model, data, int(model.jnt_bodyid[handled]))
         assert self._raw._random_reset_space is not None
         self._start_box = self._raw._random_reset_space
         self._renew_expert()
@@ -205,22 +218,17 @@ class MetaWorldEnv(Env):
         Raises:
             RenderingUnavailable: no OpenGL backend works here.
         """
-        if self._renderer is None:
-            self._renderer = self._make_renderer()
-        renderer = self._renderer
-        renderer.update_scene(self._raw.data, self.config.camera)
-        image = renderer.render()
-        # The camera's y axis points up in the image; Meta-World hangs the corner cameras upside down.
-        upside_down = self._raw.data.camera(self.config.camera).xmat[7] < -0.1
-        return np.ascontiguousarray(image[::-1, ::-1]) if upside_down else image
+        return self._video.picture(self.config.camera)
 
     def close(self) -> None:
-        """Free the renderer."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        """Free the renderers."""
+        self._video.close()
+        self._eyes.close()
 
     def _observation(self, raw: np.ndarray) -> Observation:
+        if self.config.observes == "pixels":
+            pictures = {camera: self._eyes.picture(camera) for camera in self.config.cameras}
+            return {"state": raw[:HAND].astype(np.float32), **pictures}
         observation = {"state": raw[:18].astype(np.float32)}
         if self.config.goal_visible:
             observation["goal"] = raw[36:].astype(np.float32)
@@ -237,20 +245,6 @@ class MetaWorldEnv(Env):
                 return np.asarray(policy.get_action(observation), dtype=np.float32)
 
         self.expert = expert
-
-    def _make_renderer(self) -> mujoco.Renderer:
-        check_rendering()
-        try:
-            renderer = self._mujoco.Renderer(self._raw.model, self.config.image_size, self.config.image_size)
-        # What a missing library raises depends on the backend: AttributeError, ImportError, RuntimeError, GLError ...
-        except Exception as error:
-            raise RenderingUnavailable(rendering_help()) from error
-        # The 4096-pixel shadow map is nine tenths of the cost: 12 images/s with it, 100 without (software, 224 px).
-        renderer.scene.flags[self._mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-        renderer.scene.flags[self._mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        # Not left to the interpreter's exit, where EGL is gone before the renderer and a traceback is printed.
-        weakref.finalize(self, renderer.close)
-        return renderer
 
 
 def _build(task: str) -> SawyerXYZEnv:
@@ -311,13 +305,18 @@ def _touching_object(env: SawyerXYZEnv, object_geom_id: int) -> bool:
     return pressed("leftpad_geom") and pressed("rightpad_geom")
 
 
-def _features(env: SawyerXYZEnv, goal_visible: bool) -> Spec:
+def _features(env: SawyerXYZEnv, config: MetaWorldConfig) -> Spec:
+    action = Feature((4,), "float32", "hand cm per step, gripper force 1", (-1.0,) * 4, (1.0,) * 4)
+    if config.observes == "pixels":
+        shape = (config.pixels, config.pixels, 3)
+        pictures = {camera: Feature(shape, "uint8", "", camera=camera) for camera in config.cameras}
+        state = Feature((HAND,), "float32", "hand m, gripper opening 0 to 1", names=("x", "y", "z", "gripper"))
+        return Spec({"state": state, **pictures}, action, float(env.dt))
     pose = "position m, quaternion 1"
     state_unit = f"hand m, gripper opening 0 to 1, object 1 {pose}, object 2 {pose}"
     observation = {"state": Feature((18,), "float32", state_unit)}
-    if goal_visible:
+    if config.goal_visible:
         assert env.goal_space is not None
         low, high = tuple(env.goal_space.low.tolist()), tuple(env.goal_space.high.tolist())
         observation["goal"] = Feature((3,), "float32", "m", low, high)
-    action = Feature((4,), "float32", "hand cm per step, gripper force 1", (-1.0,) * 4, (1.0,) * 4)
     return Spec(observation, action, float(env.dt))

@@ -15,7 +15,7 @@ from flowhand import __main__ as program_of_all
 from flowhand.__main__ import main
 
 ROOT = Path(__file__).parents[1]
-VERBS = [verb for verb in program_of_all.VERBS if (ROOT / "conf" / "verbs" / f"{verb}.py").exists()]  # composed by Hydra
+VERBS = [verb for verb in program_of_all.VERBS if (ROOT / "conf/verbs" / f"{verb}.py").exists()]  # composed by Hydra
 GIVEN = {**dict.fromkeys(("eval", "export", "serve", "control", "calibrate"), "checkpoint"), "verify": "journal"}
 GIVEN |= {"inspect": "where"}
 SELF_EVIDENT = {"kind"}

@@ -316,3 +316,57 @@ def test_the_backend_suits_the_machine(monkeypatch, libraries, variables, expect
     monkeypatch.setattr(mujoco.ctypes.util, "find_library", lambda name: name if name in libraries else None)
     mujoco.choose_gl_backend()
     assert os.environ.get("MUJOCO_GL") == expected
+
+
+def test_pixels_hold_what_a_robot_knows_and_depend_on_the_seed_alone():
+    config = MetaWorldConfig(task="door-open-v3", observes="pixels", cameras=["corner", "gripperPOV"], pixels=32)
+    env, states = MetaWorldEnv(config), MetaWorldEnv(MetaWorldConfig(task="door-open-v3"))
+    first, _ = env.reset(seed=7)
+    disturb(env)
+    again, _ = env.reset(seed=7)
+    other, _ = env.reset(seed=8)
+    expected, _ = states.reset(seed=7)
+    np.testing.assert_array_equal(first["state"], expected["state"][:4])  # hand and gripper; neither object nor goal
+    assert set(first) == {"state", "corner", "gripperPOV"}
+    assert {name: f.camera for name, f in env.features.observation.items()} == {
+        "state": "",
+        "corner": "corner",
+        "gripperPOV": "gripperPOV",
+    }
+    for camera in config.cameras:
+        assert first[camera].shape == (32, 32, 3)
+        np.testing.assert_array_equal(first[camera], again[camera])
+    assert (first["corner"] != other["corner"]).any()  # the door stands elsewhere
+
+
+@pytest.mark.parametrize("camera", ["corner", "corner2", "corner3", "corner4"])
+def test_pictures_are_upright(camera):
+    """The camera's image of a point above another one lies above it: projected from the camera's own frame."""
+    env = MetaWorldEnv(MetaWorldConfig(task="reach-v3", observes="pixels", cameras=[camera], pixels=96))
+    observation, _ = env.reset(seed=1)
+    data = env._raw.data
+    axes, place = data.camera(camera).xmat.reshape(3, 3), data.camera(camera).xpos
+    sees = (np.array(data.body("hand").xpos) - place) @ axes  # x right, y up, looking along -z
+    half = np.tan(np.radians(env._raw.model.camera(camera).fovy[0]) / 2)
+    column, row = 48 * (1 + sees[0] / -sees[2] / half), 48 * (1 - sees[1] / -sees[2] / half)
+    if axes[2, 1] < 0:  # the camera hangs upside down, and its picture is turned
+        column, row = 96 - column, 96 - row
+    picture = observation[camera].astype(int)
+    near = picture[int(row) - 4 : int(row) + 5, int(column) - 4 : int(column) + 5]
+    red = (near[..., 0] > 90) & (near[..., 0] > 2 * near[..., 1])
+    assert red.any()  # the hand and what it hangs from are red
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"observes": "pixel"}, "observes is 'pixel', expected state or pixels"),
+        ({"cameras": []}, r"cameras is \[\], expected one or more"),
+        ({"cameras": ["corner", "corner"]}, "all different"),
+        ({"cameras": ["corner1"]}, "unknown camera 'corner1'"),
+        ({"pixels": 481}, "pixels is 481, expected 1 to 480"),
+    ],
+)
+def test_what_cannot_be_observed_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        MetaWorldConfig(**fields)
