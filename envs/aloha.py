@@ -31,7 +31,7 @@ import numpy as np
 
 from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.strict import nearest, whole
-from flowhand.contracts.world import Observation
+from flowhand.contracts.world import Observation, check_action
 
 from .aloha_expert import AlohaExpert, Kinematics
 from .base import Env, EnvConfig
@@ -187,8 +187,13 @@ class AlohaEnv(Env):
         self._widening = factor
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
-        """Act for one control period (20 ms); MuJoCo clips the targets to the ranges of the motors."""
-        self._data.ctrl[:] = self._targets(np.asarray(action, dtype=np.float32))
+        """Act for one control period (20 ms); MuJoCo clips the targets to the ranges of the motors.
+
+        Raises:
+            ValueError: the action has another shape, or is not finite.
+        """
+        where = f"{self.task}, step {self._steps}"
+        self._data.ctrl[:] = self._targets(check_action(action, self.features, where=where))
         # In the order of dm_control, which leaves positions and contacts as they are at the end of the step.
         self._mujoco.mj_step2(self._model, self._data)
         self._mujoco.mj_step(self._model, self._data, SUBSTEPS - 1)

@@ -113,10 +113,13 @@ class MetaWorldConfig(EnvConfig):
 
     kind: str = "metaworld"
     task: str = "pick-place-v3"  # a key of TASKS
-    observes: str = "state"  # state (hand, objects, goal) | pixels (the hand's own state, and cameras)
+    # what the policy sees: state (hand, objects, goal) | pixels (the hand's own state, and a picture of each camera)
+    observes: str = field(default="state", metadata={"before": "state"})
     goal_visible: bool = True  # whether the policy sees the goal among states; the scripted expert always does
-    cameras: list[str] = field(default_factory=lambda: ["corner"])  # that observes=pixels looks through
-    pixels: int = 96  # height and width of each observed picture, at most 480
+    # cameras that observes=pixels looks through
+    cameras: list[str] = field(default_factory=lambda: ["corner"], metadata={"before": ["corner"]})
+    # height and width of each observed picture in pixels, at most 480
+    pixels: int = field(default=96, metadata={"before": 96})
     max_steps: int = LIMIT  # control steps (80 per second), at most 500
     camera: str = "corner2"  # of the video
     image_size: int = 224  # pixels, height and width of the video, at most 480

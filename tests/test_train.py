@@ -105,8 +105,8 @@ def test_non_finite_numbers_stop_before_they_are_learned(how):
     moments = [state["exp_avg"].clone() for state in trainer.optimizer.state.values()]
     honest = trainer.loss
 
-    def broken(batch, generator):
-        loss = honest(batch, generator)
+    def broken(*given):
+        loss = honest(*given)
         if how == "loss":
             return loss * float("nan")
         # finite value, infinite slope
@@ -299,10 +299,10 @@ def test_a_signal_lets_the_step_finish_and_saves(number):
     trainer = make_trainer("train.steps=1000", "train.save_every=1000")
     honest, saved = trainer.loss, []
 
-    def interrupted(batch, generator):
+    def interrupted(*given):
         if trainer.step == 7:
             os.kill(os.getpid(), number)
-        return honest(batch, generator)
+        return honest(*given)
 
     trainer.loss = interrupted
     stopped = train.fit(trainer, lambda: saved.append(trainer.step), dict, lambda entry, step: None)

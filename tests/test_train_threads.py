@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flowhand.commands import train
+from policies.training import trainer as training
 from tests import test_train
 from tests.test_train import assert_same_state
 
@@ -48,12 +49,12 @@ def run(trainer, choices, dies_after=None):
     saved, used, log = {}, {}, []
     honest = trainer.loss
 
-    def watched(batch, generator):
+    def watched(batch, generator, *draws):
         if generator is trainer.generator:
             if trainer.step == dies_after:
                 raise KeyboardInterrupt
             used[trainer.step] = torch.get_num_threads()
-        return honest(batch, generator)
+        return honest(batch, generator, *draws)
 
     def save():
         torch.save(trainer.state(), file := io.BytesIO())
@@ -132,7 +133,7 @@ def test_a_given_number_wins_over_the_recorded_one():
 
 
 def test_what_is_chosen_among(monkeypatch):
-    monkeypatch.setattr(train, "usable_threads", lambda: 8)
+    monkeypatch.setattr(training, "usable_threads", lambda: 8)
     assert make_trainer("train.threads=0").thread_chooser().choices == [1, 2, 4, 8]
     assert make_trainer("train.threads=1").thread_chooser().choices == [1]
     on_a_gpu: Any = make_trainer("train.threads=0")

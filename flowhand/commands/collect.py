@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +79,7 @@ def _first_seed(seed: int) -> int:
 def _meta(env: Env, env_config: EnvConfig, config: DataConfig) -> StoreMeta:
     recipe = {
         "collector_version": COLLECTOR_VERSION,
-        "env": asdict(env_config),
+        "env": _settings(env_config),
         "env_version": env.version,
         "seed": config.seed,
         "noise": float(config.noise) + 0.0,  # -0.0 is no other recipe than 0.0
@@ -92,6 +92,12 @@ def _meta(env: Env, env_config: EnvConfig, config: DataConfig) -> StoreMeta:
         env_version=env.version,
         recipe=recipe,
     )
+
+
+def _settings(config: EnvConfig) -> dict[str, Any]:
+    """Of the world, without those that came later and say what was so before: they make no other recipe."""
+    later = {f.name: f.metadata["before"] for f in fields(config) if "before" in f.metadata}
+    return {key: value for key, value in asdict(config).items() if key not in later or value != later[key]}
 
 
 def _task_name(env_config: EnvConfig) -> str:

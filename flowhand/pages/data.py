@@ -10,11 +10,11 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
+from flowhand.contracts.durable import write_whole
 from flowhand.demos.health.examine import labels_of, numeric, rows_of
 from flowhand.demos.health.finding import Health
 from flowhand.demos.native import Store
 from flowhand.demos.reader import Reader
-from flowhand.evaluation.records import write_whole
 
 from .page import page, paragraph, table
 from .svg import Axes, h

@@ -102,7 +102,7 @@ def test_seeds_of_two_collections_and_of_evaluation_are_disjoint():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("episodes", 0),
+        ("episodes", -1),
         ("seed", -1),
         ("noise", -0.1),
         ("noise", float("nan")),

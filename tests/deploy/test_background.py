@@ -219,7 +219,7 @@ def test_lines_keep_their_order_and_what_was_dropped_is_told(caplog, monkeypatch
     monkeypatch.setattr(LINES, "most", 2)
     held = threading.Event()
     assert LINES.drain(10)
-    background._told[0] = LINES.dropped
+    background._reported[0] = LINES.dropped
     LINES.do(held.wait, 60)
     while LINES._tasks.qsize():
         time.sleep(0.001)

@@ -221,15 +221,16 @@ def test_the_manifest_tells_the_truth(exported):
 
 
 def test_errors_are_shares_of_the_spread_and_choices_count_apart():
-    expected = np.zeros((1, 2, 3), np.float32)
+    expected, plain = np.zeros((1, 2, 3), np.float32), Feature((3,), "float32", "")
     action = expected + np.array([[0.5, 2.0, 0.0], [0.1, 0.0, 1.0]], np.float32)
-    error, physical, changed = artifact.compare(action, expected, [0.25, 4.0, 1.0], (0, 0, 2))
+    mixed = Feature((3,), "float32", "", choices=(0, 0, 2))
+    error, physical, changed = artifact.compare(action, expected, [0.25, 4.0, 1.0], mixed)
     assert (error, physical, changed) == (2.0, [0.5, 2.0, 1.0], 0.5)
     large = np.full((1, 2, 3), 1000, np.float32)  # where float32 steps by 6e-5
-    assert artifact.compare(np.nextafter(large, np.float32(2000)), large, [1e-3] * 3, None)[0] == 0
-    assert artifact.compare(large + np.float32(1e-3), large, [1e-3] * 3, None)[0] > 0.5
+    assert artifact.compare(np.nextafter(large, np.float32(2000)), large, [1e-3] * 3, plain)[0] == 0
+    assert artifact.compare(large + np.float32(1e-3), large, [1e-3] * 3, plain)[0] > 0.5
     action[0, 0, 0] = np.nan
-    assert artifact.compare(action, expected, [1.0] * 3, None)[0] == np.inf
+    assert artifact.compare(action, expected, [1.0] * 3, plain)[0] == np.inf
 
 
 def test_an_export_that_decides_otherwise_is_not_written(tmp_path, exported, monkeypatch):

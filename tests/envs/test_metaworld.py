@@ -12,6 +12,8 @@ import envs
 from envs import MetaWorldConfig, RenderingUnavailable
 from envs.metaworld import TASKS, MetaWorldEnv
 from envs.mujoco import load_mujoco
+from flowhand.commands.collect import _settings
+from flowhand.contracts import strict
 
 load_mujoco()  # which chooses the backend, before metaworld imports it
 pytest.importorskip("metaworld")
@@ -370,3 +372,11 @@ def test_pictures_are_upright(camera):
 def test_what_cannot_be_observed_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         MetaWorldConfig(**fields)
+
+
+def test_a_world_from_before_it_had_cameras_is_the_same_world():
+    before = {"kind": "metaworld", "task": "reach-v3", "goal_visible": False, "max_steps": 9, "camera": "corner"}
+    before["image_size"] = 64
+    config = MetaWorldConfig(task="reach-v3", goal_visible=False, max_steps=9, camera="corner", image_size=64)
+    assert strict.build(MetaWorldConfig, before, "env") == config
+    assert _settings(config) == before  # and its demonstrations lie where they did

@@ -1,7 +1,6 @@
 """Packages that register worlds: named by a person, imported here and in workers, and by nothing else."""
 
 import sys
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,11 +14,12 @@ import envs
 import policies
 from conf import cli
 from conf.verbs.collect import CollectRoot
-from flowhand.commands.collect import _attempt_in_processes, _meta
+from flowhand.commands.collect import _meta
 from flowhand.contracts import modules
 from flowhand.contracts.modules import import_modules, imported_modules
 from flowhand.demos.config import DataConfig
 from flowhand.evaluation.rollout import rollout
+from flowhand.evaluation.workers import WorkerError
 
 PACKAGE = """
 import gymnasium, numpy as np
@@ -84,10 +84,8 @@ def test_arguments_stand_in_the_recipe(package):
 
 def test_collectors_import_them_too(package):
     import_modules([package])
-    make_env = partial(envs.make, envs.GymnasiumConfig(**FIELDS))
-    attempts = _attempt_in_processes(make_env, DataConfig(workers=1), [7])
-    with closing(attempts), pytest.raises(ValueError, match="has no scripted expert"):  # the worker has made the world
-        next(attempts)
+    with pytest.raises(WorkerError, match="has no scripted expert"):  # the worker has made the world
+        rollout(partial(envs.make, envs.GymnasiumConfig(**FIELDS)), "expert", [7], workers="process", processes=1)
 
 
 @pytest.mark.parametrize("name", ["no_such_package", "os;print", "", "..x", 3])

@@ -11,7 +11,7 @@ from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.nearest import difference
 from flowhand.contracts.planner import PrefixArrays
-from flowhand.control.chunk_player import Timeline
+from flowhand.control.chunk_player import ChunkPlayer
 from flowhand.control.controller import Controller
 from policies.config import policy_config
 from policies.generation.prefix import Prefix
@@ -81,7 +81,8 @@ def test_a_training_tells_where_episodes_end():
         still = np.zeros(length, np.float32), np.zeros(length, bool)
         episodes.append(Episode(arrays, actions(state, 1)[:, 0].numpy(), *still, "reach", 0, 0.05))
     training = TrainingConfig(steps=1, batch_size=8, threads=1)
-    trainer = Trainer(training, config, SPEC, episodes, torch.device("cpu"))
+    windows = policies.Windows(episodes, SPEC, config.chunk.history, config.chunk.prediction_horizon)
+    trainer = Trainer(training, config, SPEC, windows, torch.device("cpu"))
     windows = policies.Windows(episodes, SPEC, 2, 4)
     batch = windows.gather(torch.arange(12))
     first = (batch.action[..., 0] - batch.observation["state"][:, -1:, 1])[batch.mask]
@@ -139,7 +140,8 @@ def test_plan_takes_absolute_prefixes_of_numpy():
 
 def test_ensembling_averages_absolute_actions_the_short_way_round():
     """Chunks decided at two anchors; the angle is 3.1 in one and -3.1 in the other, the vector a turn off."""
-    timeline = Timeline(ExecutionConfig("temporal_ensembling", ensemble_decay=0.0), 1, 4, discrete=[6], action=ACTION)
+    averaging = ExecutionConfig("temporal_ensembling", ensemble_decay=0.0)
+    timeline = ChunkPlayer(averaging, 1, 4, discrete=[6], action=ACTION)
     first = np.array([1, 2, 3.1, 3.1, 0, 0, 1, 0.5], np.float32)
     second = np.array([2, 4, -3.1, 3.1 - 2 * np.pi, 0, 0, 1, 0.1], np.float32)
     for action in (first, second):

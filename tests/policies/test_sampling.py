@@ -38,7 +38,7 @@ NAMES = {"solver": (*SOLVERS, "multistep"), "sampler": SAMPLERS, "spacing": SPAC
 NAMES |= {"prediction": (*PREDICTIONS, "preconditioned"), "time": (*TIMES, "log_normal")}
 NAMES |= {"path": PATHS, "coupling": COUPLINGS}
 OTHERS: dict[str, list[Any]] = {name: list(choices) for name, choices in NAMES.items()}
-OTHERS |= {"temperatures": [[0.5]], "improved": [False], "coupling_condition": [1e6]}
+OTHERS |= {"error": ["absolute"], "temperatures": [[0.5]], "improved": [False], "coupling_condition": [1e6]}
 SAMPLING = [(kind, name) for kind, (config, _) in HEADS.items() for name in config.sampling]
 TRAINING = [
     (kind, f.name)
