@@ -90,7 +90,7 @@ def main() -> None:
     data = open_dataset(str(options.path))
     if isinstance(data, Store):
         raise ValueError(f"{options.path} is a store of one of flowhand's worlds, expected a recorded set")
-    states = StateEpisodes(data, len(data))
+    states = StateEpisodes(data)
     episodes, spec = list(states), learnable(states.spec)
     held = sorted(np.random.default_rng(0).permutation(len(episodes))[:HELD_OUT].tolist())
     shown = [episode for i, episode in enumerate(episodes) if i not in held]
@@ -100,7 +100,8 @@ def main() -> None:
     arms: dict[str, dict[str, Any]] = {"repeat the last action": {"error": float(last.mean())}}
     for name in options.arms:
         config, started = PolicyConfig(action=ARMS[name], head=HEADS[options.head]()), time.perf_counter()
-        trainer = Trainer(training, config, spec, shown, torch.device("cpu"), options.seed)
+        windows = Windows(shown, spec, config.chunk.history, config.chunk.prediction_horizon)
+        trainer = Trainer(training, config, spec, windows, torch.device("cpu"), options.seed)
         while trainer.step < training.steps:
             trainer.advance()
         trainer.require_finite()

@@ -62,7 +62,7 @@ class LeRobot:
 
     def open(self, path: str, cameras: list[str], fps: float) -> dict[str, Any]:
         """Opens a set with windows like ours."""
-        from lerobot.datasets.lerobot_dataset import LeRobotDataset
+        from lerobot.datasets.lerobot_dataset import LeRobotDataset  # pyright: ignore[reportMissingImports]
 
         past = [step / fps for step in range(1 - HISTORY, 1)]
         deltas = dict.fromkeys(["observation.state", *cameras], past)
@@ -77,7 +77,7 @@ class LeRobot:
         import torch
 
         torch.set_num_threads(1)
-        options = {"prefetch_factor": 2} if workers else {}
+        options: dict[str, Any] = {"prefetch_factor": 2} if workers else {}
         loader = torch.utils.data.DataLoader(self.data, BATCH, shuffle=True, num_workers=workers, **options)
 
         def batches() -> Iterator[Any]:

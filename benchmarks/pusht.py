@@ -74,7 +74,7 @@ def run(folder: Path, data: Path, cell: Cell) -> dict[str, Any] | None:
     """What a cell keeps; None while another process trains its policy."""
     config = cells.configure([*cell.overrides, f"data.path={data}"], cell.episodes)
     name = f"{cell.arm}-{cell.seed}"
-    policy = cells.trained(folder / "policies", name, config, partial(train.demonstrations, config))
+    policy = cells.trained(folder / "policies", name, config, lambda: train.demonstrations(config)[0])
     if policy is None:
         return None
     records = evaluation.evaluate(policy, config.env, config.eval, config.execution)

@@ -41,10 +41,9 @@ class Cameras:
         Raises:
             RenderingUnavailable: no OpenGL backend works here.
         """
-        if self._renderer is None:
-            self._open()
-        self._renderer.update_scene(self._data, camera, self._options)
-        picture = self._renderer.render()
+        renderer = self._renderer or self._open()
+        renderer.update_scene(self._data, camera, self._options)
+        picture = renderer.render()
         upside_down = self._data.camera(camera).xmat[7] < -0.1  # the camera's y axis points up in the picture
         return np.ascontiguousarray(picture[::-1, ::-1]) if upside_down else picture.copy()
 
@@ -54,7 +53,7 @@ class Cameras:
             self._renderer.close()
             self._renderer = None
 
-    def _open(self) -> None:
+    def _open(self) -> Any:
         check_rendering()
         quality = self._model.vis.quality
         samples = quality.offsamples
@@ -73,3 +72,4 @@ class Cameras:
         # Not left to the interpreter's exit, where EGL is gone before the renderer and a traceback is printed.
         weakref.finalize(self, renderer.close)
         self._renderer = renderer
+        return renderer

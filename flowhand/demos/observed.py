@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ class Observed(Reader):
     def _files(self) -> Iterator[Path]:
         return self._data._files()
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of the recorded set's own, of the features and of the world's version."""
         about = f"{self._data.fingerprint} {self._version} {self.spec.to_dict()} {self._mirror is not None}"

@@ -32,6 +32,7 @@ def test_memory_is_that_of_children_too():
         + "'])"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
         assert process.stdout.readline() == b"there\n"
         with data.peak_memory(process.pid) as found:
             assert 200 < data.memory_mb(process.pid) < 300

@@ -23,9 +23,9 @@ def told(records: list[EpisodeRecord]) -> str:
 def test_the_bootstrap_interval_is_the_normal_one_where_that_holds():
     values = np.random.default_rng(1).normal(0.5, 0.1, size=400)
     half = 1.96 * values.std() / np.sqrt(len(values))
-    assert bootstrap_mean(list(values)) == pytest.approx((values.mean() - half, values.mean() + half), abs=half / 10)
+    assert bootstrap_mean(values) == pytest.approx((values.mean() - half, values.mean() + half), abs=half / 10)
     with pytest.raises(ValueError, match="no values"):
-        bootstrap_mean([])
+        bootstrap_mean(np.empty(0))
 
 
 def test_mean_and_interval_stand_where_the_success_rate_stands():

@@ -30,6 +30,7 @@ from policies.encoders.state import StateEncoderConfig
 from policies.generation.prefix import Prefix
 from policies.heads import HEADS
 from policies.nets import NETS
+from policies.training import trainer as training
 from tests.policies import represented
 
 NETS_TO_TRY = {
@@ -307,13 +308,13 @@ def test_training_compiles_the_loss_and_its_gradient(monkeypatch, head):
 
     torch._dynamo.reset()  # the loss of another head is the same code
     monkeypatch.setattr(torch, "compile", lambda function: compiler(function, backend=backend))
-    monkeypatch.setattr(train, "require_compiler", lambda: None)  # this backend needs none
+    monkeypatch.setattr(training, "require_compiler", lambda: None)  # this backend needs none
     results = []
     for compiled in (False, True):
         trainer = make_trainer(*TRAINED[head], f"train.compile={compiled}")
         assert not graphs
         batch = trainer.windows.draw(8, torch.Generator().manual_seed(0))
-        loss = trainer.loss(batch, torch.Generator().manual_seed(1))
+        loss = trainer.loss(batch, torch.Generator().manual_seed(1), 1)
         loss.backward()
         results.append({name: p.grad for name, p in trainer.policy.named_parameters()} | {"loss": loss.detach()})
     assert graphs

@@ -30,7 +30,7 @@ def observed(spec: Spec, rows: int = B, history: int = 2, scale: float = 1.0) ->
 
 
 def random_rotations(form: str, *shape: int) -> np.ndarray:
-    return written(Rotation.random(math.prod(shape), random_state=np.random.default_rng(7)), form).reshape(*shape, -1)
+    return written(Rotation.random(math.prod(shape), rng=np.random.default_rng(7)), form).reshape(*shape, -1)
 
 
 def written(turn: Rotation, form: str) -> np.ndarray:
@@ -60,10 +60,10 @@ def of(values: np.ndarray, form: str) -> Rotation:
 def test_differences_are_what_brute_force_says(representation):
     spec = joints()
     made, seen, action = Representation(ActionConfig(representation), spec), observed(spec), torch.randn(B, T, 4)
-    found = made.encode(action, seen)
+    found, order = made.encode(action, seen), list(spec.observation["joints"].names or ())
     for row in range(B):
         for dimension, name in enumerate(NAMES):
-            anchor = float(seen["joints"][row, -1, spec.observation["joints"].names.index(name)])
+            anchor = float(seen["joints"][row, -1, order.index(name)])
             for step in range(T):
                 value = float(action[row, step, dimension])
                 before = (
@@ -101,7 +101,7 @@ def test_nothing_is_lost_beside_a_large_offset(representation):
     seen = {name: 1e4 + 1e-2 * value for name, value in observed(spec).items()}
     action = (1e4 + 1e-3 * torch.randn(B, 50, 4).cumsum(1)).float()
     found = made.encode(action, seen)
-    order = [spec.observation["joints"].names.index(name) for name in NAMES]
+    order = [list(spec.observation["joints"].names or ()).index(name) for name in NAMES]
     anchor, wide = seen["joints"][:, -1:, order].double(), action.double()
     before = anchor if representation == "relative" else torch.cat([anchor, wide[:, :-1]], dim=1)
     assert torch.equal(found.double(), wide - before)
@@ -112,7 +112,11 @@ def test_nothing_is_lost_beside_a_large_offset(representation):
 def test_grippers_and_choices_stay_absolute_unless_told():
     spec = joints(choices=(0, 0, 3, 0))
     moved = [
-        [bool(m) for m in Representation(ActionConfig("relative", absolute=absolute), spec).segments[0].moves_N]
+        Representation(ActionConfig("relative", absolute=absolute), spec)
+        .segments[0]
+        .get_buffer("moves_N")
+        .bool()
+        .tolist()
         for absolute in (["gripper"], [], ["shoulder", "1"])
     ]
     assert moved == [[True, True, False, False], [True, True, False, True], [False, False, False, True]]

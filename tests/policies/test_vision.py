@@ -114,7 +114,7 @@ def test_depth_is_scaled_by_its_statistics(feature):
     torch.testing.assert_close(normalizer.shift.double(), frames.mean().view(1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(normalizer.scale.double(), frames.std(correction=0).view(1), rtol=1e-5, atol=1e-5)
     batch = batch_of(policy)
-    picture = policy.encoder.pictures["depth"]
+    picture = policy.encoder.get_submodule("pictures.depth")
     normalized = (batch.observation["depth"].float() - normalizer.shift) / normalizer.scale
     expected = normalized.view(8, 1, 40, 48)
     assert torch.equal(picture(normalized), expected)

@@ -66,7 +66,8 @@ def test_colours_change_as_pillow_changes_them(place, enhance):
     most = [0.0, 0.0, 0.0]
     most[place] = 0.6
     images = pictures(4, 1, (24, 24))
-    changed = coloured(images.permute(0, 1, 4, 2, 3).float(), *most, generator())
+    b, c, s = most
+    changed = coloured(images.permute(0, 1, 4, 2, 3).float(), b, c, s, generator())
     draws = torch.rand((3, 4), generator=generator())[place]
     for row in range(4):
         factor = 1 + 0.6 * (2 * draws[row].item() - 1)

@@ -92,8 +92,9 @@ def test_a_pretrained_one_is_the_reference_with_its_batch_statistics(stored):
         policy.check()  # a file that was not read never looks like one that was
     take_pretrained(policy.encoder, policy.config.vision)
     policy.check()
-    backbone = policy.encoder.parts["resnet18"].backbones["camera"]
-    picture = policy.encoder.parts["resnet18"].pictures["camera"]
+    backbone = policy.encoder.get_submodule("parts.resnet18.backbones.camera")
+    resnet = backbone.get_submodule("resnet")
+    picture = policy.encoder.get_submodule("parts.resnet18.pictures.camera")
     batch = batch_of(policy, 2)
     seen = picture(batch.observation["camera"])
     colours = batch.observation["camera"][:, 0].permute(0, 3, 1, 2) / 255
@@ -105,10 +106,8 @@ def test_a_pretrained_one_is_the_reference_with_its_batch_statistics(stored):
         return F.batch_norm(x, *statistics, w[f"{name}.weight"], w[f"{name}.bias"], training=False)
 
     expected = reference(seen, w, batch_norm)
-    torch.testing.assert_close(
-        backbone.resnet.train()(seen), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item()
-    )
-    assert not any("bn" in name for name, _ in backbone.resnet.named_parameters())  # frozen
+    torch.testing.assert_close(resnet.train()(seen), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+    assert not any("bn" in name for name, _ in resnet.named_parameters())  # frozen
 
 
 def test_what_a_file_is_stands_in_the_provenance(stored):
