@@ -99,7 +99,7 @@ def summarize(folder: Path, asked: list[Cell]) -> dict[str, Any]:
     finished = cells.finished(folder, asked)
     for told in finished.values():
         told["score_mean"] = float(np.mean(told["scores"]))
-        told["score_bootstrap"] = bootstrap_mean(told["scores"])
+        told["score_bootstrap"] = [float(end) for end in bootstrap_mean(np.array(told["scores"]))]
     rows = []
     for arm in dict.fromkeys(cell.arm for cell in finished):
         of = [told for cell, told in finished.items() if cell.arm == arm]
