@@ -3,8 +3,9 @@ PYTHON ?= python3
 PYTHON312 ?= python3.12
 BIN := .venv/bin
 OUT := outputs/demo
+PIXELS := outputs/pixels
 
-.PHONY: install demo test test-all real-packages lint format clean
+.PHONY: install demo demo-pixels test test-all real-packages lint format clean
 
 install: .venv/installed
 
@@ -19,6 +20,11 @@ install: .venv/installed
 demo: install
 	@if [ -d $(OUT)/checkpoint ] || [ -d $(OUT)/checkpoint.previous ]; then $(BIN)/python train.py resume=$(OUT); \
 	else $(BIN)/python train.py experiment=demo out=$(OUT); fi
+
+# The same through one camera: pictures of 64 pixels and the hand's own state.
+demo-pixels: install
+	@if [ -d $(PIXELS)/checkpoint ] || [ -d $(PIXELS)/checkpoint.previous ]; then $(BIN)/python train.py resume=$(PIXELS); \
+	else $(BIN)/python train.py experiment=pixels out=$(PIXELS); fi
 
 test: install
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile

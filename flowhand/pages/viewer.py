@@ -93,6 +93,7 @@ class Viewer(Observer):
             process_request=self._answer_http,
             max_size=MOST_MESSAGE_BYTES,
             compression=None,
+            close_timeout=1.0,  # a page that does not answer holds up no end
         )
         self._port = self._server.socket.getsockname()[1]
         self.url = f"http://{LOOPBACK}:{self._port}/{self._secret}/"

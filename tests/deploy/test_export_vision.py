@@ -71,7 +71,9 @@ def exported(path: Path, case: str, **options: str) -> tuple[Policy, artifact.Ma
     return make(case), artifact.read(path)[0]
 
 
-@pytest.mark.parametrize("case", ["conv", "depth", "vit", pytest.param("resnet18", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "case", ["conv", "depth", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("vit", "resnet18"))]
+)
 def test_the_graph_takes_what_the_cameras_give_and_decides_alike(tmp_path, case):
     policy, manifest = exported(tmp_path / "p", case)
     assert manifest.parity.max_error <= 1e-4

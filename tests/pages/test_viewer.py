@@ -57,7 +57,7 @@ def host_of(viewer):
 @contextmanager
 def page(viewer, origin=None):
     address = viewer.url.replace("http", "ws") + "socket"
-    with connect(address, origin=Origin(origin or host_of(viewer)), max_size=None) as socket:
+    with connect(address, origin=Origin(origin or host_of(viewer)), max_size=None, close_timeout=0.5) as socket:
         yield socket
 
 
