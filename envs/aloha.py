@@ -274,8 +274,8 @@ _JUDGES = {"transfer_cube": _judge_transfer, "insertion": _judge_insertion}
 def _package() -> ModuleType:
     """gym-aloha, as far as it needs neither dm_control nor a renderer."""
     try:
-        import gym_aloha.constants
-        import gym_aloha.utils
+        import gym_aloha.constants  # pyright: ignore[reportMissingImports]
+        import gym_aloha.utils  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ImportError(f"ALOHA needs its extra: pip install 'flowhand[aloha]' ({error})") from error
     return gym_aloha

@@ -40,7 +40,7 @@ def transfer():
 
 def unmodified(task: str):
     """Build gym-aloha's own environment; only what it renders, which no robot of this test sees, is not drawn."""
-    from gym_aloha.env import AlohaEnv as Original
+    from gym_aloha.env import AlohaEnv as Original  # pyright: ignore[reportMissingImports]
 
     original = Original(task=task, obs_type="pixels_agent_pos")
     original._env.physics.render = lambda **_: np.zeros((1, 1, 3), np.uint8)
@@ -93,7 +93,7 @@ def test_every_seed_is_a_start_of_its_own_within_the_range(env):
 
 
 def test_the_start_depends_on_the_seed_alone(env, monkeypatch):
-    from gym_aloha.tasks import sim
+    from gym_aloha.tasks import sim  # pyright: ignore[reportMissingImports]
 
     _, first = env.reset(seed=5)
     disturb(env)
