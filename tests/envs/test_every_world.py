@@ -101,7 +101,7 @@ class Babbling:
 
 
 class Short:
-    """A world whose episodes are over after a few steps."""
+    """A world whose episodes are over after a few steps, and whose rewards tell every observation."""
 
     def __init__(self, config):
         self._env = envs.make(config)
@@ -115,7 +115,8 @@ class Short:
 
     def step(self, action):
         self._steps += 1
-        observation, reward, terminated, truncated, info = self._env.step(action)
+        observation, _, terminated, truncated, info = self._env.step(action)
+        reward = float(sum(value.sum(dtype=np.float64) for value in observation.values()))
         return observation, reward, terminated, truncated or self._steps >= STEPS, info
 
 
@@ -130,4 +131,4 @@ def test_records_are_equal_for_one_world_and_for_four(world, config, agent):
         records = rollout(make_env, acting, [5, 6, 7, 8, 9, 10], n_envs=n_envs)
         found.append([replace(record, wall_s=0.0) for record in records])
     assert found[0] == found[1]
-    assert len({record.return_ for record in found[0]}) > 1 or config.kind in ("gymnasium", "aloha")
+    assert len({record.return_ for record in found[0]}) > 1
