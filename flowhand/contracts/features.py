@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from .screen.pointers import check_pointers
+
 DTYPES = ("float16", "float32", "float64", "uint8", "uint16", "int32", "int64", "bool", "str")
 PREVIOUS = "previous_action"  # name and kind of the observation that a policy's own controller fills in
 KINDS = ("state", "image", "depth", "text", "elements", "action", PREVIOUS)
 # Forms of a rotation, and how many values each has. The two of six are the first two columns of the matrix (Zhou 2019),
 # one after the other, and its first two rows (as PyTorch3D and Diffusion Policy write it).
 ROTATIONS = {"axis_angle": 3, "quaternion_xyzw": 4, "quaternion_wxyz": 4, "rotation_6d": 6, "rotation_6d_rows": 6}
+NESTED = ("rotations", "pointers", "uses")  # fields of a feature that are tuples of tuples
 MOST_DIMENSIONS = 31  # of one array; numpy has 32, and the steps take one
 MOST_CHOICES = 10_000  # of one dimension of an action
 MOST_VALUES = 2**25  # of a feature at one control step; a colour image of 3840 x 2160 has three quarters of it
@@ -50,6 +53,10 @@ class Feature:
     camera: str = ""  # that takes the image
     # Rotations among the values along the last axis: the first place and the form (one of ROTATIONS) of each.
     rotations: tuple[tuple[int, str], ...] | None = None
+    # Choices of an action that point at a row of an observation of kind "elements": the dimension and its name.
+    pointers: tuple[tuple[int, str], ...] | None = None
+    # Which dimensions of an action count, for each choice of its dimension 0, which always counts; None: all do.
+    uses: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -74,6 +81,7 @@ class Feature:
                 f"feature choices {shown(counts)} must be {self.size} integers: 0 for a continuous dimension, "
                 f"otherwise 2 to {MOST_CHOICES}"
             )
+        check_pointers(self.pointers, self.uses, counts or ())
 
     def _usual_kind(self) -> str:
         if self.dtype == "str":
@@ -167,13 +175,14 @@ class Feature:
             got = shown(sorted(map(str, data)))
             raise ValueError(f"a feature has fields {got}, expected {known[:5]} and, if wanted, {known[5:]}")
         values = dict(data)
-        for name in ("shape", "low", "high", "choices", "names", "wraps", "rotations"):
+        for name in ("shape", "low", "high", "choices", "names", "wraps", *NESTED):
             value = values.get(name)
             if not isinstance(value, list | tuple) and (value is not None or name == "shape"):
                 raise ValueError(f"feature {name} is {shown(value)}, expected a list")
             values[name] = None if value is None else tuple(value)
-        if isinstance(values.get("rotations"), list | tuple):
-            values["rotations"] = tuple(tuple(v) if isinstance(v, list | tuple) else (v,) for v in values["rotations"])
+        for name in NESTED:
+            if values[name] is not None:
+                values[name] = tuple(tuple(v) if isinstance(v, list | tuple) else (v,) for v in values[name])
         for name, end in (("low", -math.inf), ("high", math.inf)):
             if values[name] is not None:
                 what = f"a feature bound {name!r}"
@@ -189,8 +198,9 @@ class Feature:
         for name in ("choices", "names", "wraps"):
             if getattr(self, name) is not None:
                 data[name] = list(getattr(self, name))
-        if self.rotations is not None:
-            data["rotations"] = [list(each) for each in self.rotations]
+        for name in NESTED:
+            if getattr(self, name) is not None:
+                data[name] = [list(each) for each in getattr(self, name)]
         if self.kind != self._usual_kind():
             data["kind"] = self.kind
         return data | ({"camera": self.camera} if self.camera else {})
@@ -235,6 +245,13 @@ class Spec:
             if feature.kind == PREVIOUS and feature.shape != self.action.shape:
                 raise ValueError(f"the observation {name!r} has shape {feature.shape}, the action {self.action.shape}")
         object.__setattr__(self, "action", replace(self.action, kind="action"))
+        for place, name in self.action.pointers or ():
+            rows, choices = self.observation.get(name), (self.action.choices or ())[place]
+            if rows is None or rows.kind != "elements" or rows.shape[0] != choices:
+                raise ValueError(
+                    f"dimension {place} of the action points at {choices} rows of {name!r}, expected an observation of "
+                    f"kind 'elements' with as many; got {rows}"
+                )
         if self.control_dt_s is not None and not 0 < self.control_dt_s < math.inf:
             raise ValueError(f"control_dt_s is {self.control_dt_s}, expected a positive number of seconds, or None")
 

@@ -63,7 +63,7 @@ def require_drives(planner: Spec, driven: Spec, what: str) -> None:
         raise ValueError(f"{what} has the features {sorted(found)}, the policy expects {sorted(wanted)}")
     for name, feature in wanted.items():
         other = found[name]
-        for part in ("shape", "dtype", "choices", *OPEN):
+        for part in ("shape", "dtype", "choices", "pointers", "uses", *OPEN):
             a, b = getattr(feature, part), getattr(other, part)
             if part == "choices":
                 a, b = a or (0,) * feature.size, b or (0,) * other.size

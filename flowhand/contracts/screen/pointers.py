@@ -1,0 +1,31 @@
+"""Parts of an action that point at rows of an observation, and which parts of it count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def check_pointers(pointers: Any, uses: Any, choices: tuple[int, ...]) -> None:
+    """Checks `Feature.pointers` and `Feature.uses` against the numbers of choices of its dimensions.
+
+    Raises:
+        ValueError: a pointer is no choice or has no name; the uses are not one per choice of dimension 0.
+    """
+    for each in pointers or ():
+        if len(each) != 2 or type(each[0]) is not int or not isinstance(each[1], str):
+            raise ValueError(
+                f"a pointer of a feature is {each!r}, expected its dimension and the name that it points at"
+            )
+        if not 0 <= each[0] < len(choices) or not choices[each[0]]:
+            raise ValueError(f"the pointer {each!r} of a feature is no choice; its dimensions have {choices} choices")
+    if len({place for place, _ in pointers or ()}) != len(pointers or ()):
+        raise ValueError(f"the pointers {pointers!r} of a feature name a dimension twice")
+    if uses is None:
+        return
+    if not choices or len(uses) != choices[0]:
+        raise ValueError(
+            f"feature uses has {len(uses)} entries, expected one for each choice of dimension 0, whose number is "
+            f"{choices[0] if choices else 0}"
+        )
+    if any(type(place) is not int or not 0 < place < len(choices) for used in uses for place in used):
+        raise ValueError(f"feature uses {uses!r} must name dimensions from 1 to {len(choices) - 1}")
