@@ -103,9 +103,7 @@ def chosen(screen: Screen) -> Plan:
     options = seen(screen, tag="option")
     several = bool(screen.hidden)  # whether a click on one leaves the others
     return [
-        click(each)
-        for each in options
-        if each.checked != (each.text in wanted) and (several or each.text in wanted)
+        click(each) for each in options if each.checked != (each.text in wanted) and (several or each.text in wanted)
     ] + submit(screen)
 
 
