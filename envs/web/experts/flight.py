@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
-from ..screen import Element, Screen
+from .screen import Element, Screen
 from .moves import Move, click, enter, said, seen
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from ..screen import Element, Screen
+from .screen import Element, Screen
 from .moves import Move, click, drag, enter, press, said, seen
 
 Plan = list[Move]
@@ -191,7 +191,7 @@ def completed(screen: Screen) -> Plan:
 def boxed(screen: Screen) -> Plan:
     """Drag-box: the large box lies on top, so it goes to the small one where that is hidden behind it."""
     small, large = (seen(screen, name=f"draggable{size}")[0] for size in ("Small", "Large"))
-    apart = [abs(a - b) for a, b in zip(small.middle, large.middle, strict=True)]
+    apart = [abs(small.x - large.x), abs(small.y - large.y)]
     if max(apart) < 0.9 * (large.width - small.width) / 2:
         return submit(screen)
     hidden = max(apart) < large.width / 2

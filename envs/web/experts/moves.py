@@ -10,10 +10,10 @@ import numpy as np
 
 from flowhand.contracts.screen.fields import ACTIONS, FIELDS, KEYS, PIXEL_FIELDS
 
-from ..screen import Element, Screen
+from .screen import Element, Screen
 
 PLAN = 12  # actions of a plan, the rest of which is "stop"
-_PUNCTUATION = "\"'.,:;()?!"
+ENDS = "\"'`.,:;()[]?!"  # of words, which say nothing
 
 
 class Move(NamedTuple):
@@ -54,8 +54,8 @@ def span(words: Sequence[str], text: str) -> tuple[int, int]:
     Raises:
         ValueError: none do.
     """
-    wanted = [word.strip(_PUNCTUATION) for word in text.split()]
-    bare = [word.strip(_PUNCTUATION) for word in words]
+    wanted = [word.strip(ENDS) for word in text.split()]
+    bare = [word.strip(ENDS) for word in words]
     for first in range(len(words) - len(wanted) + 1):
         if bare[first : first + len(wanted)] == wanted:
             return first, first + len(wanted) - 1
@@ -102,11 +102,11 @@ def _at_elements(move: Move) -> dict[str, float]:
 
 
 def _at_places(move: Move) -> dict[str, float]:
-    x, y = move.element.middle
+    x, y = move.element.x, move.element.y
     if move.action in ("drag", "copy"):
         assert move.target is not None
-        to = move.target.middle
-        return _common(move) | {"x": x, "y": y, "x2": to[0] + move.dx, "y2": to[1] + move.dy}
+        end = {"x2": move.target.x + move.dx, "y2": move.target.y + move.dy}
+        return _common(move) | {"x": x, "y": y} | end
     if move.action == "scroll":
         return _common(move) | {"x": x, "y": y, "x2": x + move.dx, "y2": y + move.dy}
     return _common(move) | {"x": x + move.dx, "y": y + move.dy}

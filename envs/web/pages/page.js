@@ -1,7 +1,7 @@
 // What the pages of this folder share: a generator of random numbers that follows from the seed, elements, and the
 // contract with the world (docs/add_a_page.md):
-//     window.flowhand.reset(seed, options) -> {instruction}     builds the page anew
-//     window.flowhand.reward() -> {reward, done, kind}          kind: what failed, in words
+//     window.flowhand.reset(seed) -> {instruction}         builds the page anew
+//     window.flowhand.reward() -> {reward, done, failure}  failure: what went wrong, in words
 "use strict";
 
 const CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
@@ -63,17 +63,18 @@ const page = {
     window.scrollTo(0, 0);
   },
 
-  // `build(random, options, heldOut)` shows the first screen and returns the instruction. Evaluation uses the seeds
-  // from 1,000,000 on: `heldOut` lets a page keep ways of saying things for them.
+  // `build(random, heldOut)` shows the first screen and returns the instruction. Evaluation uses the seeds from
+  // 1,000,000 on: `heldOut` lets a page keep ways of saying things for them.
   define(build) {
-    let result = {reward: 0, done: false, kind: ""};
-    page.end = (kind) => {
-      if (!result.done) result = {reward: kind ? -1 : 1, done: true, kind};
+    const beginning = {reward: 0, done: false, failure: ""};
+    let result = beginning;
+    page.end = (failure) => {
+      if (!result.done) result = {reward: failure ? -1 : 1, done: true, failure};
     };
     window.flowhand = {
-      reset(seed, options) {
-        result = {reward: 0, done: false, kind: ""};
-        return {instruction: build(page.random(seed), options || {}, seed >= 1000000)};
+      reset(seed) {
+        result = beginning;
+        return {instruction: build(page.random(seed), seed >= 1000000)};
       },
       reward: () => result,
     };
