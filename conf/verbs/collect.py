@@ -18,8 +18,8 @@ class CollectRoot:
     modules: list[str] = field(
         default_factory=list
     )  # packages of yours to import first, which add worlds, encoders, nets, heads
-    # checkpoint, run folder or export whose policy acts, while the expert says what it would do in every state, which is
-    # what is stored, also of episodes that fail; empty: the expert acts
+    # checkpoint, run folder or export whose policy acts, while the expert says what it would do in every state; that is
+    # what is stored, also of episodes that fail. Empty: the expert acts
     checkpoint: str = ""
     data: DataConfig = field(default_factory=DataConfig)
 

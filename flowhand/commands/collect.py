@@ -90,7 +90,7 @@ def _worlds(env_config: EnvConfig, config: DataConfig) -> list[EnvConfig]:
     """The configuration of each task's world."""
     if config.tasks and not hasattr(env_config, "task"):
         raise ValueError(f"data.tasks names tasks, and the world {env_config.kind!r} has one: leave it empty")
-    return [replace(env_config, **{"task": task}) for task in config.tasks] or [env_config]
+    return [replace(env_config, task=task) for task in config.tasks] or [env_config]
 
 
 def _noise(config: DataConfig, env: Env, actor: Actor | None = None) -> float:
@@ -177,8 +177,8 @@ def _check_fits(store: Store, meta: StoreMeta, config: DataConfig) -> None:
     another = store.meta.recipe_hash != meta.recipe_hash
     if another and (config.tasks or "tasks" in store.meta.recipe):
         raise ValueError(
-            f"{store.path} does not hold {config.episodes} episodes of each of these {len(config.tasks)} tasks, made in "
-            "this way: use another data.path, or env=none to train on all that it holds"
+            f"{store.path} does not hold {config.episodes} episodes of each of these {len(config.tasks)} tasks, made so: "
+            "use another data.path, or env=none to train on all that it holds"
         )
     if len(store) < config.episodes and another:
         raise ValueError(

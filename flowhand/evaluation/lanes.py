@@ -117,8 +117,11 @@ class Lane:
         return Seen(observation, 0.0, self._solved_before, picture, self.env.task_text, self._advice())
 
     def _advice(self) -> np.ndarray | None:
-        """What the expert would do now, where it is asked."""
-        return self._ask() if self.options.asked else None
+        """What the expert would do now, where it is asked, between the bounds of the action."""
+        if not self.options.asked:
+            return None
+        low, high = self.env.features.action.bounds()
+        return np.clip(self._ask(), low, high).astype(low.dtype)
 
     def _ask(self) -> np.ndarray:
         """The expert's answer: an action (A,), or all that is left to do (T, A), of which (0, A) knows nothing."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from flowhand.contracts.screen.fields import FIELDS, PIXEL_FIELDS
 
+from ..tasks import VARIANTS
 from . import flight, miniwob, own
 from .moves import Move, actions
 from .screen import Screen, read
@@ -29,6 +30,7 @@ class Expert(NamedTuple):
 
 EXPERTS = {
     "any-order": Expert(own.any_order),
+    **dict.fromkeys(VARIANTS, Expert(own.any_order)),
     "book-flight-nodelay": Expert(flight.flight),
     "choose-list": Expert(miniwob.chosen, miniwob.SEVERAL),
     "click-button": Expert(miniwob.quoted_button),

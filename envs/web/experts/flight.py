@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
-from .screen import Element, Screen
 from .moves import Move, click, enter, said, seen
+from .screen import Element, Screen
 
 
 def flight(screen: Screen) -> list[Move]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from .screen import Element, Screen
 from .moves import Move, click, drag, enter, press, said, seen
+from .screen import Element, Screen
 
 Plan = list[Move]
 
@@ -173,7 +173,7 @@ def forwarded(screen: Screen) -> Plan:
         return [*fill(screen, {field[0]: receiver}), click(seen(screen, name="send-forward")[0])]
     if forward := seen(screen, text="Forward"):
         return [click(forward[0])]
-    return [click(seen(screen, name="email-sender", text=sender)[0])]
+    return [click(next(each for each in seen(screen, name="email-thread") if each.text.startswith(sender)))]
 
 
 def completed(screen: Screen) -> Plan:

@@ -44,7 +44,9 @@ def shop(screen: Screen) -> Plan:
         return [*fill(screen, fields), click(button["Place order"])]
     named = [each for each in seen(screen, text=wanted["name"]) if each.tag in ("a", "h1", "header")]
     if "Check out" in button:
-        right = named and seen(screen, text=f"Size: {wanted['size']}") and seen(screen, text=f"Number: {wanted['number']}")
+        right = (
+            named and seen(screen, text=f"Size: {wanted['size']}") and seen(screen, text=f"Number: {wanted['number']}")
+        )
         return [click(button["Check out" if right else "Empty the basket"])]
     if "Add to basket" not in button:
         return [click(named[0] if named else button["Next"])]

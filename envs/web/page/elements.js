@@ -8,6 +8,7 @@
   const SHAPES = "rect,circle,ellipse,line,path,polygon,polyline,image,text";
   const FIELDS = "input,select,textarea,[contenteditable]";
   const PAINTED = "img,canvas,video";
+  const EVERYWHERE = {left: -Infinity, top: -Infinity, right: Infinity, bottom: Infinity};
   const tidy = text => (text || "").replace(/\s+/g, " ").trim();
   const ids = new WeakMap();
   let lastId = 0, shown = new Map();
@@ -48,13 +49,16 @@
     return more || (element.scrollWidth > element.clientWidth + 1 && /auto|scroll/.test(style.overflowX));
   }
 
-  function collect(element, clip, above, within, found) {
+  // What lies in a part that scrolls and is out of view there can be scrolled to, so it counts, with the box that it
+  // has. `clip` is what is in view, `reach` what can be scrolled to; null outside of such parts.
+  function collect(element, clip, reach, above, within, found) {
     if (ignore && element.matches(ignore)) return;
     const style = getComputedStyle(element);
     if (style.display === "none") return;
     const rect = rectOf(element, style);
     const fixed = style.position === "fixed", screen = {left: 0, top: 0, right: width, bottom: height};
-    const box = meet(rect, fixed ? screen : clip);
+    const inView = meet(rect, fixed ? screen : clip), away = Boolean(reach) && !fixed && empty(inView);
+    const box = away ? meet(rect, reach) : inView;
     const active = isActive(element, style, above), scrollable = scrolls(element, style);
     const seen = style.visibility === "visible" && Number(style.opacity) > 0.01;
     let words = false;
@@ -63,13 +67,14 @@
       words = !active && !within && own && onlyWords(element);
       if (active || scrollable || (!within && !wraps && (own || isDrawn(element, style))))
         found.push({element, style, rect, box, active: active || scrollable, scrollable,
-          text: textOf(element, active, words, own)});
+          text: textOf(element, active, words, own), away});
     }
     if (element.matches("select")) return options(element, box, seen && !empty(box), found);
     if (words) return;
     const clips = style.overflowX !== "visible" || style.overflowY !== "visible";
-    const inner = clips ? box : fixed ? screen : clip;
-    for (const child of element.children) collect(child, inner, style.cursor, within || active, found);
+    const inner = clips ? inView : fixed ? screen : clip;
+    const further = scrollable ? EVERYWHERE : fixed ? null : reach && clips ? meet(rect, reach) : reach;
+    for (const child of element.children) collect(child, inner, further, style.cursor, within || active, found);
   }
   function textOf(element, active, words, own) {
     if (element.matches("input[type=submit],input[type=button],input[type=reset]")) return tidy(element.value);
@@ -152,7 +157,7 @@
     ["aria-checked", "aria-selected", "aria-expanded", "aria-pressed"].some(n => element.getAttribute(n) === "true"));
   function reachable(item) {
     const {element, box} = item;
-    if (element.matches("option") || element === document.scrollingElement) return true;
+    if (item.away || element.matches("option") || element === document.scrollingElement) return true;
     const top = document.elementFromPoint((box.left + box.right) / 2, (box.top + box.bottom) / 2);
     return Boolean(top) && (element.contains(top) || top.contains(element) || top.control === element);
   }
@@ -163,6 +168,7 @@
       id: idOf(element), tag: name, kind, text: item.text, value: valueOf(element), label: labelOf(item, all),
       name: tidy(`${element.id} ${element.getAttribute("class") || ""}`), left: box.left, top: box.top,
       width: box.right - box.left, height: box.bottom - box.top, active: item.active, scrollable: item.scrollable,
+      away: Boolean(item.away),
       enabled: !element.disabled && !element.closest("[aria-disabled=true]") && reachable(item),
       checked: isChecked(element), focused: document.activeElement === element, color: color(item),
       never: Boolean(page.forbidden(element)),
@@ -177,7 +183,7 @@
       if (whole && scrolls(whole, getComputedStyle(whole)))
         found.push({element: whole, style: getComputedStyle(whole), rect: screen, box: screen, active: true,
           scrollable: true, text: ""});
-      collect(document.body, screen, "", false, found);
+      collect(document.body, screen, null, "", false, found);
     }
     shown = new Map(found.map(item => [idOf(item.element), item.element]));
     return {elements: found.map(item => record(item, found)), refused: page.refused.splice(0),
