@@ -44,7 +44,8 @@ class Sizes(Observer):
 
     def step(self, event: StepTaken) -> None:
         """Counts what is on the screen."""
-        assert event.observation is not None and event.advice is not None
+        assert event.observation is not None
+        assert event.advice is not None
         if "elements" in event.observation:
             present = event.observation["elements"][:, NUMBERS.index("present")]
             self.elements = max(self.elements, int(present.sum()))

@@ -177,8 +177,8 @@ def _check_fits(store: Store, meta: StoreMeta, config: DataConfig) -> None:
     another = store.meta.recipe_hash != meta.recipe_hash
     if another and (config.tasks or "tasks" in store.meta.recipe):
         raise ValueError(
-            f"{store.path} does not hold {config.episodes} episodes of each of these {len(config.tasks)} tasks, made so: "
-            "use another data.path, or env=none to train on all that it holds"
+            f"{store.path} does not hold {config.episodes} episodes of each of these {len(config.tasks)} tasks: use "
+            "another data.path, or env=none to train on all that it holds"
         )
     if len(store) < config.episodes and another:
         raise ValueError(
