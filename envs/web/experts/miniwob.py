@@ -171,7 +171,7 @@ def forwarded(screen: Screen) -> Plan:
     sender, receiver = said(screen, r"email by (.*) and forward that email to (.*?)\.?$")
     if field := seen(screen, name="forward-sender"):
         return [*fill(screen, {field[0]: receiver}), click(seen(screen, name="send-forward")[0])]
-    if bar := seen(screen, name="email-send"):  # which is one element: on its right half lies "Forward"
+    if bar := seen(screen, text="Reply Forward"):  # which is one element: on its right half lies "Forward"
         return [click(bar[0], dx=bar[0].width / 4)]
     return [click(next(each for each in seen(screen, name="email-thread") if each.text.startswith(sender)))]
 
