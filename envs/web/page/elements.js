@@ -7,6 +7,7 @@
     "[role=slider],[role=treeitem],[role=combobox]";
   const SHAPES = "rect,circle,ellipse,line,path,polygon,polyline,image,text";
   const FIELDS = "input,select,textarea,[contenteditable]";
+  const COUNTED = ["data-tampered", "data-wob_eps", "data-wob_ref"]; // MiniWoB++ numbers its episodes in them
   const PAINTED = "img,canvas,video";
   const tidy = text => (text || "").replace(/\s+/g, " ").trim();
   const ids = new WeakMap();
@@ -41,7 +42,7 @@
     if (element.textContent.trim() || element.querySelector("input,select,textarea,button,a,canvas,svg,img")) return false;
     return opaque(style.backgroundColor) || style.backgroundImage !== "none" || parseFloat(style.borderTopWidth) > 0;
   }
-  const opaque = color => color !== "transparent" && !/, 0\)$/.test(color);
+  const opaque = color => color !== "transparent" && !/^rgba.*, 0\)$/.test(color);
   function scrolls(element, style) {
     if (element === document.scrollingElement) return element.scrollHeight > window.innerHeight + 1;
     const more = element.scrollHeight > element.clientHeight + 1 && /auto|scroll/.test(style.overflowY);
@@ -166,7 +167,8 @@
       enabled: !element.disabled && !element.closest("[aria-disabled=true]") && reachable(item),
       checked: isChecked(element), focused: document.activeElement === element, color: color(item),
       never: Boolean(page.forbidden(element)),
-      attributes: Object.fromEntries([...element.attributes].map(each => [each.name, each.value])),
+      attributes: Object.fromEntries([...element.attributes].filter(each => !COUNTED.includes(each.name))
+        .map(each => [each.name, each.value])),
     };
   }
 
