@@ -21,36 +21,13 @@ REFUSED = MappingProxyType(
     {"order-food": "its episode is no function of the seed, even after a reload, so nothing of it could be repeated"}
 )
 # The pages of MiniWoB++ that are looked at first: their demonstrations need no pixels, but for the last.
-MINIWOB_FIRST = tuple(
-    [
-        "click-test-2",
-        "click-button",
-        "click-link",
-        "click-button-sequence",
-        "click-dialog-2",
-        "click-tab-2-hard",
-        "click-collapsible-2-nodelay",
-        "click-option",
-        "click-checkboxes",
-        "click-checkboxes-large",
-        "click-checkboxes-transfer",
-        "choose-list",
-        "click-scroll-list",
-        "enter-text",
-        "enter-password",
-        "login-user",
-        "enter-date",
-        "multi-orderings",
-        "search-engine",
-        "email-inbox-forward",
-        "use-autocomplete-nodelay",
-        "drag-box",
-        "use-slider",
-        "drag-sort-numbers",
-        "book-flight-nodelay",
-        "count-sides",
-    ]
-)
+MINIWOB_FIRST = (
+    "click-test-2", "click-button", "click-link", "click-button-sequence", "click-dialog-2", "click-tab-2-hard",
+    "click-collapsible-2-nodelay", "click-option", "click-checkboxes", "click-checkboxes-large",
+    "click-checkboxes-transfer", "choose-list", "click-scroll-list", "enter-text", "enter-password", "login-user",
+    "enter-date", "multi-orderings", "search-engine", "email-inbox-forward", "use-autocomplete-nodelay", "drag-box",
+    "use-slider", "drag-sort-numbers", "book-flight-nodelay", "count-sides",
+)  # fmt: skip
 # Parts of MiniWoB++'s pages that are no part of a task: the instruction, and what shows rewards and clicks.
 MINIWOB_IGNORES = "#query,#reward-display,#sync-task-cover,#click-canvas"
 # As in miniwob's own environment, the window is larger than the task.
@@ -59,6 +36,7 @@ MINIWOB_WINDOW = (500, 320)
 _MINIWOB_BEGIN = """(async () => {
   core.startEpisode = () => {}; // no cover over the page when the episode has ended
   core.endEpisode(0);
+  if (document.activeElement) document.activeElement.blur(); // what the episode before has left
   Math.seedrandom(SEED);
   core.EPISODE_MAX_TIME = 1e9;
   core.startEpisodeReal();

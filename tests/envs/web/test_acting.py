@@ -17,8 +17,9 @@ BODY = """
 <div id=box draggable=false style="width:10px;height:10px;background:red;cursor:pointer"></div>
 <div id=pane style="height:20px;width:60px;overflow:auto"><p>first<p>second<p>third<p>fourth</div>
 <script>
+const note = e => log.push([e.type, e.target.id, e.isTrusted, e.key || "", e.clientX, e.clientY]);
 for (const name of ["mousedown", "mousemove", "mouseup", "click", "keydown", "input", "change", "scroll"])
-  document.addEventListener(name, e => log.push([name, e.target.id, e.isTrusted, e.key || "", e.clientX, e.clientY]), true);
+  document.addEventListener(name, note, true);
 </script>"""
 
 

@@ -109,7 +109,7 @@ def test_where_no_reload_is_needed_episodes_are_the_same_without(task):
 
 def test_a_page_that_carries_something_over_is_found_out():
     require_browser()
-    task = "click-dialog-2"  # it keeps where its dialog was (reference: 8 of 130 tasks keep something)
+    task = "use-slider"  # it keeps where its slider was
     assert task not in repeating()
     kept, always = Kept(WebConfig(task=task)), envs.make(WebConfig(task=task))
     seeds = range(5)

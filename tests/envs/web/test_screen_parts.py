@@ -1,6 +1,7 @@
 """Words and rows, against what they must keep whatever the text and whatever comes and goes."""
 
 import random
+from itertools import pairwise
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def test_words_are_parts_of_the_text_in_order():
     for text in texts_of(300, 80):
         words = split(text)
         assert all(text[word.start : word.end] == word.text for word in words)
-        assert all(one.end <= other.start for one, other in zip(words, words[1:], strict=False))
+        assert all(one.end <= other.start for one, other in pairwise(words))
         inside = {place for word in words for place in range(word.start, word.end)}
         left = [letter for place, letter in enumerate(text) if place not in inside]
         assert not any(letter.isalnum() or letter in "@-" for letter in left)  # only spaces and punctuation
