@@ -81,8 +81,9 @@ class Policy(nn.Module):
         self.representation = Representation(config.action, spec)
         self.codec = ActionCodec(self.representation.choices)
         self.chunk_shape = (config.chunk.prediction_horizon, self.codec.size)  # as heads and nets see it
-        # Colours need no statistics; those of depth are of all its pixels together.
-        sizes = {n: 1 if f.kind in KINDS else f.size for n, f in spec.observation.items() if f.kind != "image"}
+        # Colours and elements need no statistics; those of depth are of all its pixels together.
+        measured = {n: f for n, f in spec.observation.items() if f.kind not in ("image", "elements")}
+        sizes = {name: 1 if feature.kind in KINDS else feature.size for name, feature in measured.items()}
         self.observation_normalizers = nn.ModuleDict({name: Normalizer(size) for name, size in sizes.items()})
         steps = config.chunk.prediction_horizon if config.action.statistics == "step" else 0
         self.action_normalizer = Normalizer(self.representation.size, steps)

@@ -6,7 +6,7 @@ Data sheet
                  at a row without an element, does nothing, and `info["problem"]` says why.
     observation  "element_strings", "elements" and "words" of the contract; observes=pixels: "words" and the "screen"
                  (height, width, 3) uint8; observes=both: all. A place is the middle of what is seen of an element. An
-                 element is enabled if it is not disabled and nothing covers its middle.
+                 element is enabled if it is neither disabled nor wholly covered.
     reward       the page's raw reward, of the step in which the episode ends; a page of one's own: its increase.
     success      a raw reward of 1. The episode ends (terminated) when the page says so, whatever it came to; it is
                  truncated at `max_steps`.
@@ -43,6 +43,7 @@ from .chromium import BrowserError
 from .config import WebConfig
 from .devtools import acquire, release
 from .drawing import drawn
+from .experts import expert_of, look_of
 from .hands import Act, Screen, at_elements, at_pixels, do
 from .rows import Rows, element_arrays, strings, word_array
 from .tab import Tab
@@ -58,7 +59,8 @@ class WebEnv(Env):
     `info["expert_observation"]` is a dictionary: `instruction`, `words` (each with `text`, `start`, `end`), `fields` of
     the instruction, `address`, and `elements`, in their order on the page: each with its `row`, `acted`, the strings
     `tag`, `kind` (type or role), `text`, `value`, `label`, `name`, the box `left`, `top`, `width`, `height` in pixels,
-    `enabled`, `checked`, `focused`, `scrollable`, `never`, `active`, `color`, and all its `attributes`.
+    `enabled`, `checked`, `focused`, `scrollable`, `away` (out of view in a part that scrolls), `never`, `active`,
+    `color`, `aim` (where it is clicked), and all its `attributes`; `hidden` is what its expert asked the page for.
 
     Raises:
         ImportError: miniwob is not installed.
@@ -94,6 +96,7 @@ class WebEnv(Env):
         self._seed = int(self.np_random.integers(2**31)) if seed is None else seed
         self._steps, self._done, self._reward, self._act = 0, False, 0.0, None
         self._rows, self._acted = Rows(), set()
+        self.expert = expert_of(self.task, self.config.width, self.config.observes == "pixels")
         return self._told(self._begin)
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
@@ -150,7 +153,7 @@ class WebEnv(Env):
         given = tab.ask(script)
         if not isinstance(given, dict) or not isinstance(given.get("instruction"), str):
             raise ValueError(f"flowhand.reset returned {given!r}, expected an object with the string `instruction`")
-        instruction = given["instruction"]
+        instruction = self.task_text = given["instruction"]
         self._fields = given.get("fields") or self._page.fields(instruction)
         self._screen = Screen([], instruction, split(instruction), self._screen.size)
         return self._look("0")
@@ -185,7 +188,7 @@ class WebEnv(Env):
         """Lets the clock advance and sees what is there."""
         tab = self._opened()
         outcome = self._page.outcome
-        look = f"({{...__flowhand.observe(), outcome: {outcome}}})"
+        look = f"({{...__flowhand.observe(), outcome: {outcome}, hidden: {look_of(self.task)}}})"
         seen = tab.ask(f"(async () => {{ await __flowhand.advance({tick}); return {look}; }})()")
         while tab.settle() or tab.loading:
             seen = tab.ask(f"(async () => {{ await __flowhand.frame(); return {look}; }})()")
@@ -194,7 +197,7 @@ class WebEnv(Env):
         rows = {each["row"] for each in elements}
         self._acted &= rows
         screen = self._screen = Screen(elements, self._screen.instruction, self._screen.words, self._screen.size)
-        info: dict[str, Any] = {"expert_observation": self._all(seen["address"]), "success": False}
+        info: dict[str, Any] = {"expert_observation": self._all(seen["address"], seen["hidden"]), "success": False}
         missing = {"elements": left_out, "words": max(0, len(screen.words) - WORDS)}
         if any(missing.values()):
             info["left_out"] = missing
@@ -223,14 +226,14 @@ class WebEnv(Env):
             seen["screen"] = self._opened().picture()
         return {name: seen[name] for name in self.features.observation}
 
-    def _all(self, address: str) -> dict[str, Any]:
+    def _all(self, address: str, hidden: Any) -> dict[str, Any]:
         """What an expert may see."""
         elements = [{**each, **strings(each), "tag": each["tag"]} for each in self._screen.elements]
         for each in elements:
             each["acted"] = each["row"] in self._acted
         words = [word._asdict() for word in self._screen.words]
         screen = {"instruction": self._screen.instruction, "words": words, "fields": dict(self._fields)}
-        return {**screen, "address": address, "elements": elements}
+        return {**screen, "address": address, "elements": elements, "hidden": hidden}
 
     def _warn(self, missing: dict[str, int]) -> None:
         if not self._warned:

@@ -2,14 +2,14 @@
 
 Done by script, for a headless browser shows no windows of its own: a click on an option chooses it, a click on a
 closed list gives it the focus, typing into a list or a native field for dates or times sets its value, and a scroll
-moves what scrolls.
+moves what scrolls. What is out of view in a part that scrolls is scrolled to before it is acted on, at its middle.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,8 +72,8 @@ class Act:
 
 
 def middle(element: Element) -> Place:
-    """The middle of what is seen of an element, pixels."""
-    return element["left"] + element["width"] / 2, element["top"] + element["height"] / 2
+    """The middle of what is seen of an element, or where that is covered a place that is not; pixels."""
+    return element["aim"][0], element["aim"][1]
 
 
 def at_elements(action: np.ndarray, screen: Screen) -> Act:
@@ -139,6 +139,9 @@ def do(act: Act, tab: Tab) -> str:
     """Does it; what kept it from being done, or an empty string."""
     if act.kind == "stop" or act.problem:
         return act.problem
+    if act.element is not None and act.element["away"] and act.kind != "scroll":
+        x, y = tab.ask(_js("reveal", _id(act)))
+        act = replace(act, place=(x, y))
     return _DOING[act.kind](act, tab)
 
 

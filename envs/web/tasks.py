@@ -28,6 +28,8 @@ MINIWOB_FIRST = (
     "enter-date", "multi-orderings", "search-engine", "email-inbox-forward", "use-autocomplete-nodelay", "drag-box",
     "use-slider", "drag-sort-numbers", "book-flight-nodelay", "count-sides",
 )  # fmt: skip
+# Tasks that are one of our pages with something in its address.
+VARIANTS = MappingProxyType({f"any-order-{count}": ("any-order", f"count={count}") for count in (1, 3, 6, 12)})
 # Parts of MiniWoB++'s pages that are no part of a task: the instruction, and what shows rewards and clicks.
 MINIWOB_IGNORES = "#query,#reward-display,#sync-task-cover,#click-canvas"
 # As in miniwob's own environment, the window is larger than the task.
@@ -98,7 +100,8 @@ def page_of(task: str, page: str) -> Page:
     if page:
         return _own(task, page)
     if task in own_tasks():
-        return _own(task, str(OWN / f"{task}.html"))
+        name, query = VARIANTS.get(task, (task, ""))
+        return _own(task, str(OWN / f"{name}.html"), query)
     require_allowed(task)
     folder = miniwob_folder()
     file = folder / "miniwob" / f"{task}.html"
@@ -119,17 +122,17 @@ def require_allowed(task: str) -> None:
 
 def own_tasks() -> list[str]:
     """The names of our own pages."""
-    return sorted(each.stem for each in OWN.glob("*.html"))
+    return sorted([*(each.stem for each in OWN.glob("*.html")), *VARIANTS])
 
 
-def _own(task: str, page: str) -> Page:
+def _own(task: str, page: str, query: str = "") -> Page:
     if page.startswith(("http://", "https://")):
         address, root = page, f"{origin_of(page)}/"
     else:
         file = Path(page.removeprefix("file://")).expanduser().resolve()
         if not file.is_file():
             raise FileNotFoundError(f"there is no page at {file}; env.page is the path of an HTML file, or an address")
-        address, root = file.as_uri(), f"{file.parent.as_uri()}/"
+        address, root = file.as_uri() + (query and f"?{query}"), f"{file.parent.as_uri()}/"
     return Page(task, address, root, _OWN_BEGIN, _OWN_OUTCOME, "[data-flowhand-ignore]", None, lambda _: {}, "")
 
 

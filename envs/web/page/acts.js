@@ -63,6 +63,14 @@
     if (!element.contains(document.activeElement)) element.focus();
     return true;
   };
+  // Scrolls to an element that is out of view; where its middle is then.
+  page.reveal = async id => {
+    const element = page.element(id);
+    element.scrollIntoView({block: "nearest", inline: "nearest", behavior: "instant"});
+    await page.frame(); // the event of the scrolling comes with the next frame
+    const box = element.getBoundingClientRect();
+    return [(box.left + box.right) / 2, (box.top + box.bottom) / 2];
+  };
   // What is under a place: its text, whether it has the focus, and whether a click would open a window of the browser.
   page.under = (x, y) => {
     const element = onScreen(x, y);

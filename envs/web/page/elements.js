@@ -9,6 +9,7 @@
   const FIELDS = "input,select,textarea,[contenteditable]";
   const COUNTED = ["data-tampered", "data-wob_eps", "data-wob_ref"]; // MiniWoB++ numbers its episodes in them
   const PAINTED = "img,canvas,video";
+  const EVERYWHERE = {left: -Infinity, top: -Infinity, right: Infinity, bottom: Infinity};
   const tidy = text => (text || "").replace(/\s+/g, " ").trim();
   const ids = new WeakMap();
   let lastId = 0, shown = new Map();
@@ -49,13 +50,16 @@
     return more || (element.scrollWidth > element.clientWidth + 1 && /auto|scroll/.test(style.overflowX));
   }
 
-  function collect(element, clip, above, within, found) {
+  // What lies in a part that scrolls and is out of view there can be scrolled to, so it counts, with the box that it
+  // has. `clip` is what is in view, `reach` what can be scrolled to; null outside of such parts.
+  function collect(element, clip, reach, above, within, found) {
     if (ignore && element.matches(ignore)) return;
     const style = getComputedStyle(element);
     if (style.display === "none") return;
     const rect = rectOf(element, style);
     const fixed = style.position === "fixed", screen = {left: 0, top: 0, right: width, bottom: height};
-    const box = meet(rect, fixed ? screen : clip);
+    const inView = meet(rect, fixed ? screen : clip), away = Boolean(reach) && !fixed && empty(inView);
+    const box = away ? meet(rect, reach) : inView;
     const active = isActive(element, style, above), scrollable = scrolls(element, style);
     const seen = style.visibility === "visible" && Number(style.opacity) > 0.01;
     let words = false;
@@ -64,13 +68,14 @@
       words = !active && !within && own && onlyWords(element);
       if (active || scrollable || (!within && !wraps && (own || isDrawn(element, style))))
         found.push({element, style, rect, box, active: active || scrollable, scrollable,
-          text: textOf(element, active, words, own)});
+          text: textOf(element, active, words, own), away});
     }
     if (element.matches("select")) return options(element, box, seen && !empty(box), found);
     if (words) return;
     const clips = style.overflowX !== "visible" || style.overflowY !== "visible";
-    const inner = clips ? box : fixed ? screen : clip;
-    for (const child of element.children) collect(child, inner, style.cursor, within || active, found);
+    const inner = clips ? inView : fixed ? screen : clip;
+    const further = scrollable ? EVERYWHERE : fixed ? null : reach && clips ? meet(rect, reach) : reach;
+    for (const child of element.children) collect(child, inner, further, style.cursor, within || active, found);
   }
   function textOf(element, active, words, own) {
     if (element.matches("input[type=submit],input[type=button],input[type=reset]")) return tidy(element.value);
@@ -151,20 +156,29 @@
   }
   const isChecked = element => Boolean(element.checked || (element.matches("option") && element.selected) ||
     ["aria-checked", "aria-selected", "aria-expanded", "aria-pressed"].some(n => element.getAttribute(n) === "true"));
-  function reachable(item) {
-    const {element, box} = item;
-    if (element.matches("option") || element === document.scrollingElement) return true;
-    const top = document.elementFromPoint((box.left + box.right) / 2, (box.top + box.bottom) / 2);
-    return Boolean(top) && (element.contains(top) || top.contains(element) || top.control === element);
+  // Where to click it: its middle, or where that is covered the nearest of 25 places that are not; null: all are.
+  function aimOf(item) {
+    const {element, box} = item, steps = [0.5, 0.3, 0.7, 0.1, 0.9], places = [];
+    for (const down of steps) for (const right of steps)
+      places.push([box.left + right * (box.right - box.left), box.top + down * (box.bottom - box.top),
+        Math.hypot(right - 0.5, down - 0.5)]);
+    if (item.away || element.matches("option") || element === document.scrollingElement) return places[0].slice(0, 2);
+    const free = places.sort((a, b) => a[2] - b[2]).find(([x, y]) => {
+      const top = document.elementFromPoint(x, y);
+      return top && (element.contains(top) || top.contains(element) || top.control === element);
+    });
+    return free ? free.slice(0, 2) : null;
   }
   function record(item, all) {
-    const {element, box} = item, name = element.localName;
+    const {element, box} = item, name = element.localName, aim = aimOf(item);
     const kind = name === "input" ? element.type : element.getAttribute("role") || "";
     return {
       id: idOf(element), tag: name, kind, text: item.text, value: valueOf(element), label: labelOf(item, all),
       name: tidy(`${element.id} ${element.getAttribute("class") || ""}`), left: box.left, top: box.top,
       width: box.right - box.left, height: box.bottom - box.top, active: item.active, scrollable: item.scrollable,
-      enabled: !element.disabled && !element.closest("[aria-disabled=true]") && reachable(item),
+      away: Boolean(item.away),
+      enabled: !element.disabled && !element.closest("[aria-disabled=true]") && aim !== null,
+      aim: aim || [(box.left + box.right) / 2, (box.top + box.bottom) / 2],
       checked: isChecked(element), focused: document.activeElement === element, color: color(item),
       never: Boolean(page.forbidden(element)),
       attributes: Object.fromEntries([...element.attributes].filter(each => !COUNTED.includes(each.name))
@@ -179,7 +193,7 @@
       if (whole && scrolls(whole, getComputedStyle(whole)))
         found.push({element: whole, style: getComputedStyle(whole), rect: screen, box: screen, active: true,
           scrollable: true, text: ""});
-      collect(document.body, screen, "", false, found);
+      collect(document.body, screen, null, "", false, found);
     }
     shown = new Map(found.map(item => [idOf(item.element), item.element]));
     return {elements: found.map(item => record(item, found)), refused: page.refused.splice(0),
