@@ -2,7 +2,7 @@
 
 A field is a dimension of the action, and has some columns of its code (`ActionCodec`). An action that is learned as it
 is may say which of its dimensions each choice of the first uses (`Feature.uses`), and which of them point at rows of an
-observation (`Feature.pointers`). In the code a field that is not used has no choice, -1 in all its columns, or the mean.
+observation (`Feature.pointers`). In the code a field that is not used has no choice, -1 in all its columns, or is 0.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Fields(nn.Module):
         return mask[..., field.columns].any(-1, keepdim=True) if mask.shape[-1] > 1 else mask
 
     def stops(self, code_BC: Tensor) -> Tensor | None:
-        """Which rows (B,) of codes are the action that uses nothing, after which nothing counts; None: there is none."""
+        """Which rows (B,) of codes are the action that uses nothing, and ends a plan; None: there is none."""
         if self.stop is None:
             return None
         first = self.each[0]

@@ -93,7 +93,7 @@ class Head(nn.Module):
     @property
     def choice_error(self) -> str:
         """What a wrong choice costs, one of `CHOICE_ERRORS`; by cross-entropy the net gives probabilities."""
-        return "squared"
+        return getattr(getattr(self, "config", None), "choices", "squared")
 
     def arrange(self, fields: Fields) -> None:
         """Is told which numbers of a chunk are the code of one choice.

@@ -172,11 +172,6 @@ class DiffusionHead(Head):
         return (self.config.steps, *chunk_shape) if self.config.sampler == "ddpm" else chunk_shape
 
     @property
-    def choice_error(self) -> str:
-        """As configured."""
-        return self.config.choices
-
-    @property
     def preconditioned(self) -> bool:
         """Whether it is asked for."""
         return self.config.prediction == "preconditioned"

@@ -149,11 +149,6 @@ class FlowHead(Head):
         """Whether it is asked for."""
         return self.config.prediction == "preconditioned"
 
-    @property
-    def choice_error(self) -> str:
-        """As configured."""
-        return self.config.choices
-
     def coefficients(self, net_time: Tensor) -> Coefficients:
         """Of the configured path."""
         return self.path(net_time)

@@ -38,11 +38,6 @@ class MIPHead(Head):
         self.register_buffer("times", torch.tensor([0.0, config.time], dtype=torch.float32), persistent=False)
 
     @property
-    def choice_error(self) -> str:
-        """As configured."""
-        return self.config.choices
-
-    @property
     def evaluations(self) -> int:
         """Two."""
         return 2

@@ -69,7 +69,7 @@ class PointerLayers(nn.Module):
         return self.inlet(plain) + ((pointing + 1) / 2) @ observed[0]
 
     def leave(self, h_BTE: Tensor, observed: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Features (B, T, width) to a code (B, T, C), zero in the columns of rows that are not there; see `_present`."""
+        """Features (B, T, width) to a code (B, T, C), zero in columns of rows that are not there, and `_present`."""
         plain, queries = self.outlet(h_BTE), self.query(h_BTE).split(self.key_width, dim=-1)
         _, keys, there = observed
         found, start, at, pointer = [], 0, 0, 0

@@ -91,7 +91,7 @@ def test_the_temperature_draws_what_was_learned(tiny, head, net):
     spec = replace(SPEC, action=Feature((2,), "float32", "", choices=(3, 2)))
     policy = make_policy(tiny, head, net, horizon=2, spec=spec).with_head(temperature=1.0)
     outlet = policy.net.outlet
-    wanted = torch.tensor([0.2, 0.3, 0.5]).log().tolist() + [math.log(0.8 / 0.2)]
+    wanted = [*torch.tensor([0.2, 0.3, 0.5]).log().tolist(), math.log(0.8 / 0.2)]
     with torch.no_grad():
         outlet.weight.zero_()
         outlet.bias.copy_(torch.tensor(wanted * (len(outlet.bias) // 4)))
