@@ -20,6 +20,7 @@ from .metaworld import MetaWorldConfig, MetaWorldEnv
 from .mujoco import RenderingUnavailable
 from .perturb import PerturbConfig, PerturbedEnv
 from .pusht import PushTConfig, PushTEnv
+from .web import WebConfig, WebEnv
 
 # A config is always given to the function beside its own class, which the type cannot say.
 ENVS: dict[str, tuple[type[EnvConfig], Callable[[Any], Env]]] = {
@@ -28,6 +29,7 @@ ENVS: dict[str, tuple[type[EnvConfig], Callable[[Any], Env]]] = {
     "gymnasium": (GymnasiumConfig, GymnasiumEnv),
     "metaworld": (MetaWorldConfig, MetaWorldEnv),
     "pusht": (PushTConfig, PushTEnv),
+    "web": (WebConfig, WebEnv),
 }
 
 
@@ -98,6 +100,7 @@ __all__ = [
     "PushTConfig",
     "RenderingUnavailable",
     "Spec",
+    "WebConfig",
     "env_of",
     "import_modules",
     "imported_modules",

@@ -1,7 +1,9 @@
 """Lets an environment's scripted expert record demonstrations: `flowhand collect env=metaworld ...`.
 
 Execution noise pushes the arm off the expert's path while the recorded label stays what the expert would do there, so
-the policy sees how to recover (Laskey et al. 2017, DART). Everything follows from the recipe: the same recipe gives the
+the policy sees how to recover (Laskey et al. 2017, DART). With a checkpoint the policy acts, and what is stored of
+every state is what the expert would do there (Ross et al. 2011, DAgger, whose parameter-free form this is: the first
+collection is the expert's, later ones are the policy's). Everything follows from the recipe: the same recipe gives the
 same episodes, however often the collection was interrupted or extended and however many processes shared the work.
 """
 
@@ -14,21 +16,22 @@ from contextlib import closing, suppress
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from envs import Env, EnvConfig, make
 from flowhand.contracts.data.episode import Episode
-from flowhand.contracts.observers import Enough, EpisodeEnds, Observer, StepTaken
+from flowhand.contracts.features import Spec
+from flowhand.contracts.observers import EpisodeEnds, StepTaken
 from flowhand.contracts.strict import whole
 from flowhand.contracts.world import WorldError
-from flowhand.demos.config import COLLECTED, SEEDS_PER_COLLECTION, DataConfig
+from flowhand.demos.config import COLLECTED, NOISE, SEEDS_PER_COLLECTION, DataConfig
 from flowhand.demos.meta import StoreMeta
 from flowhand.demos.native import Store
+from flowhand.demos.writer import EpisodeRecorder, StoreWriter, too_few
 from flowhand.evaluation.lanes import Begin, Finished, Lane, LaneOptions
-from flowhand.evaluation.rollout import NoisyExpert, rollout
+from flowhand.evaluation.rollout import Agent, NoisyExpert, rollout
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -37,31 +40,67 @@ if TYPE_CHECKING:
 
 
 COLLECTOR_VERSION = 1  # part of every recipe: raise it when the same settings give other episodes than before
-MIN_ATTEMPTS = 20  # before the success rate is judged
 
 MakeEnv = Callable[[Any], Env]  # takes the config class of its own environment
 
 
-def collect(env_config: EnvConfig, config: DataConfig, progress: bool = True, *, make_env: MakeEnv = make) -> Store:
-    """Return `config.episodes` demonstrations: those on the disk, and new ones for the rest.
+class Actor(NamedTuple):
+    """Who acts instead of the expert."""
+
+    agent: Agent
+    name: str  # tells it from others, in the recipe
+    spec: Spec  # what it sees and commands
+
+
+def collect(
+    env_config: EnvConfig,
+    config: DataConfig,
+    progress: bool = True,
+    *,
+    make_env: MakeEnv = make,
+    actor: Actor | None = None,
+) -> Store:
+    """Return `config.episodes` demonstrations, of each task: those on the disk, and new ones for the rest.
 
     Args:
-        env_config: the environment; its expert acts.
+        env_config: the environment; its expert acts, unless an actor is given.
         config: how many, from which seeds, with how much noise, where to.
         progress: show a progress bar with the success rate.
         make_env: builds the environment; with several workers it must be importable by them.
+        actor: acts; the expert says of every state what it would do, and that is what is stored.
 
     Raises:
         ValueError: the environment has no expert, its expert fails too often, or the store does not fit the request.
     """
     config = replace(config, episodes=config.episodes or COLLECTED)
-    with closing(make_env(env_config)) as env:
-        meta = _meta(env, env_config, config)
+    worlds = _worlds(env_config, config)
+    with closing(make_env(worlds[0])) as env:
+        config = replace(config, noise=_noise(config, env, actor))
+        meta = _meta(env, env_config, config, actor)
         store = _find_store(env, meta, config)
-    if len(store) < config.episodes:
+    total = config.episodes * len(worlds)
+    if len(store) < total:
         with store.writing():  # a second process with the same recipe waits here, then finds the episodes
-            _extend(store, config, partial(make_env, env_config), progress)
-    return store.head(config.episodes)
+            for number, world in enumerate(worlds):
+                _extend(store, config, number, partial(make_env, world), progress, actor)
+    return store.head(total)
+
+
+def _worlds(env_config: EnvConfig, config: DataConfig) -> list[EnvConfig]:
+    """The configuration of each task's world."""
+    if config.tasks and not hasattr(env_config, "task"):
+        raise ValueError(f"data.tasks names tasks, and the world {env_config.kind!r} has one: leave it empty")
+    return [replace(env_config, task=task) for task in config.tasks] or [env_config]
+
+
+def _noise(config: DataConfig, env: Env, actor: Actor | None = None) -> float:
+    """The noise of what the expert executes."""
+    if actor is None and env.features.action.uses is None:
+        return NOISE if config.noise is None else float(config.noise)
+    if config.noise:
+        why = "the expert does not act" if actor else "an action of this world is right or wrong"
+        raise ValueError(f"data.noise is {config.noise:g}, and {why}: expected 0")
+    return 0.0
 
 
 def attempts(store: Store) -> int:
@@ -69,26 +108,31 @@ def attempts(store: Store) -> int:
     recipe = store.meta.recipe
     if not len(store) or "collector_version" not in recipe or not isinstance(recipe.get("seed"), int):
         return 0
-    return max(0, store[len(store) - 1].seed - _first_seed(recipe["seed"]) + 1)
+    each, first = recipe.get("episodes_each", len(store)), recipe["seed"] * SEEDS_PER_COLLECTION
+    last_of_each = [*range(each, len(store), each), len(store)]
+    return sum(max(0, store.seeds[end - 1] - first + 1) for end in last_of_each)
 
 
-def _first_seed(seed: int) -> int:
-    return seed * SEEDS_PER_COLLECTION
-
-
-def _meta(env: Env, env_config: EnvConfig, config: DataConfig) -> StoreMeta:
+def _meta(env: Env, env_config: EnvConfig, config: DataConfig, actor: Actor | None = None) -> StoreMeta:
     recipe = {
         "collector_version": COLLECTOR_VERSION,
         "env": _settings(env_config),
         "env_version": env.version,
         "seed": config.seed,
-        "noise": float(config.noise) + 0.0,  # -0.0 is no other recipe than 0.0
+        "noise": _noise(config, env, actor) + 0.0,  # -0.0 is no other recipe than 0.0
         "after_success": config.after_success,
     }
+    name, text = _task_name(env_config), env.task_text
+    if config.tasks:  # they come one after another, so that another number of each makes another store
+        recipe |= {"tasks": list(config.tasks), "episodes_each": config.episodes}
+        recipe["env"] = {key: value for key, value in recipe["env"].items() if key != "task"}
+        name, text = f"{len(config.tasks)} tasks", ", ".join(config.tasks)
+    if actor is not None:
+        recipe["actor"] = actor.name
     return StoreMeta(
         features=env.features.to_dict(),
-        task=env.task_text,
-        env=f"{env_config.kind} {_task_name(env_config)}",
+        task=text,
+        env=f"{env_config.kind} {name}",
         env_version=env.version,
         recipe=recipe,
     )
@@ -110,7 +154,7 @@ def _find_store(env: Env, meta: StoreMeta, config: DataConfig) -> Store:
     folder = re.sub(r"[^\w.-]+", "-", meta.env.split(" ", 1)[1])
     path = Path(config.path or config.collected_dir / f"{folder}-{meta.recipe_hash[:12]}")
     if not (path / "meta.json").exists():
-        env.reset(seed=_first_seed(config.seed))  # which makes the expert
+        env.reset(seed=config.first_seed)  # which makes the expert
         if env.expert is None:
             raise ValueError(
                 f"{meta.env} has no scripted expert: record demonstrations with demos.Store.create(path, meta) and "
@@ -130,7 +174,13 @@ def _check_fits(store: Store, meta: StoreMeta, config: DataConfig) -> None:
             f"{store.path} does not fit {meta.env}, use another store or environment: its features differ in "
             f"{_differences(store.spec.to_dict(), meta.features)}"
         )
-    if len(store) < config.episodes and store.meta.recipe_hash != meta.recipe_hash:
+    another = store.meta.recipe_hash != meta.recipe_hash
+    if another and (config.tasks or "tasks" in store.meta.recipe):
+        raise ValueError(
+            f"{store.path} does not hold {config.episodes} episodes of each of these {len(config.tasks)} tasks: use "
+            "another data.path, or env=none to train on all that it holds"
+        )
+    if len(store) < config.episodes and another:
         raise ValueError(
             f"{store.path} has {len(store)} episodes, data.episodes asks for {config.episodes}, and its recipe is not "
             "this one, so it cannot be extended: ask for fewer, or use another data.path"
@@ -155,107 +205,38 @@ def _differences(got: Any, expected: Any, name: str = "") -> str:
     return ", ".join(_differences(got.get(key), expected.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
 
 
-class StoreWriter(Observer):
-    """Appends the successful episodes of a rollout to a store, in the order of their seeds, until there are enough.
-
-    Args:
-        store: is written.
-        config: how many, and how many attempts at most.
-        seeds: of the rollout, in their order.
-        bar: shows how far it is.
-
-    Raises:
-        ValueError: too few of the attempts succeed.
-    """
-
-    essential = True  # a collection must not go on whose episodes are lost
-
-    def __init__(self, store: Store, config: DataConfig, seeds: range, bar: tqdm):
-        self._store, self._config, self._seeds, self._bar = store, config, seeds, bar
-        self._recorder = EpisodeRecorder(store.meta.task, store.spec.control_dt_s)
-        self._ended: dict[int, Episode | None] = {}  # those that wait for an earlier seed
-        self._next = seeds[0] if seeds else 0
-
-    def step(self, event: StepTaken) -> None:
-        """Keeps it for its episode."""
-        self._recorder.step(event)
-
-    def episode_ends(self, event: EpisodeEnds) -> None:
-        """Appends what has been waited for; raises `Enough` where that is all."""
-        self._ended[event.seed] = self._recorder.episode(event)
-        while self._next in self._ended:
-            self._take(self._ended.pop(self._next))
-            self._next += 1
-
-    def _take(self, episode: Episode | None) -> None:
-        store, config = self._store, self._config
-        tried = self._next - _first_seed(config.seed) + 1
-        if episode is not None:
-            store.append(episode)
-        elif tried >= MIN_ATTEMPTS and len(store) * config.max_attempts_factor < tried:
-            raise ValueError(_too_few(store, config, tried))
-        self._bar.set_postfix_str(f"{len(store)} of {tried} attempts succeeded", refresh=episode is None)
-        self._bar.update(len(store) - self._bar.n)
-        if len(store) >= config.episodes:
-            raise Enough
-
-
-class EpisodeRecorder:
-    """Makes demonstrations of the steps of episodes: the chosen action is the label, whatever was executed."""
-
-    def __init__(self, task: str, control_dt_s: float | None):
-        self._task, self._control_dt_s = task, control_dt_s
-        self._steps: dict[int, list[StepTaken]] = {}  # by seed
-
-    def step(self, event: StepTaken) -> None:
-        """Takes a step of the expert."""
-        self._steps.setdefault(event.seed, []).append(event)
-
-    def episode(self, event: EpisodeEnds) -> Episode | None:
-        """The episode that has ended; None if it did not succeed."""
-        steps = self._steps.pop(event.seed)
-        if not event.record.success:
-            return None
-        observations = [step.observation or {} for step in steps]
-        return Episode(
-            observation={name: np.stack([each[name] for each in observations]) for name in observations[0]},
-            action=np.stack([step.chosen for step in steps if step.chosen is not None]),
-            reward=np.array([step.reward for step in steps], np.float32),
-            success=np.array([step.success for step in steps], bool),
-            task=self._task,
-            seed=event.seed,
-            control_dt_s=self._control_dt_s,
-        )
-
-
-def _extend(store: Store, config: DataConfig, make_env: Callable[[], Env], progress: bool) -> None:
-    """Append episodes until there are enough; the caller holds the writer's lock."""
-    first = _first_seed(config.seed)
+def _extend(
+    store: Store,
+    config: DataConfig,
+    number: int,
+    make_env: Callable[[], Env],
+    progress: bool,
+    actor: Actor | None,
+) -> None:
+    """Append episodes of one task, by its number, until there are enough; the caller holds the writer's lock."""
+    begin, end = number * config.episodes, (number + 1) * config.episodes
+    if len(store) >= end:
+        return
     # A gap between two kept seeds stands for failures; what failed after the last kept one is tried again.
-    seeds = range(first + attempts(store), first + SEEDS_PER_COLLECTION)
-    bar = tqdm(total=config.episodes, initial=len(store), desc=store.meta.env, unit="ep", disable=not progress)
-    with bar:
-        if seeds and len(store) < config.episodes:
+    first = store.seeds[-1] + 1 if len(store) > begin else config.first_seed
+    seeds = range(first, config.first_seed + SEEDS_PER_COLLECTION)
+    name = config.tasks[number] if config.tasks else store.meta.env
+    with tqdm(total=end, initial=len(store), desc=name, unit="ep", disable=not progress) as bar:
+        if seeds:
             rollout(
                 make_env,
-                NoisyExpert(config.noise),
+                actor.agent if actor else NoisyExpert(config.noise or 0.0),
                 seeds,
                 n_envs=config.workers,
                 workers="inline" if config.workers == 1 else "process",
                 processes=config.workers,
                 after_success=config.after_success,
-                observers=[StoreWriter(store, config, seeds, bar)],
+                observers=[StoreWriter(store, config, begin, seeds, bar, relabel=actor is not None)],
+                spec=actor.spec if actor else None,
+                ask_expert=actor is not None,
             )
-    if len(store) < config.episodes:
-        raise ValueError(_too_few(store, config, SEEDS_PER_COLLECTION))
-
-
-def _too_few(store: Store, config: DataConfig, tried: int) -> str:
-    return (
-        f"{store.meta.env}: {len(store)} of {tried} attempts succeeded, expected at least 1 in "
-        f"{config.max_attempts_factor}, and {config.episodes} within {SEEDS_PER_COLLECTION} attempts: lower "
-        f"data.noise (now {config.noise}), allow more steps, or raise data.max_attempts_factor"
-    )
+    if len(store) < end:
+        raise ValueError(too_few(store, config, len(store) - begin, SEEDS_PER_COLLECTION))
 
 
 def attempt(env: Env, config: DataConfig, seed: int) -> Episode | None:
@@ -264,7 +245,7 @@ def attempt(env: Env, config: DataConfig, seed: int) -> Episode | None:
     Raises:
         ValueError: the environment has no expert.
     """
-    lane = Lane(env, LaneOptions(config.after_success, NoisyExpert(config.noise), watched=True))
+    lane = Lane(env, LaneOptions(config.after_success, NoisyExpert(_noise(config, env)), watched=True))
     reply = lane.run(Begin(whole("seed", seed)))
     if isinstance(reply, WorldError):
         raise reply
@@ -273,6 +254,8 @@ def attempt(env: Env, config: DataConfig, seed: int) -> Episode | None:
     for event in reply.events:
         if isinstance(event, StepTaken):
             recorder.step(event)
+        else:
+            recorder.episode_begins(event)
     return recorder.episode(EpisodeEnds(0, seed, reply.record.steps, reply.record.failure, reply.record))
 
 
@@ -282,10 +265,22 @@ def run(config: DictConfig) -> None:
 
     start = time.perf_counter()
     root: CollectRoot = cli.typed(config)
-    store = collect(root.env, root.data)
+    actor = _policy(root.checkpoint) if root.checkpoint else None
+    store = collect(root.env, root.data, actor=actor)
     tried = attempts(store)
     rate = f"{len(store)} of {tried} attempts succeeded ({len(store) / tried:.0%})" if tried else "recorded"
+    rate = "of the policy, relabelled by the expert" if actor else rate
     print(f"{store.path}: {len(store)} episodes, {rate}, {time.perf_counter() - start:.1f} s")
+
+
+def _policy(where: str) -> Actor:
+    """The policy of a checkpoint or an export, as the one who acts."""
+    import flowhand  # here, because the processes that collect need no more than the world
+    from flowhand.control.controller import Controller
+    from flowhand.evaluation.unfinished import fingerprint
+
+    policy = flowhand.load(where)
+    return Actor(Controller(policy), fingerprint(*policy.settled()), policy.spec)
 
 
 def main() -> None:

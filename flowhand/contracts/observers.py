@@ -41,6 +41,7 @@ class EpisodeBegins:
     task: str  # its short name; empty where it is not known
     observation: dict[str, np.ndarray] | None  # the first one, each (*shape); None: not read yet
     picture: np.ndarray | None = None  # (H, W, 3) uint8, where somebody wants one
+    text: str = ""  # the task as an instruction; empty where it is not known
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +80,8 @@ class StepTaken:
     reward: float = 0.0  # of a simulated world
     success: bool = False  # whether the task is solved after the step
     picture: np.ndarray | None = None  # after the step, where somebody wants one
+    # what the expert would do, (A,) or a whole plan (T, A), where it is asked or acts by plans
+    advice: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)

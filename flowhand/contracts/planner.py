@@ -21,6 +21,7 @@ LEARNED = {  # dtypes of each kind of feature that policies take
     PREVIOUS: ("float32",),
     "image": ("uint8",),
     "depth": ("uint16", "float32"),
+    "elements": ("uint8", "float32"),
 }
 OPEN = ("unit", "names", "wraps", "rotations", "camera")  # what a feature may leave open
 NOTHING: Mapping[str, int] = MappingProxyType({})  # what a planner `continues` that knows no prefix
@@ -32,7 +33,8 @@ def check_spec(spec: Spec) -> None:
         if feature.dtype not in LEARNED.get(feature.kind, ()):
             raise ValueError(
                 f"the observation {name!r} is {feature.dtype} of kind {feature.kind!r}; a policy takes states in "
-                "float32, images in uint8 and depth in uint16 or float32: convert it, or leave it out"
+                "float32, images in uint8, depth in uint16 or float32 and elements in uint8 (text) or float32: convert "
+                "it, or leave it out"
             )
     if spec.action.dtype != "float32":
         raise ValueError(f"the action is {spec.action.dtype}, a policy gives float32: convert it")

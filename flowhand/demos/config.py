@@ -10,6 +10,7 @@ from pathlib import Path
 from flowhand.contracts.data.episode import SEED_LIMIT
 from flowhand.contracts.strict import whole
 
+NOISE = 0.1  # where data.noise is null
 COLLECTED = 50  # episodes of an expert, where data.episodes does not say how many
 SEEDS_PER_COLLECTION = 10_000  # collections with different `seed` share no episode seed
 
@@ -24,7 +25,11 @@ class DataConfig:
     cache_dir: str = ""
     episodes: int = 0  # to have, the first ones; 0: all of a recorded set, 50 where an expert collects them
     seed: int = 0  # episode seeds count up from seed * 10_000; in [0, 100)
-    noise: float = 0.1  # standard deviation of the noise added to the executed action, action units; the label is clean
+    # standard deviation of the noise added to the executed action, action units; the label is clean. null: 0.1, and 0
+    # where an action is a choice of what to do, as on a screen
+    noise: float | None = None
+    # demonstrate these tasks of the world one after another, `episodes` of each; empty: env.task alone
+    tasks: list[str] = field(default_factory=list, metadata={"before": []})
     after_success: int = 0  # control steps recorded after the first success
     max_attempts_factor: int = 4  # give up when fewer than one in this many attempts succeed
     workers: int = 1  # processes; the episodes do not depend on it
@@ -39,10 +44,20 @@ class DataConfig:
             "workers": (1, math.inf),
         }
         for name, (low, high) in limits.items():
+            if name == "noise" and self.noise is None:
+                continue
             value = getattr(self, name) if name == "noise" else whole(f"data.{name}", getattr(self, name))
             setattr(self, name, value)
             if not low <= value <= high or not math.isfinite(value):
                 raise ValueError(f"data.{name} is {value}: expected a number in [{low}, {high}]")
+
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"data.tasks is {', '.join(self.tasks)}: expected each task once")
+
+    @property
+    def first_seed(self) -> int:
+        """From which on the seeds of the episodes count."""
+        return self.seed * SEEDS_PER_COLLECTION
 
     @property
     def collected_dir(self) -> Path:

@@ -178,6 +178,10 @@ class Store:
         """The values of one feature, or "action", at these steps (n,) of an episode; see `blocks`."""
         return next(self.blocks(name, episode))[steps]
 
+    def plan(self, episode: int) -> np.ndarray | None:
+        """The plans (N, T, A) of an episode's states; None if it has none."""
+        return self[episode].plan
+
     def release(self) -> None:
         """Nothing is kept open."""
 

@@ -176,6 +176,10 @@ class Reader:
             ]
         return np.concatenate(parts)[place]
 
+    def plan(self, episode: int) -> np.ndarray | None:
+        """None: recorded files have actions, no plans."""
+        return None
+
     def release(self) -> None:
         """Lets go of the files that are kept open for the next reading, which opens them again."""
 

@@ -19,6 +19,7 @@ from .native import Store
 from .reader import Reader
 
 IMAGES = ("image", "depth")  # kinds of features
+AS_STORED = (*IMAGES, "elements")  # that are no vectors
 
 
 @dataclass(frozen=True)
@@ -190,13 +191,13 @@ def numbers(text: object, count: int) -> list[int]:
 
 
 def _vector(feature: Feature) -> Feature:
-    if feature.kind in IMAGES:
+    if feature.kind in AS_STORED:
         return feature
     names = feature.names if len(feature.shape) == 1 else None
     return replace(feature, shape=(math.prod(feature.shape),), dtype="float32", names=names)
 
 
 def _as_read(values: np.ndarray, feature: Feature) -> np.ndarray:
-    if feature.kind in IMAGES:
+    if feature.kind in AS_STORED:
         return values
     return np.ascontiguousarray(values.reshape(len(values), -1), np.float32)

@@ -18,6 +18,7 @@ from flowhand.contracts.world import Observation, World, WorldError
 from .records import EpisodeRecord
 
 MakeEnv = Callable[[], World]
+LOST = "the expert knows no way on"  # a kind of failure
 NOISE_STREAM = 1  # keeps the noise of an expert independent of what the environment draws from the same seed
 
 
@@ -48,6 +49,7 @@ class LaneOptions:
     after_success: int | None = 0  # control steps after the first success at which an episode ends; None: it goes on
     expert: bool | NoisyExpert = False  # a command to begin runs the whole episode with the scripted expert
     watched: bool = False  # keep the events of an expert's episode
+    asked: bool = False  # ask the expert at every state what it would do there, while somebody else acts
 
 
 class Seen(NamedTuple):
@@ -57,6 +59,8 @@ class Seen(NamedTuple):
     reward: float = 0.0
     success: bool = False
     picture: np.ndarray | None = None  # (H, W, 3) uint8
+    text: str = ""  # the episode's task as an instruction; after a command to begin
+    advice: np.ndarray | None = None  # what the expert would do now, (A,) or a whole plan (T, A), where it is asked
 
 
 @dataclass(frozen=True)
@@ -109,26 +113,43 @@ class Lane:
         self._first_success: int | None = None
         self._score: float | None = None
         observation, self._info, self._solved_before = world.begin(self.env, self._seed)
-        return Seen(observation, 0.0, self._solved_before, self._picture(last=False))
+        picture = self._picture(last=False)
+        return Seen(observation, 0.0, self._solved_before, picture, self.env.task_text, self._advice())
 
-    def _run_expert(self, seen: Seen) -> Finished:
-        """The whole episode, acted by the expert, with its events where they are wanted."""
+    def _advice(self) -> np.ndarray | None:
+        """What the expert would do now, where it is asked, between the bounds of the action."""
+        if not self.options.asked:
+            return None
+        low, high = self.env.features.action.bounds()
+        return np.clip(self._ask(), low, high).astype(low.dtype)
+
+    def _ask(self) -> np.ndarray:
+        """The expert's answer: an action (A,), or all that is left to do (T, A), of which (0, A) knows nothing."""
         expert = self.env.expert  # made by the reset
         if expert is None:
             raise ValueError(f"{self.env.task} has no scripted expert")
+        return np.asarray(expert(self._info["expert_observation"]))
+
+    def _run_expert(self, seen: Seen) -> Finished:
+        """The whole episode, acted by the expert, with its events where they are wanted."""
         act = _Noisy(self.env.features, self.options.expert, self._seed) if self._noisy else _exactly
         events: list[EpisodeBegins | StepTaken] = []
         if self.options.watched:
-            begins = EpisodeBegins(self.number, self._seed, self.env.task, copied(seen.observation), seen.picture)
-            events.append(begins)
+            about = self.number, self._seed, self.env.task, copied(seen.observation), seen.picture, seen.text
+            events.append(EpisodeBegins(*about))
         while True:
-            chosen, sent = act(expert(self._info["expert_observation"]))
+            answer = self._ask()
+            plan = answer if answer.ndim == 2 else None
+            if not len(answer):
+                self._failure = LOST
+                return Finished(self._record(False), seen, events)
+            chosen, sent = act(answer if plan is None else plan[0])
             # A copy, because an environment may write into the same arrays at every step.
             acted_on, step = copied(seen.observation) if self.options.watched else None, self._steps
             reply = self._step(sent)
             seen = reply.seen if isinstance(reply, Finished) else reply
             if self.options.watched:
-                what = acted_on, chosen, sent, seen.reward, seen.success, seen.picture
+                what = acted_on, chosen, sent, seen.reward, seen.success, seen.picture, plan
                 events.append(StepTaken(self.number, self._seed, step, *what))
             if isinstance(reply, Finished):
                 return Finished(reply.record, reply.seen, events)
@@ -151,7 +172,8 @@ class Lane:
             self._first_success = self._steps
         self._failure = str(self._info.get("failure", "terminated" if step.terminated else "time limit"))
         done = step.terminated or step.truncated or self._over()
-        seen = Seen(step.observation, step.reward, step.success, self._picture(last=done))
+        advice = None if done else self._advice()
+        seen = Seen(step.observation, step.reward, step.success, self._picture(last=done), advice=advice)
         return Finished(self._record(step.success), seen) if done else seen
 
     def _over(self) -> bool:

@@ -61,6 +61,7 @@ def rollout(
     progress: bool = False,
     observers: Sequence[Observer] = (),
     spec: Spec | None = None,
+    ask_expert: bool = False,
 ) -> list[EpisodeRecord]:
     """Run one episode per seed; the records come in the order of the seeds.
 
@@ -79,6 +80,7 @@ def rollout(
             fixed order. The events of an expert's episode come when it has ended. One that raises `Enough` ends the
             rollout; then only the episodes that have ended have records.
         spec: what the agent sees and commands, which the environment must have; None: not checked.
+        ask_expert: ask the environment's expert at every state what it would do there; the steps carry its `advice`.
 
     Raises:
         ValueError: an argument is wrong, the environment does not fit, or an action is missing or not finite.
@@ -91,7 +93,7 @@ def rollout(
     publisher = Publisher(observers)
     expert = agent if isinstance(agent, NoisyExpert) else agent == "expert"
     watched = publisher.wants("episode_begins", "step")
-    options = LaneOptions(after_success if stop_at_success else None, expert, watched)
+    options = LaneOptions(after_success if stop_at_success else None, expert, watched, ask_expert)
     lanes = range(min(n_envs, len(seeds)))
     records: dict[int, EpisodeRecord] = {}
     groups: list[Group] = []
@@ -160,6 +162,7 @@ class Place(NamedTuple):
     step: int  # the number of actions it has been given
     observation: Observation | None = None  # acted on last; kept where somebody watches
     action: np.ndarray | None = None  # the last one
+    advice: np.ndarray | None = None  # what the expert would have done instead, where it is asked
 
 
 def _episodes(
@@ -185,7 +188,7 @@ def _episodes(
     while commands or busy:
         busy += _send(groups, commands)
         commands = {}
-        observations: dict[int, Observation] = {}
+        waiting_for: dict[int, Seen] = {}
         failures: list[WorldError] = []
         for lane, reply in _receive(busy, wait_for_all=agent is not None).items():
             if isinstance(reply, WorldError):
@@ -196,12 +199,12 @@ def _episodes(
                 yield lane, reply
                 commands |= begin(lane)
             else:
-                observations[lane] = reply.observation
+                waiting_for[lane] = reply
         if failures:  # only now, so that no episode is lost that ended at the same time
             raise failures[0]
-        if observations:
+        if waiting_for:
             assert agent is not None  # the expert's lanes reply only when an episode has ended
-            commands |= _act(agent, observations, place, groups[0], watched=publisher.wants("step"))
+            commands |= _act(agent, waiting_for, place, groups[0], watched=publisher.wants("step"))
 
 
 def _publish(publisher: Publisher, task: str, lane: int, place: Place, reply: Seen | Finished) -> None:
@@ -216,10 +219,12 @@ def _publish(publisher: Publisher, task: str, lane: int, place: Place, reply: Se
             else:
                 publisher.step(event)
     elif place.action is None:
-        publisher.episode_begins(EpisodeBegins(lane, place.seed, task, seen.observation, seen.picture))
+        about = lane, place.seed, task, seen.observation, seen.picture, seen.text
+        publisher.episode_begins(EpisodeBegins(*about))
     elif publisher.wants("step"):
         acted = place.observation, place.action, place.action
-        publisher.step(StepTaken(lane, place.seed, place.step - 1, *acted, seen.reward, seen.success, seen.picture))
+        came = seen.reward, seen.success, seen.picture, place.advice
+        publisher.step(StepTaken(lane, place.seed, place.step - 1, *acted, *came))
 
 
 def _send(groups: Sequence[Group], commands: dict[int, Command]) -> list[Group]:
@@ -254,8 +259,9 @@ def _require_fit(group: Group, spec: Spec | None) -> None:
 
 
 def _act(
-    agent: Agent, observations: dict[int, Observation], place: dict[int, Place], group: Group, *, watched: bool
+    agent: Agent, seen: dict[int, Seen], place: dict[int, Place], group: Group, *, watched: bool
 ) -> dict[int, Command]:
+    observations = {lane: each.observation for lane, each in seen.items()}
     # Copies, because an environment may write into the same arrays at every step.
     acted_on = {lane: copied(each) if watched else None for lane, each in observations.items()}
     actions = agent.act(observations)
@@ -267,7 +273,7 @@ def _act(
         if lane not in actions:
             raise ValueError(f"{where}: the agent gave no action for lane {lane}, only for {sorted(actions)}")
         action = commands[lane] = check_action(actions[lane], group.features, where=where)
-        place[lane] = Place(seed, step + 1, acted_on[lane], action)
+        place[lane] = Place(seed, step + 1, acted_on[lane], action, seen[lane].advice)
     return commands
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowhand.contracts.features import Spec
+from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.history import fitted, fitting, with_previous
 from flowhand.contracts.planner import check_spec
+from flowhand.contracts.screen.plans import counted, cut
 
 from ..batch import DTYPES, Batch
 from ..policy import Policy
@@ -23,7 +24,7 @@ class EpisodeLike(Protocol):
 
     observation: dict[str, np.ndarray]  # each (N, *shape)
     action: np.ndarray  # (N, A)
-    task: str  # instruction in words
+    task: str  # instruction in words; a `plan` (N, T, A) may be there, too, see `Episode`
 
 
 @runtime_checkable
@@ -38,6 +39,8 @@ class Measured(Protocol):
 
 class Windows:
     """Every control step of every episode as a window that starts there; see the diagram in batch.py.
+
+    Where the episodes have plans, the actions of a window are the plan at that step, which counts up to its first stop.
 
     Episodes are taken one at a time, and cast to the dtypes of the specification; where their lengths are known, as a
     store's are, none is held beside the windows.
@@ -76,7 +79,7 @@ class Windows:
             name: torch.empty((sum(lengths), *feature.shape), dtype=DTYPES[feature.dtype], device=device)
             for name, feature in features.items()
         }
-        start, texts = 0, []
+        start, texts, plans = 0, [], []
         for i, episode in enumerate(episodes):  # not with zip, which holds the first one to its end
             length = lengths[i]
             try:
@@ -84,6 +87,7 @@ class Windows:
                     with_previous(episode.observation, episode.action, spec.observation), spec.observation, length
                 )
                 arrays["action"] = fitted("the action", episode.action, spec.action, length)
+                plans += plan_of(episode, spec.action, prediction_horizon, length)
             except ValueError as error:
                 raise ValueError(f"episode {i}: {error}") from error
             for name, values in arrays.items():
@@ -92,6 +96,11 @@ class Windows:
             start += length
         if start != sum(lengths):
             raise ValueError(f"there were {start} control steps in the episodes, expected {sum(lengths)}")
+        if 0 < len(plans) < len(lengths):
+            raise ValueError(f"{len(plans)} of {len(lengths)} episodes have a plan; expected all of them, or none")
+        self.plan = torch.from_numpy(np.concatenate(plans)).to(device) if plans else None  # (steps, T, A)
+        counts = counted(np.concatenate(plans), spec.action) if plans else np.empty(0, bool)
+        self.planned = torch.from_numpy(counts).to(device)  # (steps, T), which actions of the plans count
         self.action = steps.pop("action")
         self.observation = steps
         counts = torch.tensor(lengths)
@@ -114,12 +123,12 @@ class Windows:
         past = torch.maximum(index[:, None] + self.back, self.first[index, None])
         future = index[:, None] + self.ahead
         last = self.last[index, None]
-        return Batch(
-            observation={name: values[past] for name, values in self.observation.items()},
-            action=self.action[torch.minimum(future, last)],
-            mask=future <= last,
-            task=self.task[index],
-        )
+        if self.plan is None:
+            action, mask = self.action[torch.minimum(future, last)], future <= last
+        else:
+            action, mask = self.plan[index], self.planned[index]
+        observation = {name: values[past] for name, values in self.observation.items()}
+        return Batch(observation, action, mask, self.task[index])
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Batch:
         """A batch of windows drawn uniformly, with replacement."""
@@ -131,5 +140,14 @@ class Windows:
         return generator
 
     def fit_normalizers(self, policy: Policy) -> None:
-        """Gives the policy the statistics of all steps."""
-        policy.fit_normalizers(self.observation, self.action, self.last)
+        """Gives the policy the statistics of all steps, or of all actions of their plans that count."""
+        if self.plan is None:
+            policy.fit_normalizers(self.observation, self.action, self.last)
+        else:
+            policy.fit_normalizers(self.observation, self.plan[self.planned])
+
+
+def plan_of(episode: EpisodeLike, action: Feature, horizon: int, steps: int) -> list[np.ndarray]:
+    """The plans of an episode, cut or filled to (N, horizon, A); none where it has none."""
+    plan = getattr(episode, "plan", None)
+    return [] if plan is None else [cut(fitted("the plan", plan, action, steps, np.shape(plan)[1]), horizon, action)]

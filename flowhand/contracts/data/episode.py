@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..features import Spec, shown
+from ..screen.plans import require_stop
 
 if TYPE_CHECKING:
     from .statistics import Statistics
@@ -29,6 +30,8 @@ class Episode:
     task: str  # instruction in words
     seed: int  # start state and goal, in [0, 1_000_000)
     control_dt_s: float | None  # time between two actions, seconds; None: each action waits for an event
+    # (N, T, A) float32: all that the expert would do from each state on, T at least 1, filled with stops. None: no plan
+    plan: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.action)
@@ -45,7 +48,8 @@ class Episode:
         part = slice(start, stop)
         observation = {name: values[part] for name, values in self.observation.items()}
         rest = {"action": self.action[part], "reward": self.reward[part], "success": self.success[part]}
-        return replace(self, observation=observation, **rest)
+        plan = None if self.plan is None else self.plan[part]
+        return replace(self, observation=observation, plan=plan, **rest)
 
     def validate(self, spec: Spec) -> None:
         """Check every field against the specification.
@@ -61,6 +65,8 @@ class Episode:
             _check_array(f"observation {name!r}", self.observation[name], feature.shape, feature.dtype, len(self))
         _check_array("reward", self.reward, (), "float32", len(self))
         _check_array("success", self.success, (), "bool", len(self))
+        if self.plan is not None:
+            self._check_plan(self.plan, spec)
         self._check_scalars(spec.control_dt_s)
 
     def _check_names(self, expected: set[str]) -> None:
@@ -68,6 +74,20 @@ class Episode:
         for what, names in (("misses", expected - got), ("has unknown", got - expected)):
             if names:
                 raise ValueError(f"observation {what} key {sorted(names)[0]!r}: the features list {sorted(expected)}")
+
+    def _check_plan(self, plan: np.ndarray, spec: Spec) -> None:
+        require_stop(spec.action)
+        actions = np.shape(plan)[1] if np.ndim(plan) == 3 else 0
+        if not actions:
+            raise ValueError(f"plan has shape {np.shape(plan)}: expected {(len(self), 'T', *spec.action.shape)}")
+        _check_array("plan", plan, (actions, *spec.action.shape), "float32", len(self))
+        for dimension, n in enumerate(spec.action.choices or ()):
+            value = plan[..., dimension]
+            wrong = (value != np.round(value)) | (value < 0) | (value >= n)
+            if n and wrong.any():
+                step, at = (int(i) for i in np.argwhere(wrong)[0])
+                got = f"plan is {value[step, at]:g} at step {step}, action {at}, dimension {dimension}"
+                raise ValueError(f"{got}: expected one of its {n} choices, 0 to {n - 1}")
 
     def _check_scalars(self, control_dt_s: float | None) -> None:
         number = isinstance(self.seed, int | np.integer) and not isinstance(self.seed, bool)

@@ -19,7 +19,7 @@ from flowhand.contracts.resize import resized
 
 from ..columns import make_episode
 from ..config import TrainingDataConfig
-from ..states import IMAGES
+from ..states import AS_STORED, IMAGES
 from ..statistics import gathered
 from .arrays import ArrayFolder, EpisodeArray
 from .statistics import kept_statistics
@@ -61,6 +61,10 @@ class Source(Protocol):
 
     def pick(self, name: str, episode: int, steps: np.ndarray) -> np.ndarray:
         """The values of a feature at these steps of an episode."""
+        ...
+
+    def plan(self, episode: int) -> np.ndarray | None:
+        """The plans (N, T, A) of an episode's states; None if it has none."""
         ...
 
     def release(self) -> None:
@@ -108,6 +112,8 @@ def as_read(values: np.ndarray, feature: Feature, where: str) -> np.ndarray:
         # One at a time, for the last bit of a matrix product may depend on how many rows it has.
         rows = np.stack([resized(image, (feature.shape[0], feature.shape[1])) for image in images])
         return rows.reshape(len(values), *feature.shape)
+    if feature.kind in AS_STORED:
+        return values
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(values.reshape(len(values), *feature.shape), np.float32)
     if not np.isfinite(rows).all():
@@ -202,10 +208,11 @@ class TrainingRows:
     def __iter__(self) -> Iterator[Episode]:
         """The episodes; what training does not read of them is zero."""
         begin = 0
-        for length, task in zip(self.lengths, self.tasks, strict=True):
+        for number, length, task in zip(self.episodes, self.lengths, self.tasks, strict=True):
             arrays = self._block(self.rows, np.arange(begin, begin + length))
             begin += length
-            yield make_episode(arrays, arrays.pop("action"), task, 1.0)
+            episode = make_episode(arrays, arrays.pop("action"), task, 1.0)
+            yield replace(episode, plan=self.data.plan(number))
 
     def statistics(self) -> Statistics:
         """See `RowSet`; measured once, and kept in the folder."""
