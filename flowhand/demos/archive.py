@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from flowhand.contracts.data.episode import SEED_LIMIT, Episode, is_number
+from flowhand.contracts.data.episode import RECORDED, SEED_LIMIT, Episode, is_number
 from flowhand.contracts.features import shown
 
 OBSERVATION_PREFIX = "observation/"
@@ -152,6 +152,7 @@ def _pack(episode: Episode) -> dict[str, np.ndarray]:
         "task": np.array(episode.task),
         "seed": np.array(_index(episode.seed), dtype=np.int64),
         "control_dt_s": np.array(_seconds(episode.control_dt_s), dtype=np.float64),
+        **episode.recorded(),
     }
 
 
@@ -181,8 +182,8 @@ def _unpack(arrays: dict[str, np.ndarray]) -> Episode:
         if name.startswith(OBSERVATION_PREFIX)
     }
     other = {name: array for name, array in arrays.items() if not name.startswith(OBSERVATION_PREFIX)}
-    if set(other) != OTHER_ARRAYS:
-        raise ValueError(f"missing or unknown arrays {sorted(set(other) ^ OTHER_ARRAYS)}")
+    if set(other) - set(RECORDED) != OTHER_ARRAYS:
+        raise ValueError(f"missing or unknown arrays {sorted((set(other) - set(RECORDED)) ^ OTHER_ARRAYS)}")
     scalars = {name: other.pop(name).item() for name in ("task", "seed", "control_dt_s")}
     if scalars["control_dt_s"] != scalars["control_dt_s"]:
         scalars["control_dt_s"] = None

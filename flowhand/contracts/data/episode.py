@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Demonstrations use seeds below this one, evaluation the seeds from it on: a policy is never scored on what it saw.
 SEED_LIMIT = 1_000_000
+RECORDED = ("intervention", "asked")  # fields that only some recordings have
 
 
 @dataclass(eq=False)
@@ -29,6 +30,8 @@ class Episode:
     task: str  # instruction in words
     seed: int  # start state and goal, in [0, 1_000_000)
     control_dt_s: float | None  # time between two actions, seconds; None: each action waits for an event
+    intervention: np.ndarray | None = None  # (N,) bool; a person or an expert acted in the place of a policy
+    asked: np.ndarray | None = None  # (N, A) as the action; what was wished, where safety let something else through
 
     def __len__(self) -> int:
         return len(self.action)
@@ -45,7 +48,12 @@ class Episode:
         part = slice(start, stop)
         observation = {name: values[part] for name, values in self.observation.items()}
         rest = {"action": self.action[part], "reward": self.reward[part], "success": self.success[part]}
+        rest |= {name: array[part] for name, array in self.recorded().items()}
         return replace(self, observation=observation, **rest)
+
+    def recorded(self) -> dict[str, np.ndarray]:
+        """What only some recordings tell of each step, by name."""
+        return {name: array for name in RECORDED if (array := getattr(self, name)) is not None}
 
     def validate(self, spec: Spec) -> None:
         """Check every field against the specification.
@@ -61,6 +69,9 @@ class Episode:
             _check_array(f"observation {name!r}", self.observation[name], feature.shape, feature.dtype, len(self))
         _check_array("reward", self.reward, (), "float32", len(self))
         _check_array("success", self.success, (), "bool", len(self))
+        expected = {"intervention": ((), "bool"), "asked": (spec.action.shape, spec.action.dtype)}
+        for name, array in self.recorded().items():
+            _check_array(name, array, *expected[name], len(self))
         self._check_scalars(spec.control_dt_s)
 
     def _check_names(self, expected: set[str]) -> None:
