@@ -6,7 +6,7 @@ said there:
     connect()      opens what the robot needs; called once, before anything else
     disconnect()   leaves the robot so that nobody has to catch it, and lets go of what it holds; called once
     features       a `Spec`: names, shapes, dtypes, units and ranges of what it observes and takes; None: not known
-    blocked        how many commands could not be sent since the robot was still being read
+    concurrent     true where reading and commanding at the same time is safe; else calls come one after the other
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class RobotConfig:
     """The choice of a robot; every adapter adds its own fields."""
 
     kind: str = "???"  # a key of flowhand.robots.ROBOTS
+    convert: bool = False  # convert values whose units differ from the policy's; false: refuse them
 
 
 Device = TypeVar("Device")

@@ -47,6 +47,8 @@ class SimulatedRobot:
         outcomes: of the episodes that have ended by themselves.
     """
 
+    concurrent = True  # a reading takes no time
+
     def __init__(self, env: World, stop_at_success: bool = True, picture_every: int = 0):
         self.env = env
         self.stop_at_success = stop_at_success

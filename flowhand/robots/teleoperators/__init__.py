@@ -12,12 +12,14 @@ from .base import Driver, DriverConfig
 from .gamepad import GamepadConfig, GamepadDriver
 from .keyboard import KeyboardConfig, KeyboardDriver
 from .keys import Keys, TerminalKeys, WaitingKeys
+from .lerobot import LeRobotDriver, TeleoperatorConfig
 from .scripted import ScriptedDriver
 
 # A config is always given to the function beside its own class, which the type cannot say.
 DRIVERS: dict[str, tuple[type[DriverConfig], Callable[[Any, Spec], Driver]]] = {
     "gamepad": (GamepadConfig, GamepadDriver),
     "keyboard": (KeyboardConfig, KeyboardDriver),
+    "lerobot": (TeleoperatorConfig, LeRobotDriver),
 }
 
 
@@ -46,6 +48,7 @@ __all__ = [
     "KeyboardDriver",
     "Keys",
     "ScriptedDriver",
+    "TeleoperatorConfig",
     "TerminalKeys",
     "WaitingKeys",
     "make",
