@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -37,13 +37,19 @@ class DeviceConfig:
     id: str | None = None  # of this very device, by which lerobot finds its calibration
     port: str | None = None  # of the motor bus, such as /dev/ttyACM0
     calibration_dir: str | None = None  # where its calibration lies; null: lerobot's own place
-    more: dict[str, Any] = field(default_factory=dict)  # further fields of lerobot's configuration of this type
+    more: Any = None  # further fields of lerobot's configuration of this type, such as {use_degrees: false}
 
     @property
     def passed_on(self) -> dict[str, Any]:
         """The fields that are given, in lerobot's form."""
         names = ("type", "id", "port", "calibration_dir")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None} | dict(self.more)
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None} | self._fields("more")
+
+    def _fields(self, name: str) -> dict[str, Any]:
+        given = getattr(self, name) or {}
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{name}={given!r} of {self.type} must be fields and values, such as {{name: value}}")
+        return dict(given)
 
 
 @dataclass
@@ -51,7 +57,7 @@ class LeRobotConfig(DeviceConfig, RobotConfig):
     """One of LeRobot's robots."""
 
     kind: str = "lerobot"
-    cameras: dict[str, Any] = field(default_factory=dict)  # by name, as lerobot has them: {front: {type: opencv, ...}}
+    cameras: Any = None  # by name, as lerobot has them: {front: {type: opencv, index_or_path: 0, ...}}
     unit: str = ""  # of its values, where lerobot's class does not say it, such as rad; empty: as the class says
     rate_hz: float = 30.0  # control steps per second, where no policy says it
     at_end: str = "return"  # leaving: return (go back to the pose at connecting, then no torque) | hold (keep torque)
@@ -66,7 +72,7 @@ class LeRobotConfig(DeviceConfig, RobotConfig):
     @property
     def passed_on(self) -> dict[str, Any]:
         """The fields that are given, in lerobot's form."""
-        return super().passed_on | ({"cameras": dict(self.cameras)} if self.cameras else {})
+        return super().passed_on | ({"cameras": self._fields("cameras")} if self.cameras else {})
 
 
 def device(config: DeviceConfig, room: str, base: str, make: str) -> Any:
