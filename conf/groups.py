@@ -18,6 +18,8 @@ TABLES = {  # group: the module and the name of its table, kind -> (configuratio
     "vision": ("policies.encoders", "VISION"),
     "net": ("policies.nets", "NETS"),
     "head": ("policies.heads", "HEADS"),
+    "robot": ("flowhand.robots", "ROBOTS"),
+    "driver": ("flowhand.robots.teleoperators", "DRIVERS"),
 }
 
 
