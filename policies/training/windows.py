@@ -15,6 +15,7 @@ from flowhand.contracts.planner import check_spec
 
 from ..batch import DTYPES, Batch
 from ..policy import Policy
+from .balance import balance_of
 
 
 @runtime_checkable
@@ -65,6 +66,7 @@ class Windows:
         device: torch.device | str = "cpu",
     ):
         check_spec(spec)
+        spec = spec.recorded  # the rest follows from the task and the data set of an episode
         lengths = list(episodes.lengths) if isinstance(episodes, Measured) else None
         if lengths is None:
             episodes = list(episodes)
@@ -101,6 +103,7 @@ class Windows:
         ends = counts.cumsum(0)
         self.first = torch.repeat_interleave(ends - counts, counts).to(device)  # first step of each step's episode
         self.last = torch.repeat_interleave(ends - 1, counts).to(device)
+        self.balance, self.source = balance_of(episodes, lengths, device)
         self.device = self.action.device
         self.back = torch.arange(1 - history, 1, device=device)
         self.ahead = torch.arange(prediction_horizon, device=device)
@@ -119,10 +122,13 @@ class Windows:
             action=self.action[torch.minimum(future, last)],
             mask=future <= last,
             task=self.task[index],
+            source=None if self.source is None else self.source[index],
         )
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """A batch of windows drawn uniformly, with replacement."""
+        """A batch of windows drawn with replacement: uniformly, or of each data set of a mixture its share."""
+        if self.balance is not None:
+            return self.gather(self.balance.draw(batch_size, generator))
         index = torch.randint(len(self), (batch_size,), generator=generator, device=self.action.device)
         return self.gather(index)
 
@@ -131,5 +137,6 @@ class Windows:
         return generator
 
     def fit_normalizers(self, policy: Policy) -> None:
-        """Gives the policy the statistics of all steps."""
-        policy.fit_normalizers(self.observation, self.action, self.last)
+        """Gives the policy the statistics of all steps, or of those of each data set."""
+        parts = self.balance.parts if self.balance else [slice(None)]
+        policy.fit_normalizers(self.observation, self.action, self.last, parts)
