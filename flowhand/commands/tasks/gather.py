@@ -1,4 +1,4 @@
-"""The demonstrations of many tasks, or of several recorded sets, as one data set; and what a policy is given of each."""
+"""The demonstrations of many tasks, or of several recorded sets, as one; and what a policy is given of each."""
 
 from __future__ import annotations
 

