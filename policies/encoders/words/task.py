@@ -15,26 +15,33 @@ from ...conditioning import Conditioning
 from ..base import Encoder
 from .config import IndexConfig, SentenceConfig
 
+LEAST_APART = 1e-3  # 1 - cosine of two texts; nearer ones are not told apart by a sharper mixture
+
 
 class TaskEncoder(Encoder):
     """A mixture of learned embeddings, one for each known text.
 
-    Of a policy with one-hot vectors it is the embedding of the text. With sentence embeddings, the shares are a softmax
-    of the cosines to the known texts: a known text has nearly its own embedding alone, and a new wording what the texts
-    that mean the same have. A learned map of a few hundred inputs, fitted to ten texts, would leave most directions of
-    a new one to chance (Nadaraya 1964 and Watson 1964 have the estimator).
+    Of a policy with one-hot vectors it is the embedding of the text. With sentence embeddings the shares are a softmax
+    of the cosines to the known texts (the kernel regression of Nadaraya 1964 and Watson 1964), as sharp as the two
+    nearest of them need: a known text has its own embedding nearly alone, and a new wording mostly those of the texts
+    that mean the same. A learned map of hundreds of inputs that is fitted to ten texts would leave most directions of a
+    new one to chance.
     """
 
     group = "words"
     takes = "the task"
-    vectors: Tensor
+    known: Tensor
 
     def __init__(self, config: IndexConfig, spec: Spec, history: int, tokens: bool = False):
         super().__init__()
         feature = spec.observation[TASK]
-        self.sharpness = config.sharpness if isinstance(config, SentenceConfig) else 0.0
-        known = F.normalize(torch.from_numpy(vectors_of(feature)), dim=-1)
-        self.register_buffer("vectors", known, persistent=False)  # they are part of the specification
+        known = vectors_of(feature).astype(np.float64)
+        known /= np.linalg.norm(known, axis=1, keepdims=True)
+        self.sharpness = self.mixed = 0.0
+        if isinstance(config, SentenceConfig):
+            self.sharpness, self.mixed = sharpness(known, config.own), config.mixed
+        # They follow from the specification, and are no weights.
+        self.register_buffer("known", torch.from_numpy(known.astype(np.float32)), persistent=False)
         self.table = nn.Parameter(torch.randn(len(known), config.width))
         self.size = config.width
         self.tokens = (1, config.width) if tokens else (0, 0)
@@ -45,12 +52,37 @@ class TaskEncoder(Encoder):
         return feature.kind == TASK
 
     def forward(self, observation: dict[str, Tensor], generator: Generator | None = None) -> Conditioning:
-        """The task's vectors (B, O, D), of which the last counts, to conditioning; nothing of it is random."""
+        """The task's vectors (B, O, D), of which the last counts, to conditioning.
+
+        In training some are mixed with another task, of less weight, as those of a new wording are.
+        """
         shares = observation[TASK][:, -1]
         if self.sharpness:
-            shares = torch.softmax(self.sharpness * F.normalize(shares, dim=-1) @ self.vectors.T, dim=-1)
+            shares = torch.softmax(self.sharpness * F.normalize(shares, dim=-1) @ self.known.T, dim=-1)
+            if generator is not None and self.mixed:
+                shares = self._mix(shares, generator)
         vector = shares @ self.table
         return Conditioning(vector, vector.unsqueeze(1) if self.tokens[0] else None)
+
+    def _mix(self, shares: Tensor, generator: Generator) -> Tensor:
+        """Some of the rows mixed with a row for another text, drawn uniformly."""
+        drawn = torch.rand((len(shares), 3), generator=generator, device=shares.device, dtype=shares.dtype)
+        other = (drawn[:, 1] * shares.shape[1]).long().clamp(max=shares.shape[1] - 1)
+        weight = torch.where(drawn[:, 0] < self.mixed, drawn[:, 2] / 2, 0).unsqueeze(1)
+        return (1 - weight) * shares + weight * F.one_hot(other, shares.shape[1])
+
+
+def sharpness(known: np.ndarray, own: float) -> float:
+    """The factor of the cosines with which every known text has at least this share of its own.
+
+    Args:
+        known: vectors of length 1.
+        own: the share.
+    """
+    if len(known) < 2:
+        return 1.0
+    cosines = known @ known.T - 2 * np.eye(len(known))
+    return float(np.log((len(known) - 1) * own / (1 - own)) / max(1 - cosines.max(), LEAST_APART))
 
 
 class Given(nn.Module):
