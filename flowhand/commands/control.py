@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 import flowhand
 from conf import cli
 from conf.verbs.control import ControlRoot
+from flowhand.contracts.data.tasks import SOURCE, TASK, given
 from flowhand.contracts.durable import opened
 from flowhand.contracts.export import artifact, exported_policy
 from flowhand.contracts.features import Spec
@@ -68,6 +69,7 @@ def control(config: ControlRoot) -> tuple[str, str]:
         inference_thread = InferenceThread(
             planner, config.execution, config.noise_seed, config.asynchronous, observers=view.observers
         )
+        told(inference_thread, spec, config, env)
         config.safety = _resting(config.safety, env)
         safety = safety_of(spec, config.safety, config.workspace, dt)
         journal = open_journal(path, spec, _about(config, dt))
@@ -85,6 +87,21 @@ def control(config: ControlRoot) -> tuple[str, str]:
     solved = f"{sum(o.success for o in robot.outcomes)} of {len(robot.outcomes)} episodes solved"
     speed = "" if dt == spec.control_dt_s else f" ({spec.seconds() / dt:.3g} times the checkpoint's rate)"
     return f"{env.task}: {runtime.report.line()}{speed}; {solved}; journal: {path}", ended
+
+
+def told(inference_thread: InferenceThread, spec: Spec, config: ControlRoot, env: World) -> None:
+    """Has the policy told its task and its source, where it takes them.
+
+    Raises:
+        ValueError: it needs them and they are not known, or it does not take them.
+    """
+    task, source = config.task or None, config.source or None
+    sources = spec.observation[SOURCE].names or () if SOURCE in spec.observation else ()
+    if task is None and (TASK in spec.observation or env.task_text in sources):
+        task = env.task_text
+    given(spec.observation, task, source)  # which refuses it before the robot moves
+    inference_thread.task, inference_thread.source = task, source
+    config.task, config.source = task or "", source or ""  # as the journal has them
 
 
 def _resting(config: SafetyConfig, env: World) -> SafetyConfig:
@@ -152,6 +169,7 @@ def _about(config: ControlRoot, control_dt_s: float) -> dict[str, Any]:
     """What a journal's header says about a run."""
     parts = {name: asdict(getattr(config, name)) for name in ("execution", "safety", "workspace", "runtime")}
     parts["head"] = config.head.changes
+    parts["told"] = {name: getattr(config, name) for name in ("task", "source")}
     plain = {name: getattr(config, name) for name in ("noise_seed", "asynchronous", "seed", "seconds", "device")}
     where, kind = (
         Path(config.checkpoint).resolve(),
