@@ -16,6 +16,7 @@ TABLES = {  # group: the module and the name of its table, kind -> (configuratio
     "env": ("envs", "ENVS"),
     "encoder": ("policies.encoders", "ENCODERS"),
     "vision": ("policies.encoders", "VISION"),
+    "words": ("policies.encoders", "WORDS"),
     "net": ("policies.nets", "NETS"),
     "head": ("policies.heads", "HEADS"),
     "robot": ("flowhand.robots", "ROBOTS"),

@@ -35,7 +35,8 @@ ENVS: dict[str, tuple[type[EnvConfig], Callable[[Any], Env]]] = {
 
 def name_of(config: EnvConfig) -> str:
     """What tells this world from others of its kind, in letters that a folder's name can have."""
-    name = getattr(config, "task", "") or getattr(config, "id", "") or config.kind
+    task = getattr(config, "task", "")
+    name = ("-".join(task) if isinstance(task, list) else task) or getattr(config, "id", "") or config.kind
     return re.sub(r"[^\w.-]+", "-", name)
 
 
@@ -58,6 +59,8 @@ def make(
     config_class, build = ENVS[config.kind]
     if not isinstance(config, config_class):
         raise ValueError(f"env kind {config.kind!r} takes a {config_class.__name__}, got a {type(config).__name__}")
+    if len(tasks := config.each()) > 1:
+        raise ValueError(f"env={config.kind} names {len(tasks)} tasks, and a world has one: give one with env.task=")
     env = build(config)
     return PerturbedEnv(env, perturb, spreads) if perturb and perturb.describe() else env
 

@@ -30,6 +30,8 @@ class ControlRoot:
     seconds: float = 60.0  # to control for, in all episodes together
     rate_hz: float = 0.0  # control steps per second; 0: the checkpoint's own; another one is a load test
     seed: int = 2_000_000  # of the first episode's start state and noise; every further episode takes the next
+    task: str = ""  # what a policy is told that knows several tasks; empty: the text of the robot's world
+    source: str = ""  # whose statistics to take, of a policy that learned from several sets; empty: the task's own
     stop_at_success: bool = True  # end an episode at its first success
     asynchronous: bool = True  # decide beside the control, so that no control step waits for a decision
     noise_seed: int = 0  # another value draws other noise for the same seeds

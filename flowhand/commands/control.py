@@ -17,6 +17,7 @@ import flowhand
 from conf import cli
 from conf.verbs.control import ControlRoot
 from flowhand import robots
+from flowhand.contracts.data.tasks import SOURCE, TASK, given
 from flowhand.contracts.durable import opened
 from flowhand.contracts.export import artifact, exported_policy
 from flowhand.contracts.features import Spec
@@ -65,6 +66,7 @@ def control(config: ControlRoot) -> tuple[str, str]:
         inference_thread = InferenceThread(
             planner, config.execution, config.noise_seed, config.asynchronous, observers=view.observers
         )
+        told(inference_thread, spec, config, env)
         if env:
             if config.robot is None:  # then nothing is converted, and the world has just what the policy knows
                 require_drives(spec, env.features, env.task)
@@ -114,6 +116,21 @@ def _outcome(robot: Any) -> str:
     if (outcomes := getattr(robot, "outcomes", None)) is not None:
         return f"{sum(o.success for o in outcomes)} of {len(outcomes)} episodes solved"
     return f"{getattr(robot, 'blocked', 0)} commands not sent while the robot was being read"
+
+
+def told(inference_thread: InferenceThread, spec: Spec, config: ControlRoot, env: World | None) -> None:
+    """Has the policy told its task and its source, where it takes them.
+
+    Raises:
+        ValueError: it needs them and they are not known, or it does not take them.
+    """
+    task, source = config.task or None, config.source or None
+    sources = spec.observation[SOURCE].names or () if SOURCE in spec.observation else ()
+    if task is None and env and (TASK in spec.observation or env.task_text in sources):
+        task = env.task_text
+    given(spec.observation, task, source)  # which refuses it before the robot moves
+    inference_thread.task, inference_thread.source = task, source
+    config.task, config.source = task or "", source or ""  # as the journal has them
 
 
 def _resting(config: SafetyConfig, env: World) -> SafetyConfig:
@@ -181,6 +198,7 @@ def _about(config: ControlRoot, control_dt_s: float) -> dict[str, Any]:
     """What a journal's header says about a run."""
     parts = {name: asdict(getattr(config, name)) for name in ("execution", "safety", "workspace", "runtime")}
     parts["head"] = config.head.changes
+    parts["told"] = {name: getattr(config, name) for name in ("task", "source")}
     plain = {name: getattr(config, name) for name in ("noise_seed", "asynchronous", "seed", "seconds", "device")}
     where, kind = (
         Path(config.checkpoint).resolve(),
