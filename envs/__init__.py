@@ -20,6 +20,7 @@ from .metaworld import MetaWorldConfig, MetaWorldEnv
 from .mujoco import RenderingUnavailable
 from .perturb import PerturbConfig, PerturbedEnv
 from .pusht import PushTConfig, PushTEnv
+from .so101 import SO101Config, SO101Env
 from .web import WebConfig, WebEnv
 
 # A config is always given to the function beside its own class, which the type cannot say.
@@ -29,6 +30,7 @@ ENVS: dict[str, tuple[type[EnvConfig], Callable[[Any], Env]]] = {
     "gymnasium": (GymnasiumConfig, GymnasiumEnv),
     "metaworld": (MetaWorldConfig, MetaWorldEnv),
     "pusht": (PushTConfig, PushTEnv),
+    "so101": (SO101Config, SO101Env),
     "web": (WebConfig, WebEnv),
 }
 
@@ -102,6 +104,7 @@ __all__ = [
     "PerturbConfig",
     "PushTConfig",
     "RenderingUnavailable",
+    "SO101Config",
     "Spec",
     "WebConfig",
     "env_of",
