@@ -109,6 +109,12 @@ class Repeated(Net):
         """The net's own."""
         return self.net.prepare(t, cond, per_action)
 
+    def next_action(
+        self, x_B1A: Tensor, place: int, horizon: int, modulation: Modulation, earlier: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The net's own; each is another function, for it has more earlier ones."""
+        return self.net.next_action(x_B1A, place, horizon, modulation, earlier)
+
     def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
         """The net's own."""
         # Copies, because the compiler takes no two views of the same memory.

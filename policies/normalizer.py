@@ -15,6 +15,7 @@ from flowhand.contracts.data.statistics import QUANTILES, FeatureStatistics
 MODES = ("mean_std", "min_max", "quantile", "identity")
 EPS, TINY = torch.finfo(torch.float32).eps, torch.finfo(torch.float32).tiny
 JITTER = 8  # steps of float32: a range of no more is rounding, not a signal
+DEPTH_PIXELS = 2**22  # of which statistics are taken at most
 HEAVY = 10  # standard deviations in half a quantile range: with more, next to all lies in the tails
 
 
@@ -189,3 +190,13 @@ def _quantiles(data: _Summary, name: str) -> tuple[Tensor, Tensor]:
         )
     shift = torch.where(flat, data.mean, (high + low) / 2)
     return shift, torch.where(flat, spread, torch.maximum(half, spread))
+
+
+def spread(count: int, size: int) -> Tensor:
+    """Which of `count` frames of so many pixels give some million, evenly spread: for the statistics of depth."""
+    return torch.linspace(0, count - 1, max(2, min(count, DEPTH_PIXELS // size))).long()
+
+
+def pixels(frames: Tensor) -> Tensor:
+    """Values (N, 1) of some of the frames (M, H, W[, 1]), see `spread`."""
+    return frames[spread(len(frames), frames[0].numel()).to(frames.device)].reshape(-1, 1).float()

@@ -24,19 +24,19 @@ from .encoders import ENCODERS, VISION, compose, image_sizes
 from .encoders.base import EncoderConfig
 from .encoders.state import StateEncoderConfig
 from .encoders.vision.config import KINDS, NoVisionConfig, VisionConfig
+from .fields import Fields
 from .generation.prefix import Prefix
 from .heads import HEADS
-from .heads.base import HeadConfig
+from .heads.base import Head, HeadConfig
 from .heads.flow import FlowConfig
 from .nets import NETS
 from .nets.base import Net, NetConfig
 from .nets.mlp import MLPConfig
-from .normalizer import Normalizer, NormalizerConfig
+from .normalizer import Normalizer, NormalizerConfig, pixels
 from .representation.config import ActionConfig, declared, earlier
 from .representation.represent import Representation
 
 ALIGNMENT = 64  # bytes, at a multiple of which torch allocates on a CPU
-DEPTH_PIXELS = 2**22  # of which statistics are taken at most
 
 
 @dataclass
@@ -50,16 +50,6 @@ class PolicyConfig:
     head: HeadConfig = field(default_factory=FlowConfig)
     action: ActionConfig = field(default_factory=ActionConfig, metadata={"before": earlier()})
     vision: VisionConfig = field(default_factory=NoVisionConfig)
-
-
-def spread(count: int, size: int) -> Tensor:
-    """Which of `count` frames of so many pixels give some million, evenly spread: for the statistics of depth."""
-    return torch.linspace(0, count - 1, max(2, min(count, DEPTH_PIXELS // size))).long()
-
-
-def pixels(frames: Tensor) -> Tensor:
-    """Values (N, 1) of some of the frames (M, H, W[, 1]), see `spread`."""
-    return frames[spread(len(frames), frames[0].numel()).to(frames.device)].reshape(-1, 1).float()
 
 
 def component(table: Mapping[str, tuple[Any, Any]], config: Any, group: str) -> Any:
@@ -80,6 +70,7 @@ class Policy(nn.Module):
         self.spec = spec
         self.representation = Representation(config.action, spec)
         self.codec = ActionCodec(self.representation.choices)
+        self.fields = Fields(self.codec.choices, spec, self.representation.plain)
         self.chunk_shape = (config.chunk.prediction_horizon, self.codec.size)  # as heads and nets see it
         # Colours and elements need no statistics; those of depth are of all its pixels together.
         measured = {n: f for n, f in spec.observation.items() if f.kind not in ("image", "elements")}
@@ -93,7 +84,8 @@ class Policy(nn.Module):
         self.net = component(NETS, config.net, "net")(
             config.net, self.chunk_shape, self.encoder.size, self.encoder.tokens
         )
-        self.head = component(HEADS, config.head, "head")(config.head, self.encoder.size, self.encoder.tokens)
+        self.head = self._head(config.head)
+        self.net.arrange(self.fields, self.encoder.row_tokens, self.head.choice_error == "cross_entropy")
         self._compiled: CompiledSampler | None = None
         self._trained_head = config.head
         self._provenance: Provenance | None = None
@@ -213,8 +205,9 @@ class Policy(nn.Module):
         """
         mask = torch.ones_like(batch.mask) if self.config.chunk.loss_on_padding else batch.mask
         x1_BTA, cond = self.code(batch.action, batch.observation), self.encode(batch.observation, generator)
+        mask = self.fields.narrowed(mask, batch.action, batch.observation)
         if draws > 1:
-            x1_BTA, mask = x1_BTA.repeat(draws, 1, 1), mask.repeat(draws, 1)
+            x1_BTA, mask = x1_BTA.repeat(draws, 1, 1), mask.repeat(draws, *[1] * (mask.ndim - 1))
             cond = cond.map(lambda part: part.repeat(draws, *[1] * (part.ndim - 1)))
         return self.head.loss(self.net, x1_BTA, cond, mask, generator)
 
@@ -245,13 +238,21 @@ class Policy(nn.Module):
 
     def decode(self, x_BTA: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
         """What heads and nets see, (B, T, C), to actions (B, T, A), decided from these observation histories."""
-        columns = self.action_normalizer.denormalize(self.codec.decode(x_BTA))
-        return self.representation.decode(columns, observation)
+        columns = self.codec.decode(self.fields.without_absent(x_BTA, observation))
+        columns = self.action_normalizer.denormalize(columns)
+        return self.fields.canonical(self.representation.decode(columns, observation))
 
     def code(self, action: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
         """Actions (B, T, A) to what heads and nets see, (B, T, C): as declared, normalized, choices as analog bits."""
         columns = self.representation.encode(action, observation)
-        return self.codec.encode(self.action_normalizer.normalize(columns))
+        code = self.codec.encode(self.action_normalizer.normalize(columns))
+        return self.fields.blank(code, self.fields.counting(action))
+
+    def _head(self, config: HeadConfig) -> Head:
+        """A head for the policy's net."""
+        head = component(HEADS, config, "head")(config, self.encoder.size, self.encoder.tokens)
+        head.arrange(self.fields)
+        return head
 
     def _require_continues(self, prefix: Prefix, rows: int) -> None:
         """Raises `ValueError` unless the head can continue such a prefix for so many rows."""
@@ -300,7 +301,7 @@ class Policy(nn.Module):
         config = self.config.head.resampled(fields)
         other = copy.deepcopy(self)
         other.config = replace(self.config, head=config)
-        other.head = component(HEADS, config, "head")(config, self.encoder.size, self.encoder.tokens)
+        other.head = other._head(config)
         other.head.load_state_dict(self.head.state_dict())
         return other.to(self.action_normalizer.shift.device).eval().requires_grad_(False)
 

@@ -78,7 +78,8 @@ def windows_of(config: TrainRoot, spec: Spec, episodes: Iterable[Episode], devic
         return Windows(episodes, spec, *shape, device)
     rows = training_rows(data, numbers, features, config.data)
     if not fits and data.plan(numbers[0]) is not None:
-        raise ValueError(f"plans are not read from the disk batch by batch; raise data.memory_gb={config.data.memory_gb}")
+        limit = f"data.memory_gb={config.data.memory_gb}"
+        raise ValueError(f"plans are not read from the disk batch by batch; raise {limit}")
     if not fits:
         return Stream(rows, *shape, device, room, config.data.prefetch)
     observation = {name: features[name] for name in spec.observation}

@@ -147,14 +147,18 @@ def _parsed(name: str, header: str) -> tuple[np.dtype, tuple[int, ...], Literal[
 
 def _pack(episode: Episode) -> dict[str, np.ndarray]:
     plan = {} if episode.plan is None else {PLAN: episode.plan}
-    return {OBSERVATION_PREFIX + name: array for name, array in episode.observation.items()} | plan | {
-        "action": episode.action,
-        "reward": episode.reward,
-        "success": episode.success,
-        "task": np.array(episode.task),
-        "seed": np.array(_index(episode.seed), dtype=np.int64),
-        "control_dt_s": np.array(_seconds(episode.control_dt_s), dtype=np.float64),
-    }
+    return (
+        {OBSERVATION_PREFIX + name: array for name, array in episode.observation.items()}
+        | plan
+        | {
+            "action": episode.action,
+            "reward": episode.reward,
+            "success": episode.success,
+            "task": np.array(episode.task),
+            "seed": np.array(_index(episode.seed), dtype=np.int64),
+            "control_dt_s": np.array(_seconds(episode.control_dt_s), dtype=np.float64),
+        }
+    )
 
 
 def _index(seed: Any) -> int:

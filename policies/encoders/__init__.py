@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import Encoder, EncoderConfig
+from .elements import ElementsConfig, ElementsEncoder
 from .fused import compose
 from .state import StateEncoder, StateEncoderConfig
 from .vision.config import NoVisionConfig, VisionConfig, image_sizes
@@ -11,6 +12,7 @@ from .vision.resnet import ResNet18Config, ResNet18Encoder
 from .vision.vit import ViTConfig, ViTEncoder
 
 ENCODERS = {
+    "elements": (ElementsConfig, ElementsEncoder),
     "state": (StateEncoderConfig, StateEncoder),
 }
 VISION = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 from torch import Generator, Tensor, nn
@@ -32,6 +34,8 @@ class Encoder(nn.Module):
 
     size: int  # E, length of the vector
     tokens: tuple[int, int] = (0, 0)  # number N of tokens, and features W of each
+    # First token and number of tokens of each observation that an action may point at; each row of it has one.
+    row_tokens: Mapping[str, tuple[int, int]] = MappingProxyType({})
 
     @staticmethod
     def accepts(feature: Feature) -> bool:

@@ -25,6 +25,11 @@ class FusedEncoder(Encoder):
         given = {kind: part.tokens for kind, part in parts.items() if part.tokens[0]}
         width = max((w for _, w in given.values()), default=0)
         self.tokens = (sum(n for n, _ in given.values()), width)
+        firsts, first = {}, 0
+        for part in parts.values():
+            firsts |= {name: (first + start, count) for name, (start, count) in part.row_tokens.items()}
+            first += part.tokens[0]
+        self.row_tokens = firsts
         self.widen = nn.ModuleDict({kind: nn.Linear(w, width) for kind, (_, w) in given.items() if w != width})
 
     def forward(self, observation: dict[str, Tensor], generator: Generator | None = None) -> Conditioning:
@@ -68,8 +73,9 @@ def compose(
                 "out of the observation"
             )
         taken[kind][name] = feature
+    action = replace(spec.action, pointers=None)  # which may point at what another encoder takes
     parts = {
-        config.kind: cls(config, replace(spec, observation=taken[config.kind]), history, tokens)
+        config.kind: cls(config, replace(spec, observation=taken[config.kind], action=action), history, tokens)
         for config, cls in encoders
         if taken[config.kind]
     }

@@ -84,6 +84,12 @@ class Heard(Net):
         """The net's own."""
         return self.net.prepare(t, cond, per_action)
 
+    def next_action(
+        self, x_B1A: Tensor, place: int, horizon: int, modulation: Modulation, earlier: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The net's own; it tells of no way from the noise."""
+        return self.net.next_action(x_B1A, place, horizon, modulation, earlier)
+
     def forward(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
         """The net's own."""
         answer = self.net(x_BTA, modulation)

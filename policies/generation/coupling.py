@@ -30,7 +30,7 @@ def couple(x0_NBTA: Tensor, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, co
 
 def chunk_distance(x0_BTA: Tensor, x1_BTA: Tensor, mask_BT: Tensor) -> Tensor:
     """Distances (i, j) of noise i to chunk j: squares over the steps where j's mask is True, divided by T * A."""
-    mask = mask_BT.unsqueeze(-1).expand_as(x1_BTA).flatten(1).to(x0_BTA.dtype)
+    mask = (mask_BT.unsqueeze(-1) if mask_BT.ndim == 2 else mask_BT).expand_as(x1_BTA).flatten(1).to(x0_BTA.dtype)
     x0, x1 = x0_BTA.flatten(1), mask * x1_BTA.flatten(1)
     with torch.autocast(x0.device.type, enabled=False):
         return (x0.square() @ mask.T - 2 * x0 @ x1.T + x1.square().sum(dim=1)) / x0.shape[1]

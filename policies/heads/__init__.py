@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import Head, HeadConfig
+from .classification import ClassificationConfig, ClassificationHead
 from .consistency import ConsistencyConfig, ConsistencyHead
 from .diffusion import DiffusionConfig, DiffusionHead
 from .drift import DriftConfig, DriftHead
@@ -12,8 +13,10 @@ from .mean_flow import MeanFlowConfig, MeanFlowHead
 from .mip import MIPConfig, MIPHead
 from .regression import RegressionConfig, RegressionHead
 from .shortcut import ShortcutConfig, ShortcutHead
+from .tokens import TokensConfig, TokensHead
 
 HEADS = {
+    "classification": (ClassificationConfig, ClassificationHead),
     "consistency": (ConsistencyConfig, ConsistencyHead),
     "diffusion": (DiffusionConfig, DiffusionHead),
     "drift": (DriftConfig, DriftHead),
@@ -23,6 +26,7 @@ HEADS = {
     "mip": (MIPConfig, MIPHead),
     "regression": (RegressionConfig, RegressionHead),
     "shortcut": (ShortcutConfig, ShortcutHead),
+    "tokens": (TokensConfig, TokensHead),
 }
 
 __all__ = ["HEADS", "Head", "HeadConfig"]

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from flowhand.contracts.strict import build
 
 from ..conditioning import Conditioning
+from ..fields import Fields
 from ..generation.paths import Coefficients
 from ..generation.prefix import Prefix
 from ..nets.base import Net
+
+CHOICE_ERRORS = ("squared", "cross_entropy")
 
 # Bounds of the fields of heads that are preconditioned and draw their training noise by the ratio of noise to signal.
 RATIO_LIMITS = {
@@ -31,6 +34,13 @@ class HeadConfig:
     """Base of every head's configuration."""
 
     kind: str = "???"
+
+    def require_choice_error(self, error: str, prediction: str = "data") -> None:
+        """Raises `ValueError` unless it is known, and possible with what the net predicts."""
+        if error not in CHOICE_ERRORS:
+            raise ValueError(f"head.choices={error!r} is unknown; choices: {', '.join(CHOICE_ERRORS)}")
+        if error != "squared" and prediction != "data":
+            raise ValueError(f"head.choices={error!r} needs head.prediction='data', got {prediction!r}")
 
     # Fields that only `sample` and `continue_chunk` read: neither the loss nor any tensor of a checkpoint depends on
     # them, so that they may be changed after the training (`Policy.with_head`). A head that has any names them.
@@ -76,6 +86,31 @@ class Head(nn.Module):
 
     continues: tuple[str, ...] = ()  # the forms of a prefix that `continue_chunk` knows
 
+    def __init__(self):
+        super().__init__()
+        self.fields: Fields | None = None
+
+    @property
+    def choice_error(self) -> str:
+        """What a wrong choice costs, one of `CHOICE_ERRORS`; by cross-entropy the net gives probabilities."""
+        return getattr(getattr(self, "config", None), "choices", "squared")
+
+    def arrange(self, fields: Fields) -> None:
+        """Is told which numbers of a chunk are the code of one choice.
+
+        Raises:
+            ValueError: cross-entropy was asked for, and there is no choice.
+        """
+        if self.choice_error == "cross_entropy" and not fields.chooses:
+            raise ValueError("head.choices=cross_entropy, and the action has no choice; use head.choices=squared")
+        self.fields = fields
+
+    def error(self, output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """How far off predicted chunks (..., B, T, A) are where the mask counts, as `choice_error` says."""
+        if self.fields is None or self.choice_error == "squared":
+            return masked_mean((output - target).square(), mask)
+        return self.fields.loss(output, target, mask)
+
     @property
     def evaluations(self) -> int:
         """Network evaluations per decision."""
@@ -105,7 +140,10 @@ class Head(nn.Module):
     def loss(
         self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        """Training loss, a scalar, of demonstrated chunks (B, T, A) where the mask (B, T) is True."""
+        """Training loss, a scalar, of demonstrated chunks (B, T, A) where the mask is True.
+
+        The mask is one of steps (B, T), or, where the numbers of an action count by turns, of numbers (B, T, A).
+        """
         raise NotImplementedError
 
     def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
@@ -135,7 +173,20 @@ class Head(nn.Module):
         raise NotImplementedError
 
 
-def masked_mean(error: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean of an error (..., B, T, A) over the steps where the mask (B, T) is True."""
-    weight = mask_BT.unsqueeze(-1).to(error.dtype).expand_as(error)
+def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
+    """Mean of an error (..., B, T, A) over the steps where the mask (B, T) is True, or the numbers (B, T, A)."""
+    weight = per_number(mask, error).to(error.dtype)
     return (error * weight).sum() / weight.sum().clamp(min=1)
+
+
+def per_number(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask (B, T) of steps, or one of numbers (B, T, A), as one of the numbers of `like` (..., B, T, A)."""
+    return (mask.unsqueeze(-1) if mask.ndim == 2 else mask).expand_as(like)
+
+
+def action_mean(error: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the numbers of each action that count, (..., B, T, 1)."""
+    if mask.ndim == 2:
+        return error.mean(dim=-1, keepdim=True)
+    weight = per_number(mask, error).to(error.dtype)
+    return (error * weight).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True).clamp(min=1)

@@ -11,7 +11,7 @@ from flowhand.contracts.strict import require_within
 
 from ..conditioning import Conditioning
 from ..nets.base import Net
-from .base import Head, HeadConfig, masked_mean
+from .base import Head, HeadConfig, action_mean, masked_mean
 from .mean_flow import TIME_SCALE
 
 
@@ -91,9 +91,10 @@ class ConsistencyHead(Head):
         here = end(index / N)
         with torch.no_grad():
             ahead = end((index + 1) / N)
-        square = (here - ahead).square().mean(dim=-1, keepdim=True)
+        square = action_mean((here - ahead).square(), mask_BT)
         # The fraction is sqrt(square + huber^2) - huber without the cancellation.
-        return N * masked_mean(square / ((square + huber**2).sqrt() + huber), mask_BT)
+        actions = mask_BT if mask_BT.ndim == 2 else mask_BT.any(dim=-1)
+        return N * masked_mean(square / ((square + huber**2).sqrt() + huber), actions)
 
     def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """The end of the trajectory from the noise: at t=0 what the net itself gives."""

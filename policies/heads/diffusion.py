@@ -27,7 +27,7 @@ from ..generation.paths import (
 )
 from ..generation.solvers import ddim, ddpm, multistep, walk
 from ..nets.base import Net
-from .base import RATIO_LIMITS, Head, HeadConfig, masked_mean
+from .base import RATIO_LIMITS, Head, HeadConfig
 
 SPACINGS = ("trailing", "leading", "power", "tabulated")
 TIMES = ("uniform", "log_normal")
@@ -63,8 +63,11 @@ class DiffusionConfig(HeadConfig):
     log_std: float = field(default=1.2, metadata={"before": 1.2})  # its standard deviation
     # share of the rows, with time=log_normal, whose noise is that of uniform times on the linear path
     uniform_share: float = field(default=0.1, metadata={"before": 0.1})
+    # what a wrong choice of a discrete part costs: squared (of its code) | cross_entropy (the net gives probabilities)
+    choices: str = field(default="squared", metadata={"before": "squared"})
 
     def __post_init__(self) -> None:
+        self.require_choice_error(self.choices, self.prediction)
         known = {"prediction": (*PREDICTIONS, "preconditioned"), "sampler": SAMPLERS}
         known |= {"spacing": SPACINGS, "time": TIMES}
         for name, choices in known.items():
@@ -192,7 +195,7 @@ class DiffusionHead(Head):
         else:
             target = {"data": x1_BTA, "noise": x0, "velocity": c.d_alpha * x1_BTA + c.d_sigma * x0}[config.prediction]
         output = net(x_t, net.prepare(self._time(index), cond))
-        return masked_mean((output - target).square(), mask_BT)
+        return self.error(output, target, mask_BT)
 
     def _levels(self, x1_BTA: Tensor, generator: torch.Generator | None) -> Tensor:
         """An index (B,) of the noise levels for each row."""

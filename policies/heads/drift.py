@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..conditioning import Conditioning
 from ..nets.base import Net
-from .base import Head, HeadConfig, masked_mean
+from .base import Head, HeadConfig, masked_mean, per_number
 
 TINY = 1e-6  # smallest distance, and smallest size of a force, that anything is divided by
 
@@ -89,12 +89,12 @@ def drift(own_GBTA: Tensor, x1_BTA: Tensor, mask_BT: Tensor, temperatures: list[
     The distance of two chunks is their root mean square difference over the steps that count, so that it does not grow
     with the chunk. The mean distance in the batch is the unit of the temperatures and the size of the result.
     """
-    G, weight_BT1 = len(own_GBTA), mask_BT.unsqueeze(-1).to(own_GBTA.dtype)
+    G, mask = len(own_GBTA), per_number(mask_BT, x1_BTA)
     others = torch.cat([own_GBTA, x1_BTA.to(own_GBTA.dtype)[None]])
-    toward = torch.where(mask_BT[..., None], others - own_GBTA[:, None], 0.0)  # (G, G + 1, B, T, A)
-    numbers_B = weight_BT1.expand_as(x1_BTA).sum(dim=(-1, -2))
+    toward = torch.where(mask, others - own_GBTA[:, None], 0.0)  # (G, G + 1, B, T, A)
+    numbers_B = mask.to(own_GBTA.dtype).sum(dim=(-1, -2))
     distance = (toward.square().sum(dim=(-1, -2)) / numbers_B.clamp(min=1)).sqrt()  # (G, G + 1, B)
-    pairs = G * G * mask_BT.any(dim=-1).sum()  # without those of a sample with itself
+    pairs = G * G * mask.flatten(1).any(dim=-1).sum()  # without those of a sample with itself
     scale = (distance.sum() / pairs.clamp(min=1)).clamp(min=TINY)
     if not temperatures:
         pull = 1 / (distance / scale).clamp(min=TINY)

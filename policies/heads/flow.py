@@ -33,7 +33,7 @@ from ..generation.paths import (
 from ..generation.prefix import Prefix, first, pull_strength, soft_mask
 from ..generation.solvers import SOLVERS, integrate, multistep, stage_times, walk
 from ..nets.base import Net
-from .base import RATIO_LIMITS, Head, HeadConfig, masked_mean
+from .base import RATIO_LIMITS, Head, HeadConfig
 
 PREDICTIONS = ("velocity", "data", "preconditioned")
 MULTISTEP = "multistep"  # beside the methods of SOLVERS, which follow the velocity
@@ -77,8 +77,11 @@ class FlowConfig(HeadConfig):
     log_std: float = field(default=1.2, metadata={"before": 1.2})  # its standard deviation
     # share of the rows, with time=log_normal, whose noise is that of uniform times on the linear path
     uniform_share: float = field(default=0.1, metadata={"before": 0.1})
+    # what a wrong choice of a discrete part costs: squared (of its code) | cross_entropy (the net gives probabilities)
+    choices: str = field(default="squared", metadata={"before": "squared"})
 
     def __post_init__(self) -> None:
+        self.require_choice_error(self.choices, self.prediction)
         choices = {"prediction": PREDICTIONS, "time": (*TIMES, "log_normal"), "solver": (*SOLVERS, MULTISTEP)}
         choices |= {"grid": GRIDS, "path": PATHS, "coupling": COUPLINGS}
         for name, known in choices.items():
@@ -179,7 +182,7 @@ class FlowHead(Head):
             target = c.d_alpha * x1_BTA + c.d_sigma * x0 if config.prediction == "velocity" else x1_BTA.expand_as(x0)
         modulation = net.prepare(t, cond, per_action=config.prefix_max > 0)
         output = net(x_t.flatten(0, 1), modulation.flatten(0, 1)).unflatten(0, (config.draws, B))
-        return masked_mean((output - target).square(), mask_BT)
+        return self.error(output, target, mask_BT)
 
     def _times(self, shape: tuple[int, ...], x1_BTA: Tensor, generator: torch.Generator | None) -> Tensor:
         """Training times of the given shape."""
@@ -203,7 +206,8 @@ class FlowHead(Head):
             )
         count = torch.randint(self.config.prefix_max + 1, t.shape, generator=generator, device=t.device)
         held = first(count, horizon)
-        return torch.where(held, 1, t.unsqueeze(-1)), mask_BT & ~held
+        mask = mask_BT.unsqueeze(-1) if mask_BT.ndim == 2 else mask_BT
+        return torch.where(held, 1, t.unsqueeze(-1)), mask & ~held.unsqueeze(-1)
 
     def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """Integrates from the noise; all time-dependent work is done for the K steps at once, before the loop."""

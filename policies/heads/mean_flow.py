@@ -14,7 +14,7 @@ from ..generation.paths import TIMES, linear, sample_time, to_velocity
 from ..generation.solvers import jump
 from ..nets.base import Modulation, Net
 from ..nets.embed import TimeEmbedding
-from .base import Head, HeadConfig, masked_mean
+from .base import Head, HeadConfig, action_mean, masked_mean
 
 PREDICTIONS = ("velocity", "data")
 # The head learns from the net's derivative in time. The nets resolve a 4e-3 of the way from noise to data, which makes
@@ -116,7 +116,7 @@ class MeanFlowHead(Head):
         output = self.average(net, x_t, t, length, cond)
         derivative = self.derivative(net, x_t[rows], velocity[rows], t[rows], length[rows], cond[rows])
         move = torch.zeros_like(velocity).index_copy(0, rows, length[rows, None, None] * derivative)
-        weight = (1 + move.square().mean(dim=-1, keepdim=True)) ** -self.config.weight_power
+        weight = (1 + action_mean(move.square(), mask_BT)) ** -self.config.weight_power
         weight = weight.index_copy(0, rows, self.config.interval_weight * weight[rows])
         if self.config.prediction == "data":
             weight = (1 - time) ** 2 * weight

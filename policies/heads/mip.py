@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..conditioning import Conditioning
 from ..nets.base import Modulation, Net
-from .base import Head, HeadConfig, masked_mean
+from .base import Head, HeadConfig
 
 
 @dataclass
@@ -18,8 +18,11 @@ class MIPConfig(HeadConfig):
 
     kind: str = "mip"
     time: float = 0.9  # t*, the generation time of the second evaluation, in (0, 1)
+    # what a wrong choice of a discrete part costs: squared (of its code) | cross_entropy (the net gives probabilities)
+    choices: str = field(default="squared", metadata={"before": "squared"})
 
     def __post_init__(self) -> None:
+        self.require_choice_error(self.choices)
         if not 1e-6 <= self.time <= 1 - 1e-6:
             raise ValueError(f"head.time={self.time} must lie between 0 and 1, without the ends")
 
@@ -48,8 +51,8 @@ class MIPHead(Head):
         x_t = torch.stack([torch.zeros_like(x1_BTA), time * x1_BTA + (1 - time) * z])
         prepared = self._prepare(net, x1_BTA, cond)
         output = net(x_t.flatten(0, 1), prepared.flatten(0, 1)).unflatten(0, (2, len(x1_BTA)))
-        first, second = ((part - x1_BTA).square() for part in output)
-        return masked_mean(first, mask_BT) / time + masked_mean(second, mask_BT) / (1 - time)
+        first, second = (self.error(part, x1_BTA, mask_BT) for part in output)
+        return first / time + second / (1 - time)
 
     def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """The refined chunk; the noise gives only the shape."""

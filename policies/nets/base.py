@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, no_type_check
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..conditioning import Conditioning
+from ..fields import Fields
 
 
 @dataclass
@@ -63,6 +66,52 @@ class Net(nn.Module):
     shape (N, W) of the observation tokens, (0, 0) if there are none.
     """
 
+    links = False  # whether what it gives has passed through `linked`
+
+    def __init__(self):
+        super().__init__()
+        self.link: Fields | None = None
+
+    def arrange(self, fields: Fields, places: Mapping[str, tuple[int, int]], probabilities: bool) -> None:
+        """Is told, once it is built, what the columns of a chunk are.
+
+        Args:
+            fields: of an action.
+            places: first token and number of tokens of each observation that an action may point at.
+            probabilities: of choices it is to give the mean of their code.
+
+        Raises:
+            ValueError: the net cannot do so.
+        """
+        if probabilities and not self.links:
+            raise ValueError(
+                f"head.choices=cross_entropy, and heads that classify, need another net, got {type(self).__name__}"
+            )
+        self.link = fields if probabilities else None
+
+    def linked(self, output: Tensor) -> Tensor:
+        """The prediction, with choices as the mean of their code where these are asked for."""
+        return output if self.link is None else self.link.probabilities(output)
+
+    def follow(self, x_BTA: Tensor, modulation: Modulation) -> Tensor:
+        """For each action what comes in its place, seeing those before it only; x has each one's predecessor.
+
+        This takes a whole evaluation for each action; a net that can do better has its own.
+        """
+        found, earlier = [], []
+        for place, each in enumerate(x_BTA.split(1, dim=1)):
+            output, earlier = self.next_action(each, place, x_BTA.shape[1], modulation, earlier)
+            found.append(output)
+        return torch.cat(found, dim=1)
+
+    def next_action(
+        self, x_B1A: Tensor, place: int, horizon: int, modulation: Modulation, earlier: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`follow` for the action at one of T places alone, (B, 1, A), and what the next one needs of the earlier."""
+        seen = torch.cat([*earlier, x_B1A], dim=1)
+        whole = F.pad(seen, (0, 0, 0, horizon - seen.shape[1]))
+        return self(whole, modulation)[:, place : place + 1], [seen]
+
     def prepare(self, t: Tensor, cond: Conditioning, per_action: bool = False) -> Modulation:
         """Times (..., B) and conditioning, of the same rows, to the modulation.
 
@@ -79,6 +128,8 @@ class Net(nn.Module):
 
 class PooledNet(Net):
     """A net that does not look at single tokens: their mean joins the vector, through a linear layer."""
+
+    links = True
 
     def __init__(self, cond_size: int, tokens: tuple[int, int]):
         super().__init__()

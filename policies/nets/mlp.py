@@ -75,7 +75,7 @@ class MLP(PooledNet):
         for up, down, offset in zip(self.up, self.down, self.offsets.unbind(), strict=True):
             shift, scale, gate = (shared + offset).chunk(3, dim=-1)
             h = h + gate * down(F.gelu(up(modulate(h, shift, scale)), approximate="tanh"))
-        return self.outlet(modulate(h, last_shift, last_scale)).unflatten(1, self.chunk_shape)
+        return self.linked(self.outlet(modulate(h, last_shift, last_scale)).unflatten(1, self.chunk_shape))
 
 
 def cosines(count: int, width: int) -> Tensor:

@@ -186,7 +186,7 @@ class UNet1D(PooledNet):
         for level in reversed(range(1, len(self.down))):
             h_BCT = self.up[level - 1](torch.cat([h_BCT, across[level]], dim=1), films[level][-1])
             h_BCT = self.grow[level - 1](h_BCT)[..., : self.lengths[level - 1]]
-        return self.outlet(self.last(h_BCT)).transpose(1, 2)
+        return self.linked(self.outlet(self.last(h_BCT)).transpose(1, 2))
 
     def _unpack(self, modulation: Tensor) -> list[tuple[Tensor, ...]]:
         """The films (B, 4 * channels, 1 or T) of every stage of every level."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from flowhand.contracts.data.statistics import Statistics
 
 from ..action_codec import require_choices
-from ..policy import Policy, spread
+from ..normalizer import spread
+from ..policy import Policy
 
 # The values (n, *shape) of a feature at control steps (n,).
 Values = Callable[[str, np.ndarray], Tensor]

@@ -151,4 +151,3 @@ def plan_of(episode: EpisodeLike, action: Feature, horizon: int, steps: int) -> 
     """The plans of an episode, cut or filled to (N, horizon, A); none where it has none."""
     plan = getattr(episode, "plan", None)
     return [] if plan is None else [cut(fitted("the plan", plan, action, steps, np.shape(plan)[1]), horizon, action)]
-

@@ -83,7 +83,8 @@ def test_elements_and_plans_of_a_store_reach_the_windows_as_they_are(tmp_path):
     assert episodes.spec == SPEC
     got, expected = Windows(episodes, SPEC, 1, 4), Windows(list(store), SPEC, 1, 4)
     a, b = (each.gather(torch.arange(6)) for each in (got, expected))
-    assert torch.equal(a.action, b.action) and torch.equal(a.mask, b.mask)
+    assert torch.equal(a.action, b.action)
+    assert torch.equal(a.mask, b.mask)
     for name, feature in SPEC.observation.items():
         assert a.observation[name].shape == (6, 1, *feature.shape)
         assert torch.equal(a.observation[name], b.observation[name])

@@ -82,8 +82,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     [
         ("net.kind", "mpl", f"policy.net.kind is 'mpl'; choices: {', '.join(sorted(NETS))}"),
         ("head.kind", "os.system", f"policy.head.kind is 'os.system'; choices: {', '.join(sorted(HEADS))}"),
-        ("encoder.kind", ["state"], "policy.encoder.kind is ['state']; choices: state"),
-        ("encoder.kind", ..., "policy.encoder.kind is None; choices: state"),
+        ("encoder.kind", ["state"], "policy.encoder.kind is ['state']; choices: elements, state"),
+        ("encoder.kind", ..., "policy.encoder.kind is None; choices: elements, state"),
         ("net", ..., "policy.net is None, expected fields and values"),
         ("head", 3, "policy.head is 3, expected fields and values"),
         ("chunk", ..., "policy.chunk is None, expected fields and values"),

@@ -27,6 +27,7 @@ GOLDEN: dict[str, list[tuple[dict[str, Any], float]]] = {
         ({"prediction": "preconditioned", "sigma_data": 0.5}, 1.891083),
         ({"time": "log_normal", "log_mean": 0.5, "log_std": 1.0, "uniform_share": 0.3}, 0.818669),
     ],
+    "classification": [({}, 1.0939546)],
     "drift": [({}, 0.64494669), ({"samples": 2}, 1.0994494), ({"temperatures": [0.02, 0.05, 0.2]}, 0.5855155)],
     "edm": [
         ({}, 1.7650707),
@@ -58,6 +59,7 @@ GOLDEN: dict[str, list[tuple[dict[str, Any], float]]] = {
         ({"prediction": "velocity", "bootstrap_share": 0.5}, 1.0334142),
         ({"time": "beta", "halvings": 3}, 0.79103607),
     ],
+    "tokens": [({}, 1.2245392)],
 }
 
 

@@ -39,12 +39,14 @@ NAMES |= {"prediction": (*PREDICTIONS, "preconditioned"), "time": (*TIMES, "log_
 NAMES |= {"path": PATHS, "coupling": COUPLINGS}
 OTHERS: dict[str, list[Any]] = {name: list(choices) for name, choices in NAMES.items()}
 OTHERS |= {"error": ["absolute"], "temperatures": [[0.5]], "improved": [False], "coupling_condition": [1e6]}
-SAMPLING = [(kind, name) for kind, (config, _) in HEADS.items() for name in config.sampling]
+CHOOSING = ("choices", "temperature")  # fields that mean nothing without choices; see test_choice_heads.py
+SAMPLING = [(kind, name) for kind, (config, _) in HEADS.items() for name in config.sampling if name not in CHOOSING]
 TRAINING = [
     (kind, f.name)
     for kind, (config, _) in HEADS.items()
     for f in fields(config)
-    if f.name not in (*config.sampling, "kind", "length_on_tokens")  # without tokens the last changes nothing
+    if f.name
+    not in (*config.sampling, *CHOOSING, "kind", "length_on_tokens")  # without tokens the last changes nothing
 ]
 
 

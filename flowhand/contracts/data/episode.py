@@ -48,8 +48,8 @@ class Episode:
         part = slice(start, stop)
         observation = {name: values[part] for name, values in self.observation.items()}
         rest = {"action": self.action[part], "reward": self.reward[part], "success": self.success[part]}
-        rest["plan"] = None if self.plan is None else self.plan[part]
-        return replace(self, observation=observation, **rest)
+        plan = None if self.plan is None else self.plan[part]
+        return replace(self, observation=observation, plan=plan, **rest)
 
     def validate(self, spec: Spec) -> None:
         """Check every field against the specification.

@@ -1,0 +1,188 @@
+"""Elements encoder: what stands on a screen and the words of an instruction, as tokens that see each other."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from flowhand.contracts.features import Feature, Spec
+
+from ..conditioning import Conditioning
+from ..fields import rows_there
+from .base import Encoder, EncoderConfig
+from .matching import KINDS, matches
+
+STRINGS, ELEMENTS, WORDS = "element_strings", "elements", "words"
+
+
+@dataclass
+class ElementsConfig(EncoderConfig):
+    """For screens: rows of elements with strings and numbers, and the words of an instruction."""
+
+    kind: str = "elements"
+    width: int = 64  # features of a token
+    layers: int = 2  # in which elements and words look at each other
+    heads: int = 4  # of attention; must divide the width
+    expansion: int = 2  # hidden features of a layer's perceptron, as a multiple of the width
+    letters: int = 16  # features of a byte of a string
+    text: int = 32  # features of a string, as a mean and as a maximum over its places
+    size: int = 128  # features of the conditioning vector
+    matching: bool = True  # elements and words are told where one's strings hold the other
+    words: bool = True  # the instruction is seen; without, a policy shows what can be done without it
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads", "expansion", "letters", "text", "size"):
+            if not 1 <= getattr(self, name) <= 65536:
+                raise ValueError(f"encoder.{name}={getattr(self, name)} must lie in 1..65536")
+        if self.width % self.heads:
+            raise ValueError(f"encoder.width={self.width} must be a multiple of encoder.heads={self.heads}")
+
+
+class Letters(nn.Module):
+    """Strings (..., L) of bytes, zero where they have ended, to features (..., 2 * text); an empty one is zero."""
+
+    def __init__(self, letters: int, text: int, length: int):
+        super().__init__()
+        self.byte = nn.Embedding(256, letters)
+        self.place = nn.Parameter(torch.randn(length, letters) * 0.2)
+        self.triples = nn.Linear(3 * letters, text)
+
+    def forward(self, strings: Tensor) -> Tensor:
+        """Mean and maximum over the places, of what each byte and its neighbours are."""
+        there = (strings > 0).unsqueeze(-1)
+        each = (self.byte(strings) + self.place) * there
+        around = torch.cat([F.pad(each, (0, 0, 1, 0))[..., :-1, :], each, F.pad(each, (0, 0, 0, 1))[..., 1:, :]], -1)
+        found = self.triples(around).relu() * there
+        return torch.cat([found.sum(-2) / there.sum(-2).clamp(min=1), found.amax(-2)], dim=-1)
+
+
+class Layer(nn.Module):
+    """Self-attention with a bias of its logits, and a perceptron, each after layer normalization."""
+
+    def __init__(self, config: ElementsConfig):
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, config.expansion * width), nn.Linear(config.expansion * width, width)
+
+    def forward(self, h_BNW: Tensor, bias_BHNN: Tensor) -> Tensor:
+        """Tokens to tokens."""
+        parts = self.qkv(self.before(h_BNW)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = parts.unbind()
+        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias_BHNN).softmax(-1)
+        h_BNW = h_BNW + self.out((weights @ v).transpose(1, 2).flatten(2))
+        return h_BNW + self.down(F.gelu(self.up(self.between(h_BNW)), approximate="tanh"))
+
+
+class ElementsEncoder(Encoder):
+    """A token for each element and each word; the vector is of their means.
+
+    Rows of elements are a set: a permutation of them permutes their tokens. Words have places.
+    """
+
+    takes = f"{STRINGS}, {ELEMENTS} and {WORDS} of a screen"
+
+    def __init__(self, config: ElementsConfig, spec: Spec, history: int, tokens: bool = False):
+        super().__init__()
+        seen = spec.observation
+        if history != 1:
+            raise ValueError(f"encoder=elements sees a single observation: chunk.history=1, got {history}")
+        if WORDS not in seen or (STRINGS in seen) != (ELEMENTS in seen) or set(seen) - {STRINGS, ELEMENTS, WORDS}:
+            raise ValueError(
+                f"encoder=elements takes {WORDS}, and {STRINGS} with {ELEMENTS}, or neither; got {', '.join(seen)}"
+            )
+        self.config, self.seen = config, dict(seen)
+        self.rows = seen[ELEMENTS].shape[0] if ELEMENTS in seen else 0
+        self.words = seen[WORDS].shape[0]
+        self.letters = Letters(config.letters, config.text, seen[WORDS].shape[-1])
+        width, text = config.width, 2 * config.text
+        self.word = nn.Linear(text, width)
+        self.place = nn.Parameter(torch.randn(self.words, width) * 0.2)
+        if self.rows:
+            strings, numbers = seen[STRINGS].shape[1], seen[ELEMENTS].shape[1]
+            self.told = strings * len(KINDS) if config.matching else 0
+            self.element = nn.Linear(strings * text + numbers + self.told, width)
+            if self.told:
+                self.matched_word = nn.Linear(self.told, width, bias=False)
+                strength = torch.linspace(0, 4, config.heads).expand(2, self.told, config.heads)
+                self.strength = nn.Parameter(strength.clone())  # of the match, from elements to words and back
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width)
+        self.pool = nn.Linear(2 * width, config.size)
+        self.size, self.tokens = config.size, (self.rows + self.words, width)
+        self.row_tokens = {WORDS: (self.rows, self.words)} | ({ELEMENTS: (0, self.rows)} if self.rows else {})
+
+    @staticmethod
+    def accepts(feature: Feature) -> bool:
+        """Elements and words."""
+        return feature.kind == "elements"
+
+    def forward(self, observation: dict[str, Tensor], generator: Generator | None = None) -> Conditioning:
+        """Elements and words (B, 1, N, ...) to a token each and a vector; nothing of it is random."""
+        now = {name: observation[name][:, -1] for name in self.seen}
+        words = now[WORDS] if self.config.words else torch.zeros_like(now[WORDS])
+        said = rows_there(words, self.seen[WORDS])
+        there = rows_there(now[ELEMENTS], self.seen[ELEMENTS]) if self.rows else said[:, :0]
+        # In training on a CPU the rows are left out that no screen of the batch has, which gives the same.
+        short = self.training and said.device.type == "cpu" and not torch.compiler.is_compiling()
+        rows, count = (_last(there), _last(said)) if short else (self.rows, self.words)
+        word = self.word(self._read(words[:, :count])) + self.place[:count]
+        bias, parts = _blind(torch.cat([there[:, :rows], said[:, :count]], dim=1), word.dtype), [word]
+        if self.rows:
+            strings = now[STRINGS][:, :rows]
+            about = [self._read(strings).flatten(2), now[ELEMENTS][:, :rows]]
+            if self.told:
+                match = matches(strings, words[:, :count])  # (B, rows, words, told)
+                about.append(match.amax(dim=2))
+                parts = [word + self.matched_word(match.amax(dim=1))]
+                bias = bias + self._bias(match)
+            parts = [self.element(torch.cat(about, dim=-1)), *parts]
+        tokens = torch.cat(parts, dim=1)
+        for layer in self.layers:
+            tokens = layer(tokens, bias)
+        tokens = self.norm(tokens)
+        element, word = tokens[:, :rows], tokens[:, rows:]
+        means = [_mean(element, there[:, :rows]), _mean(word, said[:, :count])]
+        if short:
+            element = F.pad(element, (0, 0, 0, self.rows - rows))
+            word = F.pad(word, (0, 0, 0, self.words - count))
+        vector = self.pool(torch.cat(means, dim=-1))
+        return Conditioning(vector, torch.cat([element, word], dim=1), torch.cat([there, said], dim=1))
+
+    def _read(self, strings: Tensor) -> Tensor:
+        """Features of strings (..., L); in training only those that are not empty are computed."""
+        if not self.training or torch.compiler.is_compiling() or strings.device.type != "cpu":
+            return self.letters(strings.long())
+        filled = (strings > 0).any(-1)
+        found = self.letters(strings[filled].long())
+        return found.new_zeros(*filled.shape, found.shape[-1]).index_put((filled,), found)
+
+    def _bias(self, match: Tensor) -> Tensor:
+        """Logits (B, heads, N, N) that matches add: between elements and words, in both directions."""
+        to_words = (match @ self.strength[0]).permute(0, 3, 1, 2)
+        to_elements = (match @ self.strength[1]).permute(0, 3, 2, 1)
+        rows, words = to_words.shape[2:]
+        upper = F.pad(to_words, (rows, 0))
+        return torch.cat([upper, F.pad(to_elements, (0, words))], dim=2)
+
+
+def _last(there: Tensor) -> int:
+    """How many of the first rows hold all that there are, at least one where there is any."""
+    return int((there.any(0) * torch.arange(1, there.shape[1] + 1)).amax().clamp(min=1)) if there.shape[1] else 0
+
+
+def _blind(there_BN: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bias of logits that keeps all from looking at what is not there; finite, so that no row becomes NaN."""
+    bias = torch.zeros_like(there_BN, dtype=dtype).masked_fill(~there_BN, torch.finfo(dtype).min / 2)
+    return bias[:, None, None]
+
+
+def _mean(tokens: Tensor, there: Tensor) -> Tensor:
+    weight = there.unsqueeze(-1).to(tokens.dtype)
+    return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)

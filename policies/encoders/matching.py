@@ -1,0 +1,98 @@
+"""Where the strings of elements hold words of an instruction: exact comparisons, by hashes of their bytes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# A string that is a word; one that is several words in a row, at the first of them; a part of a string, between
+# characters that are no letters and digits, that is a word but for small and capital letters.
+KINDS = ("whole", "span", "part")
+LONGEST_SPAN = 4  # words in a row
+BASE = 0x5851F42D4C957F2D  # of the hash, odd: sum of byte_i * BASE^i modulo 2^64
+SPACE = 32
+
+
+def matches(strings: Tensor, words: Tensor) -> Tensor:
+    """Which strings (B, N, S, L) match which words (B, M, L), in bytes: (B, N, M, S * len(KINDS)), 0 or 1.
+
+    Two different strings have the same hash once in 2^64 pairs.
+    """
+    strings, words = strings.long(), words.long()
+    found = [_whole(strings, words), _span(strings, words), _part(strings, words)]
+    return torch.cat([each.permute(0, 1, 3, 2) for each in found], dim=-1).float()
+
+
+def _whole(strings: Tensor, words: Tensor) -> Tensor:
+    return _equal(_hash(strings, strings > 0), _hash(words, words > 0))
+
+
+def _span(strings: Tensor, words: Tensor) -> Tensor:
+    """Of two to LONGEST_SPAN words with one space between them."""
+    own = _hash(words, words > 0)
+    lengths = (words > 0).sum(-1)
+    powers = torch.tensor(_powers(words.shape[-1] + 1), device=words.device)[lengths]
+    whole, spans, target = own, [], _hash(strings, strings > 0)
+    for _ in range(LONGEST_SPAN - 1):
+        # The hash of a word and what follows: its own, and that of what follows shifted by its length.
+        rest = torch.cat([whole[:, 1:], torch.zeros_like(whole[:, :1])], dim=1)
+        whole = torch.where((own != 0) & (rest != 0), own + powers * (SPACE + BASE * rest), 0)
+        spans.append(_equal(target, whole))
+    return torch.stack(spans).any(0)
+
+
+def _part(strings: Tensor, words: Tensor) -> Tensor:
+    """Each string's parts against the first part of each word."""
+    strings, words = _small(strings), _small(words)
+    parts, begins = _parts(strings)
+    own, starts = _parts(words)
+    first = starts & (starts.cumsum(-1) == 1)
+    word = (own * first).sum(-1)  # (B, M)
+    parts = torch.where(begins, parts, 0)
+    equal = (parts.unsqueeze(-2) == word[:, None, None, :, None]) & (word != 0)[:, None, None, :, None]
+    return equal.any(-1)
+
+
+def _equal(strings: Tensor, words: Tensor) -> Tensor:
+    """Equal hashes (B, N, S) and (B, M), neither of nothing: (B, N, S, M)."""
+    word = words[:, None, None, :]
+    return (strings.unsqueeze(-1) == word) & (word != 0)
+
+
+def _hash(text: Tensor, counts: Tensor) -> Tensor:
+    """The hash of what counts at the beginning of texts (..., L), of nothing 0."""
+    powers = torch.tensor(_powers(text.shape[-1]), device=text.device)
+    return (text * counts * powers).sum(-1)
+
+
+def _parts(text: Tensor) -> tuple[Tensor, Tensor]:
+    """The hash of the part that begins at each place of texts (..., L), and where parts begin.
+
+    Computed from the end: h = byte + BASE * (h of the next place), 0 where there is no letter or digit.
+    """
+    letter = _is_letter(text)
+    following, found = torch.zeros_like(text[..., 0]), []
+    for each, is_letter in zip(reversed(text.unbind(-1)), reversed(letter.unbind(-1)), strict=True):
+        following = torch.where(is_letter, each + BASE * following, 0)
+        found.append(following)
+    before = torch.cat([torch.zeros_like(letter[..., :1]), letter[..., :-1]], dim=-1)
+    return torch.stack(found[::-1], dim=-1), letter & ~before
+
+
+def _is_letter(text: Tensor) -> Tensor:
+    """Letters and digits; bytes above 127 belong to letters of other alphabets."""
+    digit, capital, small = ((text >= ord(a)) & (text <= ord(z)) for a, z in ("09", "AZ", "az"))
+    return digit | capital | small | (text > 127)
+
+
+def _small(text: Tensor) -> Tensor:
+    return torch.where((text >= ord("A")) & (text <= ord("Z")), text + 32, text)
+
+
+def _powers(count: int) -> list[int]:
+    """BASE^0 to BASE^(count - 1) modulo 2^64, as signed numbers."""
+    found, power = [], 1
+    for _ in range(count):
+        found.append(power - 2**64 if power >= 2**63 else power)
+        power = power * BASE % 2**64
+    return found
