@@ -160,7 +160,7 @@ def test_folders_of_the_user_neither_break_nor_shadow_a_verb(tmp_path):
     (tmp_path / "mine.py").write_text("import envs\nprint('mine', *sorted(envs.ENVS))")
     status, out, errors = program("train", "modules=[mine]", "--cfg", "job", cwd=tmp_path)
     assert (status, errors) == (0, "")
-    assert out.startswith("mine aloha detour gymnasium metaworld pusht so101\n")
+    assert out.startswith("mine aloha detour gymnasium metaworld pusht so101 web\n")
     assert "nonsense" not in out
 
 

@@ -24,6 +24,7 @@ VARIABLE = "FLOWHAND_CHROMIUM"
 PREFIX = "flowhand-web-"  # of profile folders
 LOCK = "held"
 UNLOCKED_S = 60.0  # a folder without a lock that is older belongs to nobody
+MOST_LETTERS = 40  # of the path of the folder of profiles
 EXIT_S = 5.0  # longest wait for a process that was killed
 FLAGS = (
     "--headless", "--disable-gpu", "--disable-quic", "--no-first-run", "--no-default-browser-check",
@@ -65,7 +66,7 @@ class Profile:
 
     def __init__(self) -> None:
         remove_stale()
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_folder()))
         self._lock = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
@@ -79,9 +80,15 @@ class Profile:
         os.close(self._lock)
 
 
+def _folder() -> str:
+    """Where profiles lie: the browser aborts where the path of a socket in its folder has more than 107 letters."""
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= MOST_LETTERS else "/tmp"
+
+
 def remove_stale() -> None:
     """Removes the profiles of this user whose parents are gone."""
-    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for path in Path(_folder()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             if path.is_symlink() or path.stat().st_uid != os.getuid():
                 continue
@@ -129,7 +136,9 @@ class Process:
         ]
         try:
             # In a process group of its own: Ctrl+C is for its parent, and its children are ended with it.
-            self.pid = os.posix_spawn(program, [program, *flags], os.environ, file_actions=actions, setpgroup=0)
+            # What it writes into the temporary folder goes with its profile.
+            environment = {**os.environ, "TMPDIR": str(self.profile.path)}
+            self.pid = os.posix_spawn(program, [program, *flags], environment, file_actions=actions, setpgroup=0)
         except OSError:
             self._close(self.write, self.read)
             self.profile.remove()

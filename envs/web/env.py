@@ -6,7 +6,7 @@ Data sheet
                  at a row without an element, does nothing, and `info["problem"]` says why.
     observation  "element_strings", "elements" and "words" of the contract; observes=pixels: "words" and the "screen"
                  (height, width, 3) uint8; observes=both: all. A place is the middle of what is seen of an element. An
-                 element is enabled if it is not disabled and nothing covers its middle.
+                 element is enabled if it is neither disabled nor wholly covered.
     reward       the page's raw reward, of the step in which the episode ends; a page of one's own: its increase.
     success      a raw reward of 1. The episode ends (terminated) when the page says so, whatever it came to; it is
                  truncated at `max_steps`.
@@ -36,7 +36,7 @@ from flowhand.contracts.screen.fields import (
     pixel_action_feature,
 )
 from flowhand.contracts.strict import whole
-from flowhand.contracts.world import Observation, check_action
+from flowhand.contracts.world import Observation, WorldError, check_action
 
 from ..base import Env
 from .chromium import BrowserError
@@ -59,7 +59,8 @@ class WebEnv(Env):
     `info["expert_observation"]` is a dictionary: `instruction`, `words` (each with `text`, `start`, `end`), `fields` of
     the instruction, `address`, and `elements`, in their order on the page: each with its `row`, `acted`, the strings
     `tag`, `kind` (type or role), `text`, `value`, `label`, `name`, the box `left`, `top`, `width`, `height` in pixels,
-    `enabled`, `checked`, `focused`, `scrollable`, `never`, `active`, `color`, and all its `attributes`.
+    `enabled`, `checked`, `focused`, `scrollable`, `away` (out of view in a part that scrolls), `never`, `active`,
+    `color`, `aim` (where it is clicked), and all its `attributes`; `hidden` is what its expert asked the page for.
 
     Raises:
         ImportError: miniwob is not installed.
@@ -88,6 +89,7 @@ class WebEnv(Env):
 
         Raises:
             BrowserError: the browser has died, or the page does not answer; the message names the seed and the task.
+            WorldError: the page's script failed, or does not keep to its contract.
         """
         seed = None if seed is None else whole("seed", seed)
         super().reset(seed=seed, options=options)
@@ -136,10 +138,12 @@ class WebEnv(Env):
         except (BrowserError, ValueError) as error:
             self._drop()
             where = f"web task {self.task}, seed {self._seed}, step {self._steps}"
-            kind = type(error) if isinstance(error, BrowserError) else ValueError
+            kind = type(error) if isinstance(error, BrowserError) else WorldError
             raise kind(f"{where}: {error}") from error
 
     def _begin(self) -> tuple[Observation, dict]:
+        if self._stained():
+            self._drop()
         tab = self._opened()
         if not (self._fresh and self.config.reload == "auto" and self._kept()):
             tab.load(self._page.address)
@@ -153,6 +157,13 @@ class WebEnv(Env):
         self._fields = given.get("fields") or self._page.fields(instruction)
         self._screen = Screen([], instruction, split(instruction), self._screen.size)
         return self._look("0")
+
+    def _stained(self) -> bool:
+        """Whether the last episode left something that a reload does not take away."""
+        if self._tab is None or not self._fresh:
+            return False
+        left = "sessionStorage.length + localStorage.length + document.cookie.length"
+        return self._page.address.startswith("http") or bool(self._tab.ask(left))
 
     def _kept(self) -> bool:
         """Whether this page needs no reload: its episodes are proven the same without."""
@@ -179,8 +190,8 @@ class WebEnv(Env):
         outcome = self._page.outcome
         look = f"({{...__flowhand.observe(), outcome: {outcome}, hidden: {look_of(self.task)}}})"
         seen = tab.ask(f"(async () => {{ await __flowhand.advance({tick}); return {look}; }})()")
-        while tab.loading:
-            seen = tab.ask(f"(async () => {look})()")
+        while tab.settle() or tab.loading:
+            seen = tab.ask(f"(async () => {{ await __flowhand.frame(); return {look}; }})()")
         self._judge(seen["outcome"])
         elements, left_out = self._rows.place(seen["page"], seen["elements"])
         rows = {each["row"] for each in elements}

@@ -72,8 +72,8 @@ class Act:
 
 
 def middle(element: Element) -> Place:
-    """The middle of what is seen of an element, pixels."""
-    return element["left"] + element["width"] / 2, element["top"] + element["height"] / 2
+    """The middle of what is seen of an element, or where that is covered a place that is not; pixels."""
+    return element["aim"][0], element["aim"][1]
 
 
 def at_elements(action: np.ndarray, screen: Screen) -> Act:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import time
@@ -31,6 +32,8 @@ CODES = {
     "ArrowRight": ("ArrowRight", 39, ""),
     "A": ("KeyA", 65, ""),
 }
+SETTLE_S = 2.0  # longest wait for what a page loads beside itself
+ENDLESS = ("EventSource", "WebSocket", "Ping", "Media", "Prefetch")  # requests that nobody waits for
 DRAG_MOVES = 5  # on the way from where a drag begins to where it ends
 
 
@@ -62,6 +65,7 @@ class Tab:
         self.blocked: list[str] = []  # addresses that it was kept from loading, since somebody emptied this
         self._roots = tuple(roots)
         self._loading, self._crashed = False, False
+        self._requests: set[str] = set()  # that are under way
         self._mouse = (0.0, 0.0)
         self._context = browser.call("Target.createBrowserContext", {}, timeout_s=timeout_s)["browserContextId"]
         given = {"url": "about:blank", "browserContextId": self._context}
@@ -76,6 +80,7 @@ class Tab:
         self._calls(
             ("Page.enable", {}),
             ("Inspector.enable", {}),
+            ("Network.enable", {}),
             ("Emulation.setDeviceMetricsOverride", metrics),
             ("Emulation.setTimezoneOverride", {"timezoneId": "UTC"}),
             ("Emulation.setLocaleOverride", {"locale": "en-US"}),
@@ -92,6 +97,7 @@ class Tab:
             ValueError: there is no such page.
         """
         self._loading = True
+        self._requests.clear()
         answer = self._call("Page.navigate", {"url": address})
         if answer.get("errorText"):
             self._loading = False
@@ -118,6 +124,19 @@ class Tab:
                 raise ValueError(f"the page's script failed: {' '.join(str(text).split())[:300]}")
             return answer["result"].get("value")
         raise BrowserError("the page is replaced over and over")
+
+    def settle(self) -> bool:
+        """Waits for what the page is loading, such as pictures, which have no size before; whether it did.
+
+        After `SETTLE_S` it waits no longer: some requests of pages with a server never end.
+        """
+        if not self._requests:
+            return False
+        with contextlib.suppress(NoAnswerError):
+            self.browser.wait(lambda: not self._requests or self._crashed, SETTLE_S, "requests")
+        self._requests.clear()
+        self._check()
+        return True
 
     def click(self, x: float, y: float) -> None:
         """Moves the mouse to a place (pixels) and clicks."""
@@ -232,6 +251,11 @@ class Tab:
         elif method in ("Page.loadEventFired", "Page.frameStoppedLoading"):
             if params.get("frameId", self._frame) == self._frame:
                 self._loading = False
+        elif method == "Network.requestWillBeSent":
+            if params.get("type") not in ENDLESS:
+                self._requests.add(params["requestId"])
+        elif method in ("Network.loadingFinished", "Network.loadingFailed"):
+            self._requests.discard(params["requestId"])
         elif method == "Fetch.requestPaused":
             self._judge(params)
         elif method == "Page.javascriptDialogOpening":  # of leaving the page; the others are taken from it

@@ -20,6 +20,14 @@ REPEATING = Path(__file__).with_name("repeating.json")  # written by benchmarks/
 REFUSED = MappingProxyType(
     {"order-food": "its episode is no function of the seed, even after a reload, so nothing of it could be repeated"}
 )
+# The pages of MiniWoB++ that are looked at first: their demonstrations need no pixels, but for the last.
+MINIWOB_FIRST = (
+    "click-test-2", "click-button", "click-link", "click-button-sequence", "click-dialog-2", "click-tab-2-hard",
+    "click-collapsible-2-nodelay", "click-option", "click-checkboxes", "click-checkboxes-large",
+    "click-checkboxes-transfer", "choose-list", "click-scroll-list", "enter-text", "enter-password", "login-user",
+    "enter-date", "multi-orderings", "search-engine", "email-inbox-forward", "use-autocomplete-nodelay", "drag-box",
+    "use-slider", "drag-sort-numbers", "book-flight-nodelay", "count-sides",
+)  # fmt: skip
 # Tasks that are one of our pages with something in its address.
 VARIANTS = MappingProxyType({f"any-order-{count}": ("any-order", f"count={count}") for count in (1, 3, 6, 12)})
 # Parts of MiniWoB++'s pages that are no part of a task: the instruction, and what shows rewards and clicks.
@@ -30,6 +38,7 @@ MINIWOB_WINDOW = (500, 320)
 _MINIWOB_BEGIN = """(async () => {
   core.startEpisode = () => {}; // no cover over the page when the episode has ended
   core.endEpisode(0);
+  if (document.activeElement) document.activeElement.blur(); // what the episode before has left
   Math.seedrandom(SEED);
   core.EPISODE_MAX_TIME = 1e9;
   core.startEpisodeReal();

@@ -73,8 +73,9 @@ def compose(
                 "out of the observation"
             )
         taken[kind][name] = feature
+    action = replace(spec.action, pointers=None)  # which may point at what another encoder takes
     parts = {
-        config.kind: cls(config, replace(spec, observation=taken[config.kind]), history, tokens)
+        config.kind: cls(config, replace(spec, observation=taken[config.kind], action=action), history, tokens)
         for config, cls in encoders
         if taken[config.kind]
     }

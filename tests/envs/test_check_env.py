@@ -5,9 +5,10 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import envs
-from envs import ENVS, AlohaConfig, DetourConfig, GymnasiumConfig, MetaWorldConfig, PushTConfig, SO101Config
+from envs import ENVS, AlohaConfig, DetourConfig, GymnasiumConfig, MetaWorldConfig, PushTConfig, SO101Config, WebConfig
 from envs.spaces import FeatureSpace
 from flowhand.contracts.features import Feature
+from tests.envs.web.browsers import require_browser
 
 WORLDS = {
     "aloha": [AlohaConfig()],
@@ -16,6 +17,7 @@ WORLDS = {
     "metaworld": [MetaWorldConfig(task="reach-v3")],
     "pusht": [PushTConfig(observation="keypoints"), PushTConfig(observation="image")],
     "so101": [SO101Config(observes="state")],
+    "web": [WebConfig(task="click-button"), WebConfig(task="click-test-2", observes="pixels")],
 }
 # What Gymnasium advises against, and a world may do all the same.
 ADVICE = (
@@ -38,6 +40,8 @@ def test_a_world_passes_gymnasiums_own_check(config):
         config.success_return = 0.0
     if config.kind == "pusht":
         pytest.importorskip("gym_pusht", reason="gym-pusht is not installed: pip install 'flowhand[pusht]'")
+    if config.kind == "web":
+        require_browser()
     env = envs.make(config)
     try:
         check_env(env, skip_render_check=True)

@@ -42,6 +42,10 @@ const flowhandPage = (() => {
     t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
     return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
   };
+  // A text cursor blinks by a clock that is not the page's.
+  const still = new CSSStyleSheet();
+  still.replaceSync("* { caret-color: transparent !important }");
+  document.adoptedStyleSheets = [still];
   // Nobody can answer a dialog of the browser: it is dismissed.
   window.alert = () => {};
   window.confirm = () => false;
@@ -78,6 +82,7 @@ const flowhandPage = (() => {
     }
     now = end;
     animate(ms);
+    document.documentElement?.offsetHeight; // styles are applied now, and what they load is asked for
     await settled();
   }
   return {advance, seed: n => { state = n | 0; }, frame: () => new Promise(done => realFrame(() => realFrame(done)))};

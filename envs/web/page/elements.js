@@ -7,6 +7,7 @@
     "[role=slider],[role=treeitem],[role=combobox]";
   const SHAPES = "rect,circle,ellipse,line,path,polygon,polyline,image,text";
   const FIELDS = "input,select,textarea,[contenteditable]";
+  const COUNTED = ["data-tampered", "data-wob_eps", "data-wob_ref"]; // MiniWoB++ numbers its episodes in them
   const PAINTED = "img,canvas,video";
   const EVERYWHERE = {left: -Infinity, top: -Infinity, right: Infinity, bottom: Infinity};
   const tidy = text => (text || "").replace(/\s+/g, " ").trim();
@@ -42,7 +43,7 @@
     if (element.textContent.trim() || element.querySelector("input,select,textarea,button,a,canvas,svg,img")) return false;
     return opaque(style.backgroundColor) || style.backgroundImage !== "none" || parseFloat(style.borderTopWidth) > 0;
   }
-  const opaque = color => color !== "transparent" && !/, 0\)$/.test(color);
+  const opaque = color => color !== "transparent" && !/^rgba.*, 0\)$/.test(color);
   function scrolls(element, style) {
     if (element === document.scrollingElement) return element.scrollHeight > window.innerHeight + 1;
     const more = element.scrollHeight > element.clientHeight + 1 && /auto|scroll/.test(style.overflowY);
@@ -155,24 +156,33 @@
   }
   const isChecked = element => Boolean(element.checked || (element.matches("option") && element.selected) ||
     ["aria-checked", "aria-selected", "aria-expanded", "aria-pressed"].some(n => element.getAttribute(n) === "true"));
-  function reachable(item) {
-    const {element, box} = item;
-    if (item.away || element.matches("option") || element === document.scrollingElement) return true;
-    const top = document.elementFromPoint((box.left + box.right) / 2, (box.top + box.bottom) / 2);
-    return Boolean(top) && (element.contains(top) || top.contains(element) || top.control === element);
+  // Where to click it: its middle, or where that is covered the nearest of 25 places that are not; null: all are.
+  function aimOf(item) {
+    const {element, box} = item, steps = [0.5, 0.3, 0.7, 0.1, 0.9], places = [];
+    for (const down of steps) for (const right of steps)
+      places.push([box.left + right * (box.right - box.left), box.top + down * (box.bottom - box.top),
+        Math.hypot(right - 0.5, down - 0.5)]);
+    if (item.away || element.matches("option") || element === document.scrollingElement) return places[0].slice(0, 2);
+    const free = places.sort((a, b) => a[2] - b[2]).find(([x, y]) => {
+      const top = document.elementFromPoint(x, y);
+      return top && (element.contains(top) || top.contains(element) || top.control === element);
+    });
+    return free ? free.slice(0, 2) : null;
   }
   function record(item, all) {
-    const {element, box} = item, name = element.localName;
+    const {element, box} = item, name = element.localName, aim = aimOf(item);
     const kind = name === "input" ? element.type : element.getAttribute("role") || "";
     return {
       id: idOf(element), tag: name, kind, text: item.text, value: valueOf(element), label: labelOf(item, all),
       name: tidy(`${element.id} ${element.getAttribute("class") || ""}`), left: box.left, top: box.top,
       width: box.right - box.left, height: box.bottom - box.top, active: item.active, scrollable: item.scrollable,
       away: Boolean(item.away),
-      enabled: !element.disabled && !element.closest("[aria-disabled=true]") && reachable(item),
+      enabled: !element.disabled && !element.closest("[aria-disabled=true]") && aim !== null,
+      aim: aim || [(box.left + box.right) / 2, (box.top + box.bottom) / 2],
       checked: isChecked(element), focused: document.activeElement === element, color: color(item),
       never: Boolean(page.forbidden(element)),
-      attributes: Object.fromEntries([...element.attributes].map(each => [each.name, each.value])),
+      attributes: Object.fromEntries([...element.attributes].filter(each => !COUNTED.includes(each.name))
+        .map(each => [each.name, each.value])),
     };
   }
 
