@@ -12,6 +12,7 @@ from flowhand.contracts.features import ChunkConfig
 from flowhand.demos.config import TrainingDataConfig
 from policies.encoders.base import EncoderConfig
 from policies.encoders.vision.config import VisionConfig
+from policies.encoders.words.config import WordsConfig
 from policies.heads.base import HeadConfig
 from policies.nets.base import NetConfig
 from policies.normalizer import NormalizerConfig
@@ -33,6 +34,7 @@ class TrainRoot:
     data: TrainingDataConfig = field(default_factory=TrainingDataConfig)
     encoder: EncoderConfig = MISSING
     vision: VisionConfig = field(default=MISSING, metadata={"before": {"kind": "none"}})
+    words: WordsConfig = field(default=MISSING, metadata={"before": {"kind": "none"}})
     net: NetConfig = MISSING
     head: HeadConfig = MISSING
     chunk: ChunkConfig = field(default_factory=ChunkConfig)
@@ -59,12 +61,27 @@ class TrainRoot:
     def policy(self) -> PolicyConfig:
         """The parts that make a policy, as one configuration."""
         return PolicyConfig(
-            self.chunk, self.normalizer, self.encoder, self.net, self.head, vision=self.vision, action=self.action
+            self.chunk,
+            self.normalizer,
+            self.encoder,
+            self.net,
+            self.head,
+            vision=self.vision,
+            words=self.words,
+            action=self.action,
         )
 
 
 ROOT = TrainRoot
-CHOICES = {"env": "metaworld", "encoder": "state", "vision": "none", "net": "mlp", "head": "flow", "experiment": None}
+CHOICES = {
+    "env": "metaworld",
+    "encoder": "state",
+    "vision": "none",
+    "words": "none",
+    "net": "mlp",
+    "head": "flow",
+    "experiment": None,
+}
 ABOUT = "Demonstrations -> checkpoint -> success rate."
 EXAMPLES = [
     "flowhand train env.task=hammer-v3 head=flow net=mlp train.steps=4000 seed=0",

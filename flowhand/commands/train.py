@@ -25,31 +25,33 @@ from flowhand.commands import eval as evaluation
 from flowhand.contracts.argument import argument
 from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.durable import claimed, exists
-from flowhand.contracts.features import Spec
+from flowhand.contracts.features import PREVIOUS, Spec
 from flowhand.contracts.modules import imported_modules
 from flowhand.contracts.planner import learnable
 from flowhand.contracts.provenance import revision
 from flowhand.contracts.resize import resized
 from flowhand.demos.config import COLLECTED, TrainingDataConfig
-from flowhand.demos.decoded.rows import read_features, row_bytes, training_rows
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.hub import is_repo_id
+from flowhand.demos.mixture import Mixture
 from flowhand.demos.native import Store
 from flowhand.demos.observed import Observed
 from flowhand.demos.reader import Reader
 from flowhand.demos.states import StateEpisodes
 from policies.checkpoint import MOST_TENSOR_BYTES
 from policies.device import select_device
-from policies.encoders import image_sizes
 from policies.encoders.vision import pretrained
 from policies.training import start as starting
-from policies.training.stream import Stream, WindowSource
 from policies.training.trainer import Trainer
-from policies.training.windows import Windows
 
 from . import held_out
 from .collect import collect
 from .runs import StopRequest
+from .tasks.gather import given_by, of_sets, of_tasks
+from .tasks.reading import windows_of
+
+Demonstrations = Store | StateEpisodes | Mixture
+Unseen = StateEpisodes | list[StateEpisodes | None] | None  # what is held out, of a mixture of each set
 
 
 def trainer_of(
@@ -60,36 +62,10 @@ def trainer_of(
     return Trainer(config.train, config.policy, spec, windows, device, config.seed, fitted)
 
 
-def windows_of(config: TrainRoot, spec: Spec, episodes: Iterable[Episode], device: torch.device) -> WindowSource:
-    """The demonstrations as windows: all on the device where they fit into `data.memory_gb`, else read from the disk.
-
-    Recorded frames are decoded once, to the size that the policy reads.
-    """
-    shape, room = (config.chunk.history, config.chunk.prediction_horizon), int(config.data.memory_gb * 1e9)
-    data, numbers = (episodes.data, episodes.numbers) if isinstance(episodes, StateEpisodes) else (episodes, None)
-    if not isinstance(data, Store | Reader):  # held in memory as they are
-        return Windows(episodes, spec, *shape, device)
-    numbers = range(len(data)) if numbers is None else numbers
-    sizes = image_sizes(config.vision, spec)
-    features = read_features(spec, sizes)
-    lengths = data.lengths
-    fits = sum(lengths[number] for number in numbers) * row_bytes(features) <= room
-    if fits and not sizes:
-        return Windows(episodes, spec, *shape, device)
-    rows = training_rows(data, numbers, features, config.data)
-    if not fits and data.plan(numbers[0]) is not None:
-        limit = f"data.memory_gb={config.data.memory_gb}"
-        raise ValueError(f"plans are not read from the disk batch by batch; raise {limit}")
-    if not fits:
-        return Stream(rows, *shape, device, room, config.data.prefetch)
-    observation = {name: features[name] for name in spec.observation}
-    return Windows(rows, replace(spec, observation=observation), *shape, device)
-
-
 def golden_observation(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Four histories that are stored beside the action that they give; images of the size that the camera has."""
     index = torch.arange(4, device=trainer.windows.device) * (len(trainer.windows) // 4)
-    observation = trainer.windows.gather(index).observation
+    observation = trainer.policy.observed(trainer.windows.gather(index))
     for name in trainer.policy.image_sizes:
         shape, images = trainer.policy.spec.observation[name].shape, observation[name]
         values = images.cpu().numpy().reshape(*images.shape[:4], -1)  # depth may have no axis of channels
@@ -147,7 +123,8 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
         config.head.require_reference()  # before the demonstrations are collected
     store, unseen = demonstrations(config)
     collect_seconds = time.perf_counter() - started
-    trainer = trainer_of(config, observed(config, store), store, device, fitted=state is not None)
+    _, before, earlier = policies.read_config(out / "checkpoint") if state else (None, None, None)
+    trainer = trainer_of(config, observed(config, store, before), store, device, fitted=state is not None)
     if state is not None:
         require_same(
             completed(with_names_of_now(state.get("config")), OmegaConf.structured(config)),
@@ -159,7 +136,6 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
     print(f"{len(store)} demonstrations, {len(trainer.windows)} windows, {size:,} parameters, {device}, -> {out}")
 
     golden = golden_observation(trainer)
-    earlier = policies.read_config(out / "checkpoint")[2] if state else None
     source = provenance(config, store, unseen, earlier)
     if earlier is None and config.init:
         start(config, trainer, source)
@@ -179,9 +155,10 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
         if stopped:
             print(f"stopped at step {trainer.step}; go on with: python train.py {argument('resume', out)}")
             return stopped
-        if unseen is not None and isinstance(store, StateEpisodes):
-            words, policy = ["python", "train.py", *overrides], policies.load(out / "checkpoint", device)
-            print(held_out.conclude(policy, store, unseen, words, out, log))
+        words = ["python", "train.py", *overrides]
+        for trained, kept, source_name, folder in held_out.judged_on(store, unseen, out):
+            policy = policies.load(out / "checkpoint", device)
+            print(held_out.conclude(policy, trained, kept, words, folder, log, source_name))
         if config.eval.episodes:
             seconds = {"collect": collect_seconds, "train": trainer.seconds}
             what = config.env, config.eval, config.execution, asdict(config)
@@ -192,7 +169,7 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
     return 0
 
 
-def demonstrations(config: TrainRoot) -> tuple[Store | StateEpisodes, StateEpisodes | None]:
+def demonstrations(config: TrainRoot) -> tuple[Demonstrations, Unseen]:
     """What to train on, and what is held out to judge it.
 
     The world's expert collects, or they are recorded ones at data.path, of any known format: with env=none as they are,
@@ -201,6 +178,14 @@ def demonstrations(config: TrainRoot) -> tuple[Store | StateEpisodes, StateEpiso
     Raises:
         ValueError: without an environment, the path is missing or an evaluation is asked for.
     """
+    if len(worlds := config.env.each()) > 1:
+        _require_of_a_world(config.data)
+        return of_tasks(worlds, config.data), None
+    if config.data.mixture:
+        if config.env.kind != "none":
+            raise ValueError("data.mixture has no world of its own; set env=none")
+        _require_no_evaluation(config)
+        return of_sets(config.data, config.vision.kind != "none")
     path, sees = Path(config.data.path), config.vision.kind != "none"
     reads = config.env.kind == "none" or envs.reads_recorded(config.env)
     if config.data.path and not path.exists() and not (reads and is_repo_id(config.data.path)):
@@ -220,9 +205,13 @@ def demonstrations(config: TrainRoot) -> tuple[Store | StateEpisodes, StateEpiso
         return collect(config.env, config.data), None
     if not config.data.path:
         raise ValueError("env=none trains on recorded demonstrations; give their store with data.path=")
+    _require_no_evaluation(config)
+    return held_out.split(open_dataset(config.data.path), config.data, sees)
+
+
+def _require_no_evaluation(config: TrainRoot) -> None:
     if config.eval.episodes:
         raise ValueError("env=none has nothing to evaluate in; set eval.episodes=0")
-    return held_out.split(open_dataset(config.data.path), config.data, sees)
 
 
 def observed_in(config: TrainRoot, recorded: Reader) -> Observed:
@@ -240,17 +229,17 @@ def _require_of_a_world(data: TrainingDataConfig) -> None:
     data.held_out = 0
 
 
-def observed(config: TrainRoot, store: Store | StateEpisodes) -> Spec:
-    """What the policy sees and commands."""
+def observed(config: TrainRoot, store: Demonstrations, earlier: Spec | None = None) -> Spec:
+    """What the policy sees and commands; of a run that goes on, `earlier` is what it saw."""
     spec = learnable(store.spec)
-    added = config.data.previous_action and isinstance(store, Store)
-    return spec.with_previous_action() if added else spec
+    added = config.data.previous_action and not any(f.kind == PREVIOUS for f in spec.observation.values())
+    return given_by(config, spec.with_previous_action() if added else spec, store, earlier)
 
 
 def provenance(
     config: TrainRoot,
-    store: Store | StateEpisodes,
-    unseen: StateEpisodes | None = None,
+    store: Demonstrations,
+    unseen: Unseen = None,
     earlier: policies.Provenance | None = None,
 ) -> policies.Provenance:
     """Where the policy comes from, for its checkpoint.
@@ -268,7 +257,7 @@ def provenance(
         git_sha=revision() or (earlier.git_sha if earlier else ""),
         train_steps=0,
         modules=imported_modules(),
-        recorded=[held_out.described(store, unseen)] if isinstance(store, StateEpisodes) else [],
+        recorded=held_out.sets(store, unseen),
         started_from=earlier.started_from if earlier else [],
         pretrained=earlier.pretrained if earlier else pretrained.described(config.vision),
     )

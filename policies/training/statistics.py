@@ -11,7 +11,7 @@ from torch import Tensor
 from flowhand.contracts.data.statistics import Statistics
 
 from ..action_codec import require_choices
-from ..normalizer import spread
+from ..fitting import spread
 from ..policy import Policy
 
 # The values (n, *shape) of a feature at control steps (n,).
