@@ -121,10 +121,10 @@ class Windows:
             task=self.task[index],
         )
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """A batch of windows drawn uniformly, with replacement."""
+    def draw(self, batch_size: int, generator: torch.Generator, part: slice = slice(None)) -> Batch:
+        """A batch of windows drawn uniformly, with replacement, or a part of its rows."""
         index = torch.randint(len(self), (batch_size,), generator=generator, device=self.action.device)
-        return self.gather(index)
+        return self.gather(index[part])
 
     def order(self, generator: torch.Generator, seed: int) -> torch.Generator:
         """The training's own generator: a batch is drawn when it is needed."""
