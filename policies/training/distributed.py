@@ -50,6 +50,10 @@ class OneProcess:
         """Gives the parameters the gradient of the whole batch; returns the loss of the whole batch."""
         return loss
 
+    def summed(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        return value
+
     def agree(self, number: int, step: int) -> int:
         """The largest of the numbers that the processes ask with; on a GPU it may be known some steps later."""
         return number
@@ -104,10 +108,11 @@ class Processes(OneProcess):
 
     def share(self, generator: torch.Generator, batch_size: int) -> torch.Generator:
         """One that draws the numbers of the whole batch and keeps those of this part."""
-        return Share.of(generator, self.part(batch_size), batch_size, self._summed)
+        return Share.of(generator, self.part(batch_size), batch_size, self.summed)
 
     @torch.compiler.disable
-    def _summed(self, value: Tensor) -> Tensor:
+    def summed(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
         total = value.clone()
         with self._told():
             dist.all_reduce(total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from pathlib import Path
@@ -21,7 +22,13 @@ BATCH = 13  # which does not divide
 
 def trainer_of(head: str, processes: OneProcess | None = None) -> Trainer:
     """A small training of the head."""
-    words = [f"head={head}", f"train.steps={STEPS}", f"train.batch_size={BATCH}", "train.draws=2", "train.warmup_steps=5"]
+    words = [
+        f"head={head}",
+        f"train.steps={STEPS}",
+        f"train.batch_size={BATCH}",
+        "train.draws=2",
+        "train.warmup_steps=5",
+    ]
     trainer = test_train.make_trainer(*words)
     trainer.processes = processes or OneProcess()
     return trainer
@@ -74,7 +81,7 @@ def main(folder: Path) -> None:
         rank, found = processes.rank, {}
         for head in HEADS:
             trainer = advanced(trainer_of(head, processes), HALF)
-            found[head, "half"] = trainer.state() if head == "flow" else {}
+            found[head, "half"] = copy.deepcopy(trainer.state()) if head == "flow" else {}
             found[head, "whole"] = advanced(trainer, STEPS - HALF).state()
             trainer.require_together()
         went_on = trainer_of("flow", processes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
 import subprocess
@@ -27,7 +28,7 @@ def alone():
     for head in HEADS:
         trainer = advanced(trainer_of(head), HALF)
         if head == "flow":
-            found["half"] = copied(trainer.state())
+            found["half"] = copy.deepcopy(trainer.state())
         found[head] = advanced(trainer, STEPS - HALF).state()
     yield found
     torch.set_num_threads(before)
@@ -53,12 +54,6 @@ def both(alone, tmp_path_factory):
         for each in running:
             each.kill()
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-
-
-def copied(state):
-    return {key: {**value} if isinstance(value, dict) else value for key, value in state.items()} | {
-        name: {key: value.clone() for key, value in state[name].items()} for name in ("policy", "ema")
-    }
 
 
 def distance(a, b) -> float:
