@@ -10,6 +10,9 @@ from flowhand.contracts.data.tasks import SOURCE
 from flowhand.contracts.features import Spec
 
 from .encoders import ENCODERS, VISION, WORDS, Encoder, compose
+from .fields import Fields
+from .heads import HEADS
+from .heads.base import Head, HeadConfig
 
 if TYPE_CHECKING:
     from .policy import PolicyConfig
@@ -33,3 +36,10 @@ def encoder_of(config: PolicyConfig, spec: Spec) -> Encoder:
     seen = {name: feature for name, feature in spec.observation.items() if name != SOURCE}
     parts = [(each, cls) for each, cls in found if cls]
     return compose(parts, replace(spec, observation=seen), config.chunk.history, config.net.attends)
+
+
+def head_of(config: HeadConfig, encoder: Encoder, fields: Fields) -> Head:
+    """A head for what this encoder tells and actions of these fields."""
+    head = component(HEADS, config, "head")(config, encoder.size, encoder.tokens)
+    head.arrange(fields)
+    return head

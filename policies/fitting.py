@@ -33,7 +33,15 @@ def fit(
             data = pixels(data) if policy.spec.observation[name].kind in KINDS else data.flatten(1)
             normalizer.of(source).fit(data, policy.config.normalizer.observation, name)
         rows = policy.representation.rows(seen, acted, ends, chunk.prediction_horizon, chunk.loss_on_padding)
-        policy.fit_action(rows, source)
+        fit_action(policy, rows, source)
+
+
+def fit_action(policy: Policy, rows: Sequence[Tensor], source: int = 0) -> None:
+    """Takes the statistics of the action: of its columns (N, D) at each step of a chunk, or at any."""
+    discrete = torch.tensor([n > 0 for n in policy.codec.choices], device=rows[0].device)
+    rows = [each.masked_fill(discrete, 0) for each in rows]  # the index of a choice stays as it is
+    mode, groups = policy.config.normalizer.action, policy.representation.groups
+    policy.action_normalizer.of(source).fit_steps(rows, mode, "action", groups)
 
 
 def spread(count: int, size: int) -> Tensor:

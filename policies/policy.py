@@ -20,7 +20,7 @@ from flowhand.contracts.provenance import Provenance
 from .action_codec import ActionCodec
 from .batch import Batch
 from .compile import CompiledSampler
-from .components import component, encoder_of
+from .components import component, encoder_of, head_of
 from .conditioning import Conditioning
 from .encoders import image_sizes
 from .encoders.base import EncoderConfig
@@ -32,7 +32,7 @@ from .fields import Fields
 from .fitting import fit
 from .generation.prefix import Prefix
 from .heads import HEADS
-from .heads.base import Head, HeadConfig
+from .heads.base import HeadConfig
 from .heads.flow import FlowConfig
 from .nets import NETS
 from .nets.base import Net, NetConfig
@@ -84,7 +84,7 @@ class Policy(nn.Module):
         self.net = component(NETS, config.net, "net")(
             config.net, self.chunk_shape, self.encoder.size, self.encoder.tokens
         )
-        self.head = self._head(config.head)
+        self.head = head_of(config.head, self.encoder, self.fields)
         self.net.arrange(self.fields, self.encoder.row_tokens, self.head.choice_error == "cross_entropy")
         self._compiled: CompiledSampler | None = None
         self._trained_head = config.head
@@ -178,13 +178,6 @@ class Policy(nn.Module):
         """
         fit(self, observation, action, last, parts)
 
-    def fit_action(self, rows: Sequence[Tensor], source: int = 0) -> None:
-        """Takes the statistics of the action: of its columns (N, D) at each step of a chunk, or at any."""
-        options = self.config.normalizer
-        discrete = torch.tensor([n > 0 for n in self.codec.choices], device=rows[0].device)
-        rows = [each.masked_fill(discrete, 0) for each in rows]  # the index of a choice stays as it is
-        self.action_normalizer.of(source).fit_steps(rows, options.action, "action", self.representation.groups)
-
     def normalizers(self) -> list[tuple[str, Normalizer]]:
         """All normalizers with the names of their features; the action comes last."""
         named = [(name, module) for name, module in self.observation_normalizers.items()]
@@ -258,12 +251,6 @@ class Policy(nn.Module):
         code = self.codec.encode(self.action_normalizer.normalize(columns, self._source(observation)))
         return self.fields.blank(code, self.fields.counting(action))
 
-    def _head(self, config: HeadConfig) -> Head:
-        """A head for the policy's net."""
-        head = component(HEADS, config, "head")(config, self.encoder.size, self.encoder.tokens)
-        head.arrange(self.fields)
-        return head
-
     def _require_continues(self, prefix: Prefix, rows: int) -> None:
         """Raises `ValueError` unless the head can continue such a prefix for so many rows."""
         if prefix.form not in self.head.continues:
@@ -311,7 +298,7 @@ class Policy(nn.Module):
         config = self.config.head.resampled(fields)
         other = copy.deepcopy(self)
         other.config = replace(self.config, head=config)
-        other.head = other._head(config)
+        other.head = head_of(config, other.encoder, other.fields)
         other.head.load_state_dict(self.head.state_dict())
         return other.to(self.action_normalizer.shift.device).eval().requires_grad_(False)
 

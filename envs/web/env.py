@@ -30,6 +30,7 @@ import numpy as np
 from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.screen.fields import (
     ELEMENTS,
+    FIELDS,
     WORDS,
     action_feature,
     observation_features,
@@ -67,6 +68,8 @@ class WebEnv(Env):
         FileNotFoundError: there is no browser, or no such page.
         ValueError: there is no such task.
     """
+
+    rest = (0.0,) * len(FIELDS)  # "stop" does nothing
 
     def __init__(self, config: WebConfig):
         self.config = config
@@ -111,6 +114,8 @@ class WebEnv(Env):
         read = at_pixels if self.config.observes == "pixels" else at_elements
         act = self._act = read(action, self._screen)
         before = self._reward
+        if self._tab is None:
+            raise WorldError(f"{self.task}: no episode is going on; reset begins one")
         self._steps += 1
         observation, info = self._told(lambda: self._acting(act))
         ended = self._steps >= self.config.max_steps

@@ -29,7 +29,7 @@ from flowhand.contracts.world import WorldError
 from flowhand.demos.config import COLLECTED, NOISE, SEEDS_PER_COLLECTION, DataConfig
 from flowhand.demos.meta import StoreMeta
 from flowhand.demos.native import Store
-from flowhand.demos.writer import EpisodeRecorder, StoreWriter, too_few
+from flowhand.demos.recording.rollouts import EpisodeRecorder, StoreWriter, too_few
 from flowhand.evaluation.lanes import Begin, Finished, Lane, LaneOptions
 from flowhand.evaluation.rollout import Agent, NoisyExpert, rollout
 

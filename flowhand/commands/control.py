@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -19,6 +20,7 @@ from conf.verbs.control import ControlRoot
 from flowhand import robots
 from flowhand.contracts.data.tasks import SOURCE, TASK, given
 from flowhand.contracts.durable import opened
+from flowhand.contracts.execution import pace_s
 from flowhand.contracts.export import artifact, exported_policy
 from flowhand.contracts.features import Spec
 from flowhand.contracts.observers import Observer
@@ -51,7 +53,9 @@ def control(config: ControlRoot) -> tuple[str, str]:
     own, monitor = planner_of(config.checkpoint, config.device, config.head.changes), None
     planner: Planner = own
     spec = own.spec
-    dt = 1 / config.rate_hz if config.rate_hz else spec.seconds()
+    dt = 1 / config.rate_hz if config.rate_hz else pace_s(spec)
+    if spec.control_dt_s is None:
+        _wait_for_events(config, dt)
     path = Path(config.journal or f"outputs/deploy/{time.strftime('%Y-%m-%d_%H-%M-%S')}.journal")
     fresh = partial(planner_of, config.checkpoint, config.device, config.head.changes)  # the fan's own
     make_env = _world_of(config, own)
@@ -82,7 +86,7 @@ def control(config: ControlRoot) -> tuple[str, str]:
             view.stop = runtime.stop
             with closing(runtime), on_signals(runtime.stop):
                 ended = _episodes(runtime, robot, config, dt)
-    speed = "" if dt == spec.control_dt_s else f" ({spec.seconds() / dt:.3g} times the checkpoint's rate)"
+    speed = "" if dt == pace_s(spec) else f" ({pace_s(spec) / dt:.3g} times the checkpoint's rate)"
     name = env.task if env else chosen.kind
     return f"{name}: {runtime.report.line()}{speed}; {_outcome(robot)}; journal: {path}", ended
 
@@ -105,6 +109,9 @@ def _episodes(runtime: Runtime, robot: Any, config: ControlRoot, dt: float) -> s
         if begin:
             begin(seed)
         ended = runtime.run(left_s, seed)
+        while ended == "alarm" and config.runtime.on_alarm == "ask" and _told_to_go_on(runtime):
+            left_s = max(0.0, config.seconds - runtime.report.steps * dt)
+            ended = runtime.run(left_s, seed)  # in the same episode, watched anew
         seed += 1
         if not begin:
             break
@@ -131,6 +138,22 @@ def told(inference_thread: InferenceThread, spec: Spec, config: ControlRoot, env
     given(spec.observation, task, source)  # which refuses it before the robot moves
     inference_thread.task, inference_thread.source = task, source
     config.task, config.source = task or "", source or ""  # as the journal has them
+
+
+def _wait_for_events(config: ControlRoot, control_dt_s: float) -> None:
+    """Has every decision wait for the world's answer to the last action, and no action left out where one took long."""
+    config.asynchronous = False
+    runtime = config.runtime
+    on_overrun = "catch_up" if runtime.on_overrun == "skip" else runtime.on_overrun
+    config.runtime = replace(runtime, on_overrun=on_overrun, patience_s=max(runtime.patience_s, 1.5 * control_dt_s))
+
+
+def _told_to_go_on(runtime: Runtime) -> bool:
+    """Asks at the terminal whether to go on after an alarm; where nobody is there, no."""
+    if not sys.stdin.isatty():
+        return False
+    print(f"{'; '.join(runtime.report.alarms)}. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _resting(config: SafetyConfig, env: World) -> SafetyConfig:

@@ -21,7 +21,7 @@ import policies
 from conf import cli, sweep
 from conf.verbs.eval import EvalRoot, EvaluationConfig
 from flowhand.contracts.durable import claimed, write_whole
-from flowhand.contracts.execution import ExecutionConfig
+from flowhand.contracts.execution import ExecutionConfig, pace_s
 from flowhand.contracts.export.artifact import is_export
 from flowhand.contracts.export.exported_policy import require_own_sampler
 from flowhand.contracts.features import dimension_name
@@ -70,7 +70,7 @@ def compare_chunks(
                     seen[name] = np.tile(value, (CHUNKS_SHOWN, chunk.history, 1))
                 sampled = policy.plan(seen, noise.numpy())
                 expert = batch.action[0].numpy()
-                comparisons.append(ChunkComparison(seed, step, sampled, expert, policy.spec.seconds(), names))
+                comparisons.append(ChunkComparison(seed, step, sampled, expert, pace_s(policy.spec), names))
     return comparisons
 
 
@@ -92,7 +92,8 @@ def film(
             chosen[record.seed] = outcome
     if not chosen:
         return [], "eval.videos=0 asked for none; eval.videos=3 films three episodes of each outcome."
-    kept = Film(chosen, FRAME_EVERY)
+    every = FRAME_EVERY if policy.spec.control_dt_s else 1  # each answer of a world that waits counts
+    kept = Film(chosen, every)
     try:
         with cpu_threads(1):  # as in the evaluation, so that the episodes come out the same to the last bit
             rollout(
@@ -104,7 +105,7 @@ def film(
             )
     except envs.RenderingUnavailable as error:
         return [], str(error)
-    fps = 1 / (policy.spec.seconds() * FRAME_EVERY)
+    fps = 1 / (pace_s(policy.spec) * every)
     clips = [Clip(seed, chosen[seed], encode_mp4(frames, fps)) for seed, frames in kept.frames.items()]
     return clips, f"The first {config.videos} episodes of each outcome, in the order of the seeds."
 
@@ -292,7 +293,7 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
     if config.compile != "no":
         name = f"{name}-{config.compile}"
     name = re.sub(r"[^\w.-]+", "-", name)
-    out = Path(config.out or checkpoint.parent / name)
+    out = Path(sweep.cell_folder() or config.out or checkpoint.parent / name)
     # A checkpoint made lighter for a robot has no training state, and so no learning curve to show.
     has_state = (checkpoint / "train_state.pt").is_file()
     history = require_history(policies.load_train_state(checkpoint).get("history")) if has_state else []

@@ -6,12 +6,19 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .features import Spec
 from .planner import FORMS
 from .strict import whole_numbers
 
 MODES = ("receding_horizon", "temporal_ensembling", *FORMS)
 STEEPEST = 1000.0  # weights of an ensemble; the one at the end has all the weight long before
 LONGEST_MS = 1e9  # a latency; no chunk bridges as much
+EVENT_DT_S = 0.5  # between two actions where each waits for an answer of the world, for those who must keep some time
+
+
+def pace_s(spec: Spec) -> float:
+    """Time between two actions in seconds, also where control waits for events."""
+    return EVENT_DT_S if spec.control_dt_s is None else spec.control_dt_s
 
 
 @dataclass

@@ -232,7 +232,7 @@ class Runtime:
         if answer:
             self.report.alarms.update(set(answer.alarms).difference(self._alarms))
             self._alarms = answer.alarms
-            if answer.alarms and self.config.on_alarm == "stop":
+            if answer.alarms and self.config.on_alarm in ("stop", "ask"):
                 self._ending = "alarm"
         if self._unsent:
             return "write error"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ON_OVERRUN = ("skip", "catch_up", "stop")
-ON_ALARM = ("hold", "stop", "log")
+ON_ALARM = ("hold", "stop", "ask", "log")
 
 
 @dataclass
@@ -17,7 +17,7 @@ class RuntimeConfig:
     patience_s: float = 0.2  # after a longer gap in the answers the policy is reset: what it had planned is past
     give_up_s: float = 0.0  # end the run after so long without a command of the policy; 0: never
     on_overrun: str = "skip"  # control steps whose time has passed: skip | catch_up (make them up at once) | stop
-    on_alarm: str = "hold"  # what an alarm of the monitor does: hold (safe action) | stop (end the run) | log
+    on_alarm: str = "hold"  # the monitor's alarm: hold (safe action) | stop (the run) | ask (stop, then ask) | log it
     stop_s: float = 1.0  # at the end, longest time to come to rest in; at least one safe action is sent
     spin_s: float = 0.0  # wait actively for so long before each step: less jitter, more CPU
     priority: int = 0  # SCHED_FIFO priority of the control thread, 1 to 99; 0: the system's ordinary scheduling

@@ -8,7 +8,7 @@ import numpy as np
 
 from flowhand.contracts import world
 from flowhand.contracts.features import Spec
-from flowhand.contracts.world import World
+from flowhand.contracts.world import World, WorldError
 
 from .base import RobotConfig
 
@@ -43,7 +43,7 @@ class SimulatedRobot:
 
     Attributes:
         picture: of the world after the last command (H, W, 3), where it was drawn.
-        over: whether the episode has ended; further commands do nothing.
+        over: whether the episode has ended, or the world has failed; further commands do nothing.
         outcomes: of the episodes that have ended by themselves.
     """
 
@@ -78,7 +78,11 @@ class SimulatedRobot:
         self.picture = None
         if self.over:
             return
-        step = world.step(self.env, action.astype(np.float32))
+        try:
+            step = world.step(self.env, action.astype(np.float32))
+        except WorldError:
+            self.over = True  # without an outcome: what would have come is not known
+            raise
         self._observation = step.observation
         self._steps += 1
         self._success |= step.success

@@ -548,7 +548,7 @@ def test_a_thread_can_be_kept_on_a_core():
         ({"stop_s": math.inf}, "runtime.stop_s=inf must be seconds"),
         ({"priority": 100}, r"runtime.priority=100 must lie in 0\.\.99"),
         ({"on_overrun": "panic"}, "runtime.on_overrun='panic' is unknown; choices: skip, catch_up, stop"),
-        ({"on_alarm": "panic"}, "runtime.on_alarm='panic' is unknown; choices: hold, stop, log"),
+        ({"on_alarm": "panic"}, "runtime.on_alarm='panic' is unknown; choices: hold, stop, ask, log"),
     ],
 )
 def test_a_wrong_option_is_an_error(options, message):

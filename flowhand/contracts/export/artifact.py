@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..durable import Snapshot, opened
+from ..execution import pace_s
 from ..features import ChunkConfig, Feature, Spec
 from ..nearest import difference
 from ..planner import check_spec
@@ -192,7 +193,7 @@ def compare(
 
 def rates(spec: Spec, chunk: ChunkConfig) -> dict[str, float]:
     """Control steps and decisions per second."""
-    dt = spec.seconds()
+    dt = pace_s(spec)
     return {"control_hz": 1 / dt, "decision_hz": 1 / (dt * chunk.execution_horizon)}
 
 

@@ -113,9 +113,7 @@ class GrowingSet:
         self._next = {what: 1 + max((number_of(row, what) for row in kept), default=-1) for what in whats[2:]}
         self._next["data"] = 1 + max((number_of(row, "data") for row in kept), default=-1)
         files = [NUMBERED.search(str(row["_file"])) for row in kept]
-        self._next["meta/episodes"] = 1 + max(
-            (int(m[1]) * FILES_OF_CHUNK + int(m[2]) for m in files if m), default=-1
-        )
+        self._next["meta/episodes"] = 1 + max((int(m[1]) * FILES_OF_CHUNK + int(m[2]) for m in files if m), default=-1)
         self._take_out(rows[len(kept) :])
         if len(rows) > len(kept) or self._is_uncounted():
             parts = [of_episode(row) for row in kept]
@@ -170,7 +168,9 @@ class GrowingSet:
         task_number = tasks.setdefault(task, len(tasks))
         numbers = {what: self._next.get(what, 0) for what in ("data", "meta/episodes")}
         row: dict[str, Any] = {"episode_index": number, "tasks": [task], "length": steps, "seed": seed}
-        row |= {f"stats/{name}/{key}": np.asarray(v).tolist() for name, all_ in stats.items() for key, v in all_.items()}
+        row |= {
+            f"stats/{name}/{key}": np.asarray(v).tolist() for name, all_ in stats.items() for key, v in all_.items()
+        }
         for what, at in numbers.items():
             row |= place_of(what, at)
         row |= {"dataset_from_index": self.steps, "dataset_to_index": self.steps + steps}

@@ -28,6 +28,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
+from flowhand.contracts.execution import pace_s
 from flowhand.contracts.noise import noise
 from flowhand.contracts.planner import Planner
 from flowhand.control.background import Logger
@@ -283,7 +284,7 @@ def metadata(policy: Planner, config: ServerConfig) -> dict[str, Any]:
     return {
         "protocol": "flowhand 1",
         "spec": policy.spec.to_dict(),
-        "control_dt_s": policy.spec.seconds(),
+        "control_dt_s": pace_s(policy.spec),
         "history": chunk.history,
         "prediction_horizon": chunk.prediction_horizon,
         "execution_horizon": chunk.execution_horizon,
