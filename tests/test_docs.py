@@ -160,7 +160,7 @@ def test_the_robot_program_runs_again_beside_what_it_wrote(workplace):
         assert len(list(workplace.glob("outputs/deploy/*.journal"))) == count
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in WALKTHROUGHS])
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in (*WALKTHROUGHS, *WITH_BROWSER)])
 def test_every_setting_of_every_command_exists(page):
     for words in commands(page):
         if words[0] not in OTHERS and "benchmarks." not in " ".join(words[:3]):
