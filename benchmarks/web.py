@@ -1,7 +1,7 @@
 """What the world of pages costs: reset, look, act; episodes a second with several tabs; and whether anything leaks.
 
     python -m benchmarks.web                         # times of a few tasks, episodes a second; a result file
-    python -m benchmarks.web leak=10000 state=FILE   # so many episodes, a browser killed now and then; goes on from FILE
+    python -m benchmarks.web leak=10000 state=FILE   # so many episodes, going on from FILE
 
 Times are medians in milliseconds. An episode is that of the task's expert. With several processes each has a browser
 with one tab, as the workers of an evaluation have. The leak run counts processes, the memory of the browser, profile
@@ -107,7 +107,7 @@ def leak(episodes: int, state: Path) -> dict[str, Any]:
         try:
             _, info = env.reset(seed=seed)
             if seed and seed % KILLED_EVERY == 0:
-                os.kill(acquire().pid, signal.SIGKILL)
+                os.kill(env._browser.pid, signal.SIGKILL)
                 done["killed"] += 1
             for _ in range(env.config.max_steps):
                 plan = env.expert(info["expert_observation"]) if env.expert else []
