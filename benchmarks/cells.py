@@ -19,7 +19,6 @@ from conf.cli import compose
 from conf.verbs.train import TrainRoot
 from flowhand.commands import train
 from flowhand.commands.collect import collect
-from flowhand.contracts.planner import learnable
 from flowhand.demos.native import Store
 from flowhand.demos.states import StateEpisodes
 from flowhand.evaluation.records import EpisodeRecord
@@ -59,7 +58,7 @@ def learn(config: TrainRoot, store: Demonstrations | None = None) -> tuple[train
     started = time.perf_counter()
     store = collected(config) if store is None else store
     ready = time.perf_counter()
-    trainer = train.trainer_of(config, learnable(store.spec), store, device)
+    trainer = train.trainer_of(config, train.observed(config, store), store, device)
     begun = time.process_time()
     while trainer.step < config.train.steps:
         trainer.advance()

@@ -16,8 +16,11 @@ TABLES = {  # group: the module and the name of its table, kind -> (configuratio
     "env": ("envs", "ENVS"),
     "encoder": ("policies.encoders", "ENCODERS"),
     "vision": ("policies.encoders", "VISION"),
+    "words": ("policies.encoders", "WORDS"),
     "net": ("policies.nets", "NETS"),
     "head": ("policies.heads", "HEADS"),
+    "robot": ("flowhand.robots", "ROBOTS"),
+    "driver": ("flowhand.robots.teleoperators", "DRIVERS"),
 }
 
 
@@ -67,11 +70,20 @@ def recipes(group: str) -> list[str]:
 
 def register(verb: str) -> None:
     """Makes the verb's configuration and every component that it chooses from known to Hydra."""
-    store, chosen = ConfigStore.instance(), choices(verb)
-    store.store(name=f"{verb}_schema", node=root(verb))
+    chosen = choices(verb)
+    _tell(f"{verb}_schema", root(verb))
     defaults = [f"{verb}_schema", *({group: name} for group, name in chosen.items()), *QUIET, "_self_"]
-    store.store(name=verb, node={"defaults": defaults, "hydra": HYDRA})
+    _tell(verb, {"defaults": defaults, "hydra": HYDRA})
     for group in chosen:
         for kind, config in table(group).items():
             assert is_dataclass(config)
-            store.store(group=group, name=kind, node=config)
+            _tell(kind, config, group)
+
+
+_told: dict[tuple[str | None, str], Any] = {}  # what Hydra knows already: it reads a class in milliseconds
+
+
+def _tell(name: str, node: Any, group: str | None = None) -> None:
+    if _told.get((group, name)) != node:
+        ConfigStore.instance().store(name=name, node=node, group=group)
+        _told[group, name] = node

@@ -18,7 +18,7 @@ from policies.normalizer import NormalizerConfig
 # They say where things go and what is imported, which the user at hand decides.
 NOT_FROM_A_FILE = {"resume", "out", "wandb", "hydra", "modules"}
 # What is learned follows from these parts of the configuration; a resumed run has them as it began.
-LEARNED = {"action", "chunk", "normalizer", "encoder", "vision", "net", "head", "train", "data"}
+LEARNED = {"action", "chunk", "normalizer", "encoder", "vision", "words", "net", "head", "train", "data"}
 # Fields that are gone: a run that began with them goes on, for what they led to stands in its weights.
 REMOVED = tuple(f"normalizer.{name}" for name in NormalizerConfig.removed)
 
@@ -38,12 +38,13 @@ FREE_ON_RESUME = (
     "wandb",
     "execution",
     "data.path",
+    "words.model",
     "data.cache_dir",
     "data.cache_gb",
     "data.memory_gb",
     "data.prefetch",
     "data.workers",
-    *(f"train.{name}" for name in ("save_every", "log_every", "eval_every", "device", "threads")),
+    *(f"train.{name}" for name in ("save_every", "log_every", "eval_every", "device", "threads", "timeout_s")),
 )
 
 

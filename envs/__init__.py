@@ -20,6 +20,7 @@ from .metaworld import MetaWorldConfig, MetaWorldEnv
 from .mujoco import RenderingUnavailable
 from .perturb import PerturbConfig, PerturbedEnv
 from .pusht import PushTConfig, PushTEnv
+from .so101 import SO101Config, SO101Env
 from .web import WebConfig, WebEnv
 
 # A config is always given to the function beside its own class, which the type cannot say.
@@ -29,13 +30,15 @@ ENVS: dict[str, tuple[type[EnvConfig], Callable[[Any], Env]]] = {
     "gymnasium": (GymnasiumConfig, GymnasiumEnv),
     "metaworld": (MetaWorldConfig, MetaWorldEnv),
     "pusht": (PushTConfig, PushTEnv),
+    "so101": (SO101Config, SO101Env),
     "web": (WebConfig, WebEnv),
 }
 
 
 def name_of(config: EnvConfig) -> str:
     """What tells this world from others of its kind, in letters that a folder's name can have."""
-    name = getattr(config, "task", "") or getattr(config, "id", "") or config.kind
+    task = getattr(config, "task", "")
+    name = ("-".join(task) if isinstance(task, list) else task) or getattr(config, "id", "") or config.kind
     return re.sub(r"[^\w.-]+", "-", name)
 
 
@@ -58,6 +61,8 @@ def make(
     config_class, build = ENVS[config.kind]
     if not isinstance(config, config_class):
         raise ValueError(f"env kind {config.kind!r} takes a {config_class.__name__}, got a {type(config).__name__}")
+    if len(tasks := config.each()) > 1:
+        raise ValueError(f"env={config.kind} names {len(tasks)} tasks, and a world has one: give one with env.task=")
     env = build(config)
     return PerturbedEnv(env, perturb, spreads) if perturb and perturb.describe() else env
 
@@ -99,6 +104,7 @@ __all__ = [
     "PerturbConfig",
     "PushTConfig",
     "RenderingUnavailable",
+    "SO101Config",
     "Spec",
     "WebConfig",
     "env_of",

@@ -7,16 +7,17 @@ about that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Dict
 
 from flowhand.contracts.features import Spec
+from flowhand.contracts.strict import nearest
 from flowhand.contracts.world import Expert, Observation
 
 from .mujoco import Physics
@@ -29,12 +30,31 @@ class EnvConfig:
 
     kind: str = "???"  # a key of envs.ENVS
 
+    def each(self) -> Sequence[EnvConfig]:
+        """A configuration for every task that this one names; itself, where there is one task."""
+        return [self]
+
 
 @dataclass
 class NoWorldConfig(EnvConfig):
     """No world: a training on recorded demonstrations that evaluates nothing."""
 
     kind: str = "none"
+
+
+def tasks_named(task: Any, known: Collection[str], sets: Mapping[str, Sequence[str]], what: str) -> list[str]:
+    """The tasks that a configuration names: one, a list of them, or those of a set.
+
+    Raises:
+        ValueError: one is unknown or named twice; the nearest ones are named.
+    """
+    names = [*sets[task]] if isinstance(task, str) and task in sets else [task] if isinstance(task, str) else task
+    if not isinstance(names, list | tuple) or not names or len(set(map(str, names))) < len(names):
+        raise ValueError(f"the {what} task is {task!r}, expected a name or a list of names that differ")
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown {what} task {name!r}: {nearest(str(name), [*known, *sets])}")
+    return list(names)
 
 
 class Env(gymnasium.Env[Observation, np.ndarray]):

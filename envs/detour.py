@@ -17,13 +17,18 @@ Start: x = -0.45 m, y uniform in +-0.03 m, at rest. Goal: x = 0.45 m, y uniform 
 goal. The episode terminates when the pillar is touched. Control at 20 Hz. `info["mode"]` says on which side the disc
 passed: "left", "right" (seen along the drive), or "" before.
 
+With task=left or task=right, the demonstrator passes on that side, and only that is a success. The observation does not
+tell the side: a policy for both must be told it in words.
+
 Version 1.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +37,7 @@ from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.strict import whole
 from flowhand.contracts.world import Observation
 
-from .base import Env, EnvConfig
+from .base import Env, EnvConfig, tasks_named
 from .mujoco import Physics, RenderingUnavailable, load_mujoco, rendering_help
 
 if TYPE_CHECKING:
@@ -43,12 +48,22 @@ SPEED = 0.4  # of the demonstrator, m/s
 CLEARANCE = 0.26  # of its way from the pillar's centre, m
 REACHED = 0.03  # m
 
+TASKS: Mapping[str, str] = MappingProxyType(
+    {
+        "detour": "drive round the pillar to the goal",
+        "left": "pass the pillar on the left and drive to the goal",
+        "right": "pass the pillar on the right and drive to the goal",
+    }
+)
+
 
 @dataclass
 class DetourConfig(EnvConfig):
-    """The task has no choices but how long and how it looks."""
+    """Free to choose the side, or told it in words, which alone tell the two tasks apart."""
 
     kind: str = "detour"
+    # detour (either side will do) | left | right; several for one policy: [left,right]
+    task: Any = field(default="detour", metadata={"before": "detour"})
     max_steps: int = 120  # control steps (20 per second)
     image_size: int = 224  # pixels, height and width of render(), at most 480
 
@@ -57,17 +72,23 @@ class DetourConfig(EnvConfig):
             raise ValueError(f"max_steps is {self.max_steps}, expected 1 or more")
         if not 1 <= self.image_size <= 480:
             raise ValueError(f"image_size is {self.image_size}, expected 1 to 480 pixels")
+        tasks_named(self.task, TASKS, {}, "detour")
+
+    def each(self) -> list[DetourConfig]:
+        """See `EnvConfig`."""
+        return [replace(self, task=name) for name in tasks_named(self.task, TASKS, {}, "detour")]
 
 
 class DetourEnv(Env):
     """The world of this file."""
 
-    task = "detour"
-    task_text = "drive round the pillar to the goal"
     rest = (0.0, 0.0)  # no velocity
 
     def __init__(self, config: DetourConfig):
         self.config = config
+        (self._side,) = tasks_named(config.task, TASKS, {}, "detour")
+        self.task = "detour" if self._side == "detour" else f"detour-{self._side}"
+        self.task_text = TASKS[self._side]
         self._mujoco = load_mujoco()
         self._model = self._mujoco.MjModel.from_xml_path(str(Path(__file__).parent / "assets" / "detour.xml"))
         self._data = self._mujoco.MjData(self._model)
@@ -87,7 +108,8 @@ class DetourEnv(Env):
         self._data.qpos[:] = (-0.45, start)
         self._goal = np.array([0.45, goal])
         self._model.site("goal").pos[:2] = self._goal
-        self.expert = _Demonstrator(self.np_random.choice([-1.0, 1.0]))
+        drawn = self.np_random.choice([-1.0, 1.0])
+        self.expert = _Demonstrator({"left": 1.0, "right": -1.0}.get(self._side, drawn))
         self._mujoco.mj_forward(self._model, self._data)
         self._steps, self._mode = 0, ""
         solved = float(np.hypot(*(self._data.qpos - self._goal))) < REACHED
@@ -109,9 +131,10 @@ class DetourEnv(Env):
         if not self._mode and x > 0:
             self._mode = "left" if y > 0 else "right"
         distance = float(np.hypot(*(self._data.qpos - self._goal)))
+        asked = self._side == "detour" or self._mode in ("", self._side)
         info = {
-            "success": distance < REACHED and not touched,
-            "failure": "touched the pillar" if touched else "goal not reached",
+            "success": distance < REACHED and not touched and asked,
+            "failure": "touched the pillar" if touched else "goal not reached" if asked else "passed on the other side",
             "mode": self._mode,
             "expert_observation": self._all(),
         }

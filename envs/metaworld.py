@@ -35,7 +35,7 @@ from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.strict import nearest, whole
 from flowhand.contracts.world import Observation
 
-from .base import Env, EnvConfig
+from .base import Env, EnvConfig, tasks_named
 from .cameras import LARGEST, Cameras
 from .mujoco import Physics, load_mujoco
 
@@ -101,18 +101,32 @@ TASKS: Mapping[str, str] = MappingProxyType(
         "window-open-v3": "push the window open",
     }
 )
+MT10 = (
+    "reach-v3",
+    "push-v3",
+    "pick-place-v3",
+    "door-open-v3",
+    "drawer-open-v3",
+    "drawer-close-v3",
+    "button-press-topdown-v3",
+    "peg-insert-side-v3",
+    "window-open-v3",
+    "window-close-v3",
+)
+SETS: Mapping[str, tuple[str, ...]] = MappingProxyType({"MT10": MT10, "MT50": tuple(TASKS)})
 
 
 @dataclass
 class MetaWorldConfig(EnvConfig):
-    """One Meta-World task.
+    """One Meta-World task, or several for one policy.
 
     Raises:
         ValueError: unknown task or camera, or a number out of range.
     """
 
     kind: str = "metaworld"
-    task: str = "pick-place-v3"  # a key of TASKS
+    # a key of TASKS; several for one policy: [reach-v3,push-v3], or the sets MT10 and MT50
+    task: Any = "pick-place-v3"
     # what the policy sees: state (hand, objects, goal) | pixels (the hand's own state, and a picture of each camera)
     observes: str = field(default="state", metadata={"before": "state"})
     goal_visible: bool = True  # whether the policy sees the goal among states; the scripted expert always does
@@ -125,8 +139,7 @@ class MetaWorldConfig(EnvConfig):
     image_size: int = 224  # pixels, height and width of the video, at most 480
 
     def __post_init__(self):
-        if self.task not in TASKS:
-            raise ValueError(f"unknown Meta-World task {self.task!r}: {nearest(self.task, TASKS)}")
+        tasks_named(self.task, TASKS, SETS, "Meta-World")
         if self.observes not in ("state", "pixels"):
             raise ValueError(f"observes is {self.observes!r}, expected state or pixels")
         for camera in (self.camera, *self.cameras):
@@ -139,6 +152,10 @@ class MetaWorldConfig(EnvConfig):
         for name in ("pixels", "image_size"):
             if not 1 <= getattr(self, name) <= LARGEST:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to {LARGEST} pixels")
+
+    def each(self) -> list[MetaWorldConfig]:
+        """See `EnvConfig`."""
+        return [replace(self, task=name) for name in tasks_named(self.task, TASKS, SETS, "Meta-World")]
 
 
 class MetaWorldEnv(Env):
@@ -153,11 +170,11 @@ class MetaWorldEnv(Env):
     def __init__(self, config: MetaWorldConfig):
         self.config = config
         self._mujoco = load_mujoco()
-        self._raw = _build(config.task)
+        (self.task,) = tasks_named(config.task, TASKS, SETS, "Meta-World")
+        self._raw = _build(self.task)
         self._steps = 0
         self.features = _features(self._raw, config)
-        self.task = config.task
-        self.task_text = TASKS[config.task]
+        self.task_text = TASKS[self.task]
         self.version = f"metaworld {importlib.metadata.version('metaworld')}, mujoco {self._mujoco.__version__}"
         model, data = self._raw.model, self._raw.data
         self._video = Cameras(self._mujoco, model, data, config.image_size, config.image_size)
@@ -208,7 +225,7 @@ class MetaWorldEnv(Env):
 
     def _failure(self, raw: np.ndarray) -> str:
         """What to call the episode if it fails: whether the object has moved by 2 cm since the first step."""
-        if self.config.task.startswith("reach"):  # there the object only lies about
+        if self.task.startswith("reach"):  # there the object only lies about
             return "goal not reached"
         if self._steps == 1:  # not at reset, whose observation is stale in some tasks
             self._object_start, self._object_moved = raw[4:7].copy(), False
@@ -240,7 +257,7 @@ class MetaWorldEnv(Env):
     def _renew_expert(self) -> None:
         from metaworld.policies import ENV_POLICY_MAP
 
-        policy = ENV_POLICY_MAP[self.config.task]()
+        policy = ENV_POLICY_MAP[self.task]()
 
         def expert(observation: np.ndarray) -> np.ndarray:
             with warnings.catch_warnings():  # its gains ask for more than [-1, 1] and it warns about that at every step

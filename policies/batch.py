@@ -35,3 +35,4 @@ class Batch:
     action: Float[Tensor, "B T A"]  # in physical units
     mask: Bool[Tensor, "B T"]  # False where the action only repeats past the end of the episode
     task: Int64[Tensor, " B"] | None = None  # index into a list of task texts (`Windows.tasks`); None: not known
+    source: Int64[Tensor, " B"] | None = None  # number of the data set in a mixture; None: there is one

@@ -7,15 +7,18 @@ from typing import Any
 from flowhand.contracts.features import ChunkConfig
 from flowhand.contracts.strict import build, mapping
 
-from .encoders import ENCODERS, VISION
+from .encoders import ENCODERS, VISION, WORDS
 from .heads import HEADS
 from .nets import NETS
 from .normalizer import NormalizerConfig
 from .policy import PolicyConfig
 from .representation.config import ActionConfig, earlier
 
-TABLES = {"encoder": ENCODERS, "vision": VISION, "net": NETS, "head": HEADS}
-BEFORE = {"vision": {"kind": "none"}}  # what a configuration from before there was the group means
+TABLES = {"encoder": ENCODERS, "vision": VISION, "words": WORDS, "net": NETS, "head": HEADS}
+BEFORE = {
+    "vision": {"kind": "none"},
+    "words": {"kind": "none"},
+}  # what a configuration from before there was the group means
 
 
 def policy_config(data: Any) -> PolicyConfig:

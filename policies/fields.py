@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.screen.plans import stop_of
 
+from .draws import over_all
+
 LEAST = 1e-9  # probability whose logarithm is taken
 
 
@@ -158,7 +160,14 @@ class Fields(nn.Module):
             parts.append(part)
         return torch.cat(parts, dim=-1)
 
-    def loss(self, output: Tensor, target: Tensor, mask: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    def loss(
+        self,
+        output: Tensor,
+        target: Tensor,
+        mask: Tensor,
+        weight: Tensor | float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Mean over the fields that count of the cross-entropy of choices, and of the squared error of numbers.
 
         Args:
@@ -166,6 +175,7 @@ class Fields(nn.Module):
             target: the code.
             mask: (B, T) or (B, T, C), where it counts.
             weight: of each row, (..., B, 1, 1).
+            generator: of the training; where several processes share the batch, it is this one's part of the mean.
         """
         errors, counts = [], []
         for field in self.each:
@@ -179,7 +189,7 @@ class Fields(nn.Module):
             counts.append(mask.unsqueeze(-1) if mask.ndim == 2 else self._counts(field, mask))
         error, count = torch.cat(errors, dim=-1) * weight, torch.cat(counts, dim=-1)
         count = count.to(error.dtype).expand_as(error)
-        return (error * count).sum() / count.sum().clamp(min=1)
+        return (error * count).sum() / over_all(count.sum(), generator).clamp(min=1)
 
 
 def rows_there(values: Tensor, feature: Feature) -> Tensor:

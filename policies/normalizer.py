@@ -15,7 +15,6 @@ from flowhand.contracts.data.statistics import QUANTILES, FeatureStatistics
 MODES = ("mean_std", "min_max", "quantile", "identity")
 EPS, TINY = torch.finfo(torch.float32).eps, torch.finfo(torch.float32).tiny
 JITTER = 8  # steps of float32: a range of no more is rounding, not a signal
-DEPTH_PIXELS = 2**22  # of which statistics are taken at most
 HEAVY = 10  # standard deviations in half a quantile range: with more, next to all lies in the tails
 
 
@@ -55,16 +54,26 @@ class Normalizer(nn.Module):
     Args:
         size: dimensions.
         steps: of a chunk (..., steps, size) that have statistics of their own; 0: all have the same.
+        sources: data sets that have statistics of their own; 0: all have the same.
     """
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, size: int, steps: int = 0):
+    def __init__(self, size: int, steps: int = 0, sources: int = 0):
         super().__init__()
-        shape = (steps, size) if steps else (size,)
+        self.sources = sources
+        shape = (*([sources] if sources else []), *([steps] if steps else []), size)
         self.register_buffer("shift", torch.full(shape, torch.nan))
         self.register_buffer("scale", torch.full(shape, torch.nan))
+
+    def of(self, source: int) -> Normalizer:
+        """The statistics of one source, in the same memory; of all, where all have the same."""
+        if not self.sources:
+            return self
+        part = Normalizer(self.shift.shape[-1])
+        part.shift, part.scale = self.shift[source], self.scale[source]
+        return part
 
     def fit_steps(self, data: Sequence[Tensor], mode: str, name: str, groups: Sequence[slice] = ()) -> None:
         """`fit` to the data (N, size) of every step: of each for itself, or, where all share statistics, of all."""
@@ -129,13 +138,33 @@ class Normalizer(nn.Module):
         if not (torch.isfinite(self.shift).all() and torch.isfinite(self.scale).all() and (self.scale > 0).all()):
             raise ValueError(f"the statistics of {name!r} are missing or not finite; fit the policy on demonstrations")
 
-    def normalize(self, x: Tensor) -> Tensor:
-        """Physical units to normalized values; `x` is (..., size)."""
-        return (x - self.shift) / self.scale
+    def normalize(self, x: Tensor, source_BK: Tensor | None = None) -> Tensor:
+        """Physical units to normalized values.
 
-    def denormalize(self, x: Tensor) -> Tensor:
+        Args:
+            x: (..., size); (B, ..., size) where sources have statistics of their own.
+            source_BK: one for the source of each row, zero for the others.
+        """
+        shift, scale = self._of_rows(source_BK, x)
+        return (x - shift) / scale
+
+    def denormalize(self, x: Tensor, source_BK: Tensor | None = None) -> Tensor:
         """Normalized values to physical units; the inverse of `normalize`."""
-        return x * self.scale + self.shift
+        shift, scale = self._of_rows(source_BK, x)
+        return x * scale + shift
+
+    def _of_rows(self, source_BK: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and scale in a shape that goes with x."""
+        if not self.sources:
+            return self.shift, self.scale
+        assert source_BK is not None
+        found = []
+        for statistics in (self.shift, self.scale):  # a product with ones and zeros is exact
+            rows = (source_BK.float() @ statistics.flatten(1)).unflatten(-1, statistics.shape[1:])
+            while rows.ndim < x.ndim:
+                rows = rows.unsqueeze(1)
+            found.append(rows)
+        return found[0], found[1]
 
 
 def _resolution(data: _Summary) -> Tensor:
@@ -190,13 +219,3 @@ def _quantiles(data: _Summary, name: str) -> tuple[Tensor, Tensor]:
         )
     shift = torch.where(flat, data.mean, (high + low) / 2)
     return shift, torch.where(flat, spread, torch.maximum(half, spread))
-
-
-def spread(count: int, size: int) -> Tensor:
-    """Which of `count` frames of so many pixels give some million, evenly spread: for the statistics of depth."""
-    return torch.linspace(0, count - 1, max(2, min(count, DEPTH_PIXELS // size))).long()
-
-
-def pixels(frames: Tensor) -> Tensor:
-    """Values (N, 1) of some of the frames (M, H, W[, 1]), see `spread`."""
-    return frames[spread(len(frames), frames[0].numel()).to(frames.device)].reshape(-1, 1).float()

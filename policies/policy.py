@@ -12,27 +12,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowhand.contracts.features import ChunkConfig, Spec
+from flowhand.contracts.data.tasks import SOURCE
+from flowhand.contracts.features import GIVEN, ChunkConfig, Spec
 from flowhand.contracts.planner import PrefixArrays, check_spec
 from flowhand.contracts.provenance import Provenance
 
-from .action_codec import ActionCodec, require_choices
+from .action_codec import ActionCodec
 from .batch import Batch
 from .compile import CompiledSampler
+from .components import component, encoder_of, head_of
 from .conditioning import Conditioning
-from .encoders import ENCODERS, VISION, compose, image_sizes
+from .encoders import image_sizes
 from .encoders.base import EncoderConfig
 from .encoders.state import StateEncoderConfig
 from .encoders.vision.config import KINDS, NoVisionConfig, VisionConfig
+from .encoders.words.config import NoWordsConfig, WordsConfig
+from .encoders.words.task import Given
 from .fields import Fields
+from .fitting import fit
 from .generation.prefix import Prefix
 from .heads import HEADS
-from .heads.base import Head, HeadConfig
+from .heads.base import HeadConfig
 from .heads.flow import FlowConfig
 from .nets import NETS
 from .nets.base import Net, NetConfig
 from .nets.mlp import MLPConfig
-from .normalizer import Normalizer, NormalizerConfig, pixels
+from .normalizer import Normalizer, NormalizerConfig
 from .representation.config import ActionConfig, declared, earlier
 from .representation.represent import Representation
 
@@ -50,13 +55,7 @@ class PolicyConfig:
     head: HeadConfig = field(default_factory=FlowConfig)
     action: ActionConfig = field(default_factory=ActionConfig, metadata={"before": earlier()})
     vision: VisionConfig = field(default_factory=NoVisionConfig)
-
-
-def component(table: Mapping[str, tuple[Any, Any]], config: Any, group: str) -> Any:
-    """The class that the table names for this configuration; `ValueError` lists the choices."""
-    if config.kind not in table:
-        raise ValueError(f"{group}={config.kind!r} is unknown; choices: {', '.join(sorted(table))}")
-    return table[config.kind][1]
+    words: WordsConfig = field(default_factory=NoWordsConfig)
 
 
 class Policy(nn.Module):
@@ -73,18 +72,19 @@ class Policy(nn.Module):
         self.fields = Fields(self.codec.choices, spec, self.representation.plain)
         self.chunk_shape = (config.chunk.prediction_horizon, self.codec.size)  # as heads and nets see it
         # Colours and elements need no statistics; those of depth are of all its pixels together.
-        measured = {n: f for n, f in spec.observation.items() if f.kind not in ("image", "elements")}
+        measured = {n: f for n, f in spec.recorded.observation.items() if f.kind not in ("image", "elements")}
         sizes = {name: 1 if feature.kind in KINDS else feature.size for name, feature in measured.items()}
-        self.observation_normalizers = nn.ModuleDict({name: Normalizer(size) for name, size in sizes.items()})
+        self.sources = spec.observation[SOURCE].size if SOURCE in spec.observation else 0  # with their own statistics
+        normalizers = {name: Normalizer(size, 0, self.sources) for name, size in sizes.items()}
+        self.observation_normalizers = nn.ModuleDict(normalizers)
         steps = config.chunk.prediction_horizon if config.action.statistics == "step" else 0
-        self.action_normalizer = Normalizer(self.representation.size, steps)
-        encoders = [(config.encoder, component(ENCODERS, config.encoder, "encoder"))]
-        encoders += [(config.vision, vision)] if (vision := component(VISION, config.vision, "vision")) else []
-        self.encoder = compose(encoders, spec, config.chunk.history, config.net.attends)
+        self.action_normalizer = Normalizer(self.representation.size, steps, self.sources)
+        self.given = Given(spec)
+        self.encoder = encoder_of(config, spec)
         self.net = component(NETS, config.net, "net")(
             config.net, self.chunk_shape, self.encoder.size, self.encoder.tokens
         )
-        self.head = self._head(config.head)
+        self.head = head_of(config.head, self.encoder, self.fields)
         self.net.arrange(self.fields, self.encoder.row_tokens, self.head.choice_error == "cross_entropy")
         self._compiled: CompiledSampler | None = None
         self._trained_head = config.head
@@ -117,9 +117,13 @@ class Policy(nn.Module):
 
     @property
     def observation_spread(self) -> dict[str, list[float]]:
-        """Standard deviation of every dimension of the observation's vectors in the demonstrations."""
-        states = [name for name, feature in self.spec.observation.items() if feature.kind not in KINDS]
-        return {name: n.scale.double().tolist() for name, n in self.normalizers()[:-1] if name in states}
+        """Standard deviation of every dimension of the observation's vectors in the demonstrations.
+
+        The mean over the sources, where these have statistics of their own.
+        """
+        states = [name for name, feature in self.spec.observation.items() if feature.kind not in (*KINDS, *GIVEN)]
+        scales = {name: n.scale.double() for name, n in self.normalizers()[:-1] if name in states}
+        return {name: (scale.mean(0) if self.sources else scale).tolist() for name, scale in scales.items()}
 
     @property
     def image_sizes(self) -> dict[str, tuple[int, int]]:
@@ -130,7 +134,7 @@ class Policy(nn.Module):
     def action_spread(self) -> Tensor:
         """The unit (A,) in which errors of actions are judged: the scale of what the net learns of each dimension."""
         scale = self.action_normalizer.scale
-        scale = scale.mean(0) if scale.ndim > 1 else scale
+        scale = scale.flatten(0, -2).mean(0) if scale.ndim > 1 else scale
         return self.representation.spread(scale, self.chunk.prediction_horizon)
 
     @property
@@ -157,32 +161,22 @@ class Policy(nn.Module):
         """Notes where the policy comes from."""
         self._provenance = provenance
 
-    def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor, last: Tensor | None = None) -> None:
+    def fit_normalizers(
+        self,
+        observation: Mapping[str, Tensor],
+        action: Tensor,
+        last: Tensor | None = None,
+        parts: Sequence[slice] = (slice(None),),
+    ) -> None:
         """Takes the statistics of the demonstrations: each (N, *shape), N control steps.
 
         Args:
             observation: of every step.
             action: of every step, (N, A).
             last: (N,) the last step of the episode of each step; needed where actions are learned as differences.
+            parts: the steps of each source, where these have statistics of their own.
         """
-        options, chunk = self.config.normalizer, self.config.chunk
-        self.config.head.require_reference()
-        require_choices(self.spec.action.choices or (), action)
-        for name, normalizer in self.normalizers()[:-1]:
-            data = observation[name]
-            data = pixels(data) if self.spec.observation[name].kind in KINDS else data.flatten(1)
-            normalizer.fit(data, options.observation, name)
-        self.representation.fit(action, observation)
-        self.fit_action(
-            self.representation.rows(observation, action, last, chunk.prediction_horizon, chunk.loss_on_padding)
-        )
-
-    def fit_action(self, rows: Sequence[Tensor]) -> None:
-        """Takes the statistics of the action: of its columns (N, D) at each step of a chunk, or at any."""
-        options = self.config.normalizer
-        discrete = torch.tensor([n > 0 for n in self.codec.choices], device=rows[0].device)
-        rows = [each.masked_fill(discrete, 0) for each in rows]  # the index of a choice stays as it is
-        self.action_normalizer.fit_steps(rows, options.action, "action", self.representation.groups)
+        fit(self, observation, action, last, parts)
 
     def normalizers(self) -> list[tuple[str, Normalizer]]:
         """All normalizers with the names of their features; the action comes last."""
@@ -192,10 +186,18 @@ class Policy(nn.Module):
 
     def encode(self, observation: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Conditioning:
         """Conditioning on observation histories (B, O, *shape) in physical units; random with a generator only."""
-        normalized = dict(observation)
+        normalized, source_BK = dict(observation), self._source(observation)
         for name, normalizer in self.normalizers()[:-1]:
-            normalized[name] = normalizer.normalize(observation[name].float())
+            normalized[name] = normalizer.normalize(observation[name].float(), source_BK)
         return self.encoder(normalized, generator)
+
+    def _source(self, observation: Mapping[str, Tensor]) -> Tensor | None:
+        """Whose statistics each row takes, (B, K); None where there is one set of them."""
+        return observation[SOURCE][:, -1] if self.sources else None
+
+    def observed(self, batch: Batch) -> dict[str, Tensor]:
+        """The observation of a batch with what is given for an episode: its task's vector and its source."""
+        return self.given(batch, self.chunk.history)
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None, draws: int = 1) -> Float[Tensor, ""]:
         """Training loss of a batch of windows; the generator makes its randomness repeatable.
@@ -204,8 +206,9 @@ class Policy(nn.Module):
         once.
         """
         mask = torch.ones_like(batch.mask) if self.config.chunk.loss_on_padding else batch.mask
-        x1_BTA, cond = self.code(batch.action, batch.observation), self.encode(batch.observation, generator)
-        mask = self.fields.narrowed(mask, batch.action, batch.observation)
+        observation = self.observed(batch)
+        x1_BTA, cond = self.code(batch.action, observation), self.encode(observation, generator)
+        mask = self.fields.narrowed(mask, batch.action, observation)
         if draws > 1:
             x1_BTA, mask = x1_BTA.repeat(draws, 1, 1), mask.repeat(draws, *[1] * (mask.ndim - 1))
             cond = cond.map(lambda part: part.repeat(draws, *[1] * (part.ndim - 1)))
@@ -239,20 +242,14 @@ class Policy(nn.Module):
     def decode(self, x_BTA: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
         """What heads and nets see, (B, T, C), to actions (B, T, A), decided from these observation histories."""
         columns = self.codec.decode(self.fields.without_absent(x_BTA, observation))
-        columns = self.action_normalizer.denormalize(columns)
+        columns = self.action_normalizer.denormalize(columns, self._source(observation))
         return self.fields.canonical(self.representation.decode(columns, observation))
 
     def code(self, action: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
         """Actions (B, T, A) to what heads and nets see, (B, T, C): as declared, normalized, choices as analog bits."""
         columns = self.representation.encode(action, observation)
-        code = self.codec.encode(self.action_normalizer.normalize(columns))
+        code = self.codec.encode(self.action_normalizer.normalize(columns, self._source(observation)))
         return self.fields.blank(code, self.fields.counting(action))
-
-    def _head(self, config: HeadConfig) -> Head:
-        """A head for the policy's net."""
-        head = component(HEADS, config, "head")(config, self.encoder.size, self.encoder.tokens)
-        head.arrange(self.fields)
-        return head
 
     def _require_continues(self, prefix: Prefix, rows: int) -> None:
         """Raises `ValueError` unless the head can continue such a prefix for so many rows."""
@@ -301,7 +298,7 @@ class Policy(nn.Module):
         config = self.config.head.resampled(fields)
         other = copy.deepcopy(self)
         other.config = replace(self.config, head=config)
-        other.head = other._head(config)
+        other.head = head_of(config, other.encoder, other.fields)
         other.head.load_state_dict(self.head.state_dict())
         return other.to(self.action_normalizer.shift.device).eval().requires_grad_(False)
 

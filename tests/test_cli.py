@@ -160,7 +160,7 @@ def test_folders_of_the_user_neither_break_nor_shadow_a_verb(tmp_path):
     (tmp_path / "mine.py").write_text("import envs\nprint('mine', *sorted(envs.ENVS))")
     status, out, errors = program("train", "modules=[mine]", "--cfg", "job", cwd=tmp_path)
     assert (status, errors) == (0, "")
-    assert out.startswith("mine aloha detour gymnasium metaworld pusht web\n")
+    assert out.startswith("mine aloha detour gymnasium metaworld pusht so101 web\n")
     assert "nonsense" not in out
 
 
@@ -192,7 +192,8 @@ def test_a_package_of_the_user_brings_a_head(tmp_path):
     tiny += ["wandb.mode=disabled", "encoder.width=8", "net.width=8", "out=run"]
     status, _, errors = program("train", "modules=[mine]", *tiny, cwd=tmp_path)
     assert status == 0, errors
-    told = [program("eval", "checkpoint=run/checkpoint", *words, cwd=tmp_path)[2] for words in ([], ["modules=[mine]"])]
+    brief = ["checkpoint=run/checkpoint", "eval.episodes=1", "eval.videos=0"]
+    told = [program("eval", *brief, *words, cwd=tmp_path)[2] for words in ([], ["modules=[mine]"])]
     assert "policy.head.kind is 'mine'; choices: " in told[0]
     assert "modules=[mine]" in told[0]
     assert "mine" in program("train", "modules=[mine]", "head=mine", "--help", cwd=tmp_path)[1]

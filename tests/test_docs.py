@@ -32,7 +32,7 @@ from policies.heads import HEADS
 from policies.nets.mlp import MLPConfig
 
 ROOT = Path(__file__).parents[1]
-WALKTHROUGHS = ("docs/add_a_head.md", "docs/add_an_env.md")
+WALKTHROUGHS = ("docs/add_a_head.md", "docs/add_an_env.md", "docs/add_a_robot.md")
 WITH_BROWSER = ("docs/add_a_page.md",)  # followed by tests/envs/web/test_add_a_page.py
 DOCS = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
@@ -298,7 +298,7 @@ def test_the_walkthroughs_work_when_followed_literally(tmp_path):
     (tmp_path / "tests").mkdir()
     shutil.copy(__file__, tmp_path / "tests")
     edits = [block for page in WALKTHROUGHS for block in blocks(page, "python", "diff") if block.file]
-    assert [block.language for block in edits] == ["python", "diff"] * 2
+    assert [block.language for block in edits] == ["python", "diff"] * 3
     for block in edits:
         file = tmp_path / block.file
         assert file.exists() == (block.language == "diff"), f"{block.file} is an example that became a part"

@@ -22,13 +22,16 @@ class ControlRoot:
     checkpoint: str = MISSING  # folder of a checkpoint, of the run that wrote it, or of an export (format=onnx)
     monitor: bool = False  # let the checkpoint's calibrated monitor watch; runtime.on_alarm says what an alarm does
     head: SamplingConfig = field(default_factory=SamplingConfig)  # how a checkpoint's head samples, e.g. head.steps=10
-    env: Any = None  # the robot's world (a choice of env); another one than the checkpoint's own
+    robot: Any = None  # what is controlled (a choice of robot); null: a world in its place, as robot=simulated
+    env: Any = None  # the simulated robot's world (a choice of env); another one than the checkpoint's own
     modules: list[str] = field(
         default_factory=list
-    )  # packages of yours to import first, which add worlds, encoders, nets, heads
+    )  # packages of yours to import first, which add robots, worlds, encoders, nets, heads
     seconds: float = 60.0  # to control for, in all episodes together
     rate_hz: float = 0.0  # control steps per second; 0: the checkpoint's own; another one is a load test
     seed: int = 2_000_000  # of the first episode's start state and noise; every further episode takes the next
+    task: str = ""  # what a policy is told that knows several tasks; empty: the text of the robot's world
+    source: str = ""  # whose statistics to take, of a policy that learned from several sets; empty: the task's own
     stop_at_success: bool = True  # end an episode at its first success
     asynchronous: bool = True  # decide beside the control, so that no control step waits for a decision
     noise_seed: int = 0  # another value draws other noise for the same seeds
@@ -49,9 +52,12 @@ class ControlRoot:
 
 
 ROOT = ControlRoot
-CHOICES = {"env": None}
+CHOICES = {"robot": None, "env": None}
 ABOUT = "Checkpoint or export -> a robot, or a simulated one, controlled in real time, with safety and a journal."
-EXAMPLES = ["flowhand control checkpoint=outputs/demo seconds=60 safety.velocity=[5]"]
+EXAMPLES = [
+    "flowhand control checkpoint=outputs/demo seconds=60 safety.velocity=[5]",
+    "flowhand control checkpoint=outputs/arm robot=lerobot robot.type=so101_follower robot.port=/dev/ttyACM0",
+]
 MATTER = (
     "checkpoint",
     "monitor",

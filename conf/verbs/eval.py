@@ -26,6 +26,10 @@ class EvaluationConfig:
     noise_seed: int = 0  # another value draws other noise for the same start states
     stop_at_success: bool = True  # end an episode at its first success
     expert: bool = True  # also run the scripted expert on the same seeds
+    # JSON file of other texts for the tasks, {"reach-v3": ["move the hand to the target"]}, of which every episode
+    # takes one by its seed; empty: the tasks' own
+    wordings: str = ""
+    source: str = ""  # whose statistics to take, of a policy that learned from several sets; empty: the task's own
     videos: int = 3  # episodes of each outcome to film; 0: none
     perturb: PerturbConfig = field(default_factory=PerturbConfig)  # what disturbs the world
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
@@ -12,6 +12,8 @@ class InspectRoot:
     """What `flowhand inspect` reads."""
 
     where: str = MISSING  # folder or file with demonstrations, or OWNER/NAME of a data set on the Hugging Face hub
+    # more sets: say how they are mapped onto the first one where a training mixes them (data.mixture)
+    mixture: list[str] = field(default_factory=list)
     health: bool = True  # read all rows of states and actions, and some frames, and say what is wrong with them
     check: bool = False  # also decode every frame, and tell what is empty, frozen or damaged
     statistics: bool = False  # print mean, spread, extremes and quantiles of each dimension
@@ -26,5 +28,9 @@ class InspectRoot:
 ROOT = InspectRoot
 CHOICES = {}
 ABOUT = "Recorded demonstrations -> what they are, and what is wrong with them; exit status 1 if something is."
-EXAMPLES = ["flowhand inspect where=data/demos/mine", "flowhand inspect where=data/lift.hdf5 check=true page=lift.html"]
+EXAMPLES = [
+    "flowhand inspect where=data/first mixture=[data/second,data/third]",
+    "flowhand inspect where=data/demos/mine",
+    "flowhand inspect where=data/lift.hdf5 check=true page=lift.html",
+]
 MATTER = ("where", "check", "statistics", "page", "strict")

@@ -12,6 +12,7 @@ from flowhand.contracts.features import ChunkConfig
 from flowhand.demos.config import TrainingDataConfig
 from policies.encoders.base import EncoderConfig
 from policies.encoders.vision.config import VisionConfig
+from policies.encoders.words.config import WordsConfig
 from policies.heads.base import HeadConfig
 from policies.nets.base import NetConfig
 from policies.normalizer import NormalizerConfig
@@ -33,6 +34,7 @@ class TrainRoot:
     data: TrainingDataConfig = field(default_factory=TrainingDataConfig)
     encoder: EncoderConfig = MISSING
     vision: VisionConfig = field(default=MISSING, metadata={"before": {"kind": "none"}})
+    words: WordsConfig = field(default=MISSING, metadata={"before": {"kind": "none"}})
     net: NetConfig = MISSING
     head: HeadConfig = MISSING
     chunk: ChunkConfig = field(default_factory=ChunkConfig)
@@ -47,7 +49,9 @@ class TrainRoot:
     init: str = field(default="", metadata={"before": ""})  # a checkpoint, or its run's folder: start with its weights
     # keep (the checkpoint's, for the features that it has) | recompute (those of the new data)
     init_statistics: str = field(default="keep", metadata={"before": "keep"})
-    resume: str = ""  # a run's folder or its checkpoint: go on with that run exactly where it stopped
+    # a run's folder or its checkpoint: go on with that run exactly where it stopped; auto: with the one in `out`, if
+    # there is one
+    resume: str = ""
 
     def __post_init__(self) -> None:
         if not -(2**63) <= self.seed < 2**63:
@@ -59,12 +63,27 @@ class TrainRoot:
     def policy(self) -> PolicyConfig:
         """The parts that make a policy, as one configuration."""
         return PolicyConfig(
-            self.chunk, self.normalizer, self.encoder, self.net, self.head, vision=self.vision, action=self.action
+            self.chunk,
+            self.normalizer,
+            self.encoder,
+            self.net,
+            self.head,
+            vision=self.vision,
+            words=self.words,
+            action=self.action,
         )
 
 
 ROOT = TrainRoot
-CHOICES = {"env": "metaworld", "encoder": "state", "vision": "none", "net": "mlp", "head": "flow", "experiment": None}
+CHOICES = {
+    "env": "metaworld",
+    "encoder": "state",
+    "vision": "none",
+    "words": "none",
+    "net": "mlp",
+    "head": "flow",
+    "experiment": None,
+}
 ABOUT = "Demonstrations -> checkpoint -> success rate."
 EXAMPLES = [
     "flowhand train env.task=hammer-v3 head=flow net=mlp train.steps=4000 seed=0",

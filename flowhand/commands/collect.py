@@ -29,7 +29,7 @@ from flowhand.contracts.world import WorldError
 from flowhand.demos.config import COLLECTED, NOISE, SEEDS_PER_COLLECTION, DataConfig
 from flowhand.demos.meta import StoreMeta
 from flowhand.demos.native import Store
-from flowhand.demos.writer import EpisodeRecorder, StoreWriter, too_few
+from flowhand.demos.recording.rollouts import EpisodeRecorder, StoreWriter, too_few
 from flowhand.evaluation.lanes import Begin, Finished, Lane, LaneOptions
 from flowhand.evaluation.rollout import Agent, NoisyExpert, rollout
 
@@ -260,17 +260,21 @@ def attempt(env: Env, config: DataConfig, seed: int) -> Episode | None:
 
 
 def run(config: DictConfig) -> None:
-    """Collects demonstrations as the configuration says and prints one line about them."""
+    """Collects demonstrations as the configuration says and prints one line about them, task by task."""
     from conf import cli
 
-    start = time.perf_counter()
     root: CollectRoot = cli.typed(config)
     actor = _policy(root.checkpoint) if root.checkpoint else None
-    store = collect(root.env, root.data, actor=actor)
-    tried = attempts(store)
-    rate = f"{len(store)} of {tried} attempts succeeded ({len(store) / tried:.0%})" if tried else "recorded"
-    rate = "of the policy, relabelled by the expert" if actor else rate
-    print(f"{store.path}: {len(store)} episodes, {rate}, {time.perf_counter() - start:.1f} s")
+    worlds = root.env.each()
+    if len(worlds) > 1 and root.data.path:
+        raise ValueError("many tasks have a store each, in data.cache_dir; leave out data.path")
+    for world in worlds:
+        start = time.perf_counter()
+        store = collect(world, root.data, actor=actor)
+        tried = attempts(store)
+        rate = f"{len(store)} of {tried} attempts succeeded ({len(store) / tried:.0%})" if tried else "recorded"
+        rate = "of the policy, relabelled by the expert" if actor else rate
+        print(f"{store.path}: {len(store)} episodes, {rate}, {time.perf_counter() - start:.1f} s")
 
 
 def _policy(where: str) -> Actor:

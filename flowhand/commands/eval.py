@@ -7,11 +7,11 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 
@@ -25,15 +25,13 @@ from flowhand.contracts.execution import ExecutionConfig, pace_s
 from flowhand.contracts.export.artifact import is_export
 from flowhand.contracts.export.exported_policy import require_own_sampler
 from flowhand.contracts.features import dimension_name
-from flowhand.contracts.observers import Observer
 from flowhand.contracts.planner import FORMS, LoadedPlanner
 from flowhand.contracts.provenance import versions
-from flowhand.control.controller import Controller
 from flowhand.demos.config import DataConfig
 from flowhand.evaluation.records import EpisodeRecord, lines
 from flowhand.evaluation.rollout import rollout
 from flowhand.evaluation.statistics import summarize
-from flowhand.evaluation.unfinished import Unfinished, completed, discard_unfinished, fingerprint, unfinished
+from flowhand.evaluation.unfinished import discard_unfinished, fingerprint, unfinished
 from flowhand.pages.evaluation import ChunkComparison, Clip, ReportData, closing_line, write_report
 from flowhand.pages.video import Film, encode_mp4
 from policies.device import cpu_threads, hardware, select_device
@@ -42,6 +40,9 @@ from policies.training.train_state import require_history
 from . import held_out
 from .collect import attempt
 from .runs import log_results, wandb_run
+from .tasks.episodes import agent_of, evaluate, evaluate_expert, seeds_of, world_of
+from .tasks.judge import Judged, gathered, write_joint
+from .tasks.told import Words, words_for
 from .viewing import viewing
 
 T = TypeVar("T")
@@ -49,54 +50,9 @@ CHUNKS_SHOWN = 16  # sampled per state in the report
 FRAME_EVERY = 4  # control steps per video frame
 
 
-def evaluate(
-    policy: LoadedPlanner,
-    env: envs.EnvConfig,
-    config: EvaluationConfig,
-    execution: ExecutionConfig | None = None,
-    kept: Unfinished | None = None,
-    observers: Sequence[Observer] = (),
-) -> list[EpisodeRecord]:
-    """Runs the policy on the held-out seeds; records in the order of the seeds."""
-    controller, lanes = _controller(policy, config, execution, observers), _lanes(config) | {"spec": policy.spec}
-    with cpu_threads(1):
-        return completed(kept, _seeds(config), _world(policy, env, config), controller, lanes, observers)
-
-
-def evaluate_expert(
-    env: envs.EnvConfig, config: EvaluationConfig, kept: Unfinished | None = None
-) -> list[EpisodeRecord]:
-    """Runs the scripted expert on the same seeds; no records where the environment has none."""
-    with closing(envs.make(env)) as world:
-        if world.expert is None:
-            return []
-    make_env = partial(envs.make, env, config.perturb.unseen())
-    return completed(kept, _seeds(config), make_env, "expert", _lanes(config))
-
-
-def _controller(
-    policy: LoadedPlanner,
-    config: EvaluationConfig,
-    execution: ExecutionConfig | None,
-    observers: Sequence[Observer] = (),
-) -> Controller:
-    return Controller(policy, None, config.inference_batch, config.noise_seed, execution, observers)
-
-
-def _world(policy: LoadedPlanner, env: envs.EnvConfig, config: EvaluationConfig) -> Callable[[], envs.Env]:
-    """What builds the world with its perturbations, for this policy's sense of spread."""
-    return partial(envs.make, env, config.perturb, policy.observation_spread)
-
-
-def _seeds(config: EvaluationConfig) -> range:
-    return range(config.seed, config.seed + config.episodes)
-
-
-def _lanes(config: EvaluationConfig) -> dict[str, Any]:
-    return {"n_envs": config.n_envs, "workers": config.workers, "stop_at_success": config.stop_at_success}
-
-
-def compare_chunks(policy: LoadedPlanner, env_config: envs.EnvConfig, seeds: Sequence[int]) -> list[ChunkComparison]:
+def compare_chunks(
+    policy: LoadedPlanner, env_config: envs.EnvConfig, seeds: Sequence[int], words: Words
+) -> list[ChunkComparison]:
     """Chunks that the policy samples along the expert's own path on held-out seeds, beside what the expert did."""
     chunk, comparisons = policy.chunk, []
     with closing(envs.make(env_config)) as env, cpu_threads(1):
@@ -105,11 +61,14 @@ def compare_chunks(policy: LoadedPlanner, env_config: envs.EnvConfig, seeds: Seq
             episode = attempt(env, DataConfig(noise=0.0, after_success=chunk.prediction_horizon), seed)
             if episode is None:  # the expert failed on this seed, so there is nothing to compare with
                 continue
-            windows = policies.Windows([episode], policy.spec, chunk.history, chunk.prediction_horizon)
+            windows = policies.Windows([episode], policy.spec.recorded, chunk.history, chunk.prediction_horizon)
             for step in (0, len(episode) // 3, 2 * len(episode) // 3):
                 batch = windows.gather(torch.full((CHUNKS_SHOWN,), step))
                 noise = torch.randn((CHUNKS_SHOWN, *policy.noise_shape), generator=torch.Generator().manual_seed(seed))
-                sampled = policy.plan({name: v.numpy() for name, v in batch.observation.items()}, noise.numpy())
+                seen = {name: v.numpy() for name, v in batch.observation.items()}
+                for name, value in words.given(policy.spec, seed).items():
+                    seen[name] = np.tile(value, (CHUNKS_SHOWN, chunk.history, 1))
+                sampled = policy.plan(seen, noise.numpy())
                 expert = batch.action[0].numpy()
                 comparisons.append(ChunkComparison(seed, step, sampled, expert, pace_s(policy.spec), names))
     return comparisons
@@ -138,8 +97,8 @@ def film(
     try:
         with cpu_threads(1):  # as in the evaluation, so that the episodes come out the same to the last bit
             rollout(
-                _world(policy, env, config),
-                _controller(policy, config, execution),
+                world_of(policy, env, config),
+                agent_of(policy, env, config, execution),
                 sorted(chosen),
                 stop_at_success=config.stop_at_success,
                 observers=[kept],
@@ -168,12 +127,40 @@ class Run:
 
 
 def conclude(run: Run, policy: LoadedPlanner) -> dict[str, Any]:
-    """Evaluates a loaded policy and writes episodes.jsonl, metrics.json and report.html; returns the metrics."""
+    """Evaluates a loaded policy and writes episodes.jsonl, metrics.json and report.html; returns the metrics.
+
+    Of many tasks, each has such files of its own below `tasks`, and these ones join them.
+    """
+    if len(worlds := run.env.each()) > 1:
+        return conclude_all(run, policy, worlds)
+    metrics, _ = conclude_one(run, policy)
+    sweep.note(metrics, run.out)
+    return metrics
+
+
+def conclude_all(run: Run, policy: LoadedPlanner, worlds: Sequence[envs.EnvConfig]) -> dict[str, Any]:
+    """`conclude` of many tasks."""
+    judged = []
+    for world in worlds:
+        name = envs.name_of(world)
+        own = replace(run, env=world, out=run.out / "tasks" / name, history=[], seconds={}, started=time.perf_counter())
+        judged.append(Judged(name, words_for(policy.spec, world, run.eval).texts, *conclude_one(own, policy)))
+        for what, seconds in own.seconds.items():
+            run.seconds[what] = run.seconds.get(what, 0.0) + seconds
+    records, expert = [r for each in judged for r in each.records], [r for each in judged for r in each.expert]
+    metrics = summary(run, policy, policy.changed_head, records, expert) | gathered(envs.name_of(run.env), judged)
+    write_joint(run.out, judged, metrics, policy.words, run.history)
+    sweep.note(metrics, run.out)
+    return metrics
+
+
+def conclude_one(run: Run, policy: LoadedPlanner) -> tuple[dict[str, Any], list[EpisodeRecord], list[EpisodeRecord]]:
+    """`conclude` of one task; with the records of the policy and of the expert."""
     source, changed = policy.provenance, policy.changed_head
-    used = set(_seeds(run.eval)) & set(source.demonstration_seeds)
+    used = set(seeds_of(run.eval)) & set(source.demonstration_seeds)
     if used:
         raise ValueError(f"evaluation seeds {sorted(used)[:3]} were demonstrated; choose another eval.seed")
-    view = viewing(run.view, lambda: policy, policy.spec, _world(policy, run.env, run.eval))
+    view = viewing(run.view, lambda: policy, policy.spec, world_of(policy, run.env, run.eval))
     with unfinished(run.out, settled(run, policy)) as (kept, kept_expert):
         with view as watching:
             parts = policy, run.env, run.eval, run.execution, kept, watching.observers
@@ -182,7 +169,8 @@ def conclude(run: Run, policy: LoadedPlanner) -> dict[str, Any]:
         expert = timed(run, "expert", lambda: evaluate_expert(run.env, run.eval, kept_expert) if asked else [])
     # The report is extra: its states lie beyond the evaluated seeds.
     beyond = run.eval.seed + run.eval.episodes
-    chunks = compare_chunks(policy, run.env, range(beyond, beyond + 2)) if expert else []
+    words = words_for(policy.spec, run.env, run.eval)
+    chunks = compare_chunks(policy, run.env, range(beyond, beyond + 2), words) if expert else []
     clips, note = timed(run, "film", lambda: film(policy, run.env, run.eval, run.execution, records))
     metrics = summary(run, policy, changed, records, expert)
 
@@ -210,14 +198,15 @@ def conclude(run: Run, policy: LoadedPlanner) -> dict[str, Any]:
     write_report(data, run.out / "report.html")
     write_whole(run.out / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     discard_unfinished(run.out)
-    sweep.note(metrics, run.out)
-    return metrics
+    return metrics, records, expert
 
 
 def settled(run: Run, policy: LoadedPlanner) -> str:
     """The fingerprint of everything that an outcome depends on beside its seed."""
     about, tensors = policy.settled()
     about |= {"env": asdict(run.env), "compile": run.config.get("compile"), "versions": versions()}
+    words = words_for(policy.spec, run.env, run.eval)
+    about["told"] = [*words.texts, words.source]
     free = ("episodes", "seed", "n_envs", "workers", "expert", "videos")
     about["eval"] = {name: value for name, value in asdict(run.eval).items() if name not in free}
     about["execution"] = asdict(run.execution)
@@ -304,7 +293,7 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
     if config.compile != "no":
         name = f"{name}-{config.compile}"
     name = re.sub(r"[^\w.-]+", "-", name)
-    out = Path(config.out or checkpoint.parent / name)
+    out = Path(sweep.cell_folder() or config.out or checkpoint.parent / name)
     # A checkpoint made lighter for a robot has no training state, and so no learning curve to show.
     has_state = (checkpoint / "train_state.pt").is_file()
     history = require_history(policies.load_train_state(checkpoint).get("history")) if has_state else []

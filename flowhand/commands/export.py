@@ -27,6 +27,7 @@ from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.export import artifact
 from flowhand.contracts.export.artifact import GOLDEN, MANIFEST, MODELS, Manifest, Parity
 from flowhand.contracts.export.exported_policy import Exported
+from flowhand.contracts.features import GIVEN
 from flowhand.contracts.planner import Planner
 from flowhand.deploy.runner import Runner
 from policies import checkpoint
@@ -115,14 +116,14 @@ def held_out(policy: Policy, golden: Mapping[str, Tensor], config: ExportConfig)
     random = torch.Generator().manual_seed(config.seed)
     known, count = len(golden["noise"]), max(config.rows - len(golden["noise"]), 0)
     inputs = {"noise": torch.cat([golden["noise"], torch.randn((count, *policy.noise_shape), generator=random)])}
-    spreads = {name: normalizer.scale for name, normalizer in policy.normalizers()}
-    for name in policy.spec.observation:
+    spreads = {name: n.scale.mean(0) if policy.sources else n.scale for name, n in policy.normalizers()}
+    for name, feature in policy.spec.observation.items():
         value = golden[f"observation.{name}"]
         drawn = value[torch.arange(count) % known]
         if name in spreads:  # of each dimension of a state, of all pixels of depth
             spread = spreads[name].view(value.shape[2:] if spreads[name].numel() > 1 else ())
             drawn = moved(drawn, MOVED * torch.randn(drawn.shape, generator=random) * spread)
-        else:
+        elif feature.kind not in GIVEN:  # a task and a source stay as they are
             drawn = torch.randint(256, drawn.shape, generator=random, dtype=drawn.dtype)
         inputs[f"observation.{name}"] = torch.cat([value, drawn])
     return {name: value.numpy() for name, value in inputs.items()}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,16 @@ import numpy as np
 import torch
 
 from conf.verbs.eval import EvalRoot
+from flowhand.contracts.data.episode import Episode
+from flowhand.contracts.data.tasks import SOURCE, TASK, given
 from flowhand.contracts.durable import claimed, write_whole
 from flowhand.contracts.features import PREVIOUS, Feature
 from flowhand.contracts.planner import LoadedPlanner
 from flowhand.contracts.provenance import versions
 from flowhand.demos.config import TrainingDataConfig
 from flowhand.demos.formats import open_dataset
+from flowhand.demos.mixture import MappedEpisodes, Mixture
+from flowhand.demos.mixture import columns as columns_of
 from flowhand.demos.native import Store
 from flowhand.demos.reader import Reader
 from flowhand.demos.states import StateEpisodes, held_out, numbers, ranges
@@ -81,30 +85,68 @@ def described(trained: StateEpisodes, unseen: StateEpisodes | None) -> dict[str,
     }
 
 
-def of_checkpoint(policy: LoadedPlanner, where: str) -> tuple[StateEpisodes, StateEpisodes]:
-    """The episodes that a policy was trained on, and those that were held out, in the set that lies there.
+def sets(store: Store | StateEpisodes | Mixture, unseen: Any) -> list[dict[str, Any]]:
+    """The recorded sets of a training, as the provenance of a checkpoint names them; those of a mixture by name."""
+    if isinstance(store, StateEpisodes):
+        return [described(store, unseen)]
+    found = []
+    for number, member in enumerate(store.members if isinstance(store, Mixture) else ()):
+        if isinstance(member.data, StateEpisodes):
+            found.append({**described(member.data, unseen[number]), "source": member.name, "weight": member.weight})
+    return found
+
+
+def judged_on(store: Any, unseen: Any, out: Path) -> list[tuple[StateEpisodes, StateEpisodes, str, Path]]:
+    """Recorded sets with held-out episodes: what was trained on, what was held out, its source, and the folder."""
+    if isinstance(store, StateEpisodes) and unseen is not None:
+        return [(store, unseen, "", out)]
+    found = []
+    for number, kept in enumerate(unseen if isinstance(store, Mixture) and unseen else ()):
+        member, columns = store.members[number], store.columns[number]
+        if kept is not None:
+            both = (MappedEpisodes(each, columns, store.spec) for each in (member.data, kept))
+            found.append((*both, member.name, out / "sets" / member.name))
+    return found
+
+
+def of_checkpoint(policy: LoadedPlanner, where: str) -> tuple[StateEpisodes, StateEpisodes, str]:
+    """The episodes that a policy was trained on, those that were held out, and the source, of the set that lies there.
 
     Raises:
         ValueError: the policy was not trained on a recorded set, nothing was held out, or it is another set.
     """
-    recorded = policy.provenance.recorded
-    if not recorded or not recorded[0].get("held_out"):
+    recorded = [each for each in policy.provenance.recorded if each.get("held_out")]
+    if not recorded:
         raise ValueError("the checkpoint names no recorded set with held-out episodes; evaluate it in a world")
-    entry, data = recorded[0], open_dataset(where)
+    data, spec = open_dataset(where), policy.spec.recorded
+    named = [each for each in recorded if each.get("name") == Path(where.partition("@")[0]).name]
+    entry = named[0] if named else recorded[0]
+    if not named and len(recorded) > 1:
+        raise ValueError(f"{where} is none of the checkpoint's sets: {', '.join(each['name'] for each in recorded)}")
     groups = [numbers(entry.get(name), len(data)) for name in ("trained_on", "held_out")]
-    sensed = policy.spec.sensed
-    trained = StateEpisodes(data, groups[0], list(sensed), previous_action=len(sensed) < len(policy.spec.observation))
-    for name, feature in {**policy.spec.observation, "action": policy.spec.action}.items():
+    previous = any(feature.kind == PREVIOUS for feature in spec.observation.values())
+    source = str(entry.get("source", ""))
+    if source:
+        own = StateEpisodes(data, groups[0], previous_action=previous, images=True)
+        trained: StateEpisodes = MappedEpisodes(own, columns_of(spec, own.spec, source), spec)
+    else:
+        trained = StateEpisodes(data, groups[0], list(spec.sensed), previous_action=previous)
+    for name, feature in {**spec.observation, "action": spec.action}.items():
         found = {**trained.spec.observation, "action": trained.spec.action}[name]
         if (found.shape, found.names) != (feature.shape, feature.names):
             raise ValueError(f"{where} has another {name} than the set {entry.get('name')!r} of the checkpoint")
     if trained.hash() != entry.get("fingerprint"):
         print(f"{where}: not the files of the training as they were then: copied, or changed")
-    return trained, trained.part(groups[1])
+    return trained, trained.part(groups[1]), source
 
 
 def judge(
-    policy: LoadedPlanner, trained: StateEpisodes, unseen: StateEpisodes, command: Sequence[str], samples: int = SAMPLES
+    policy: LoadedPlanner,
+    trained: StateEpisodes,
+    unseen: StateEpisodes,
+    command: Sequence[str],
+    samples: int = SAMPLES,
+    source: str = "",
 ) -> Judged:
     """The errors of the policy's chunks and of the baselines' on every held-out episode.
 
@@ -114,8 +156,9 @@ def judge(
         unseen: what all are judged on; those of one step are left out.
         command: that asked for it, for the page.
         samples: of a policy that generates; one that gives the same chunk for any noise has one.
+        source: whose statistics a policy takes that has those of several; empty: of the only ones.
     """
-    spec, chunk = policy.spec, policy.chunk
+    spec, chunk = policy.spec.recorded, policy.chunk
     found: dict[str, list[np.ndarray]] = {}
     moves, about, drawn = [], [], []
     with cpu_threads(1):
@@ -124,7 +167,8 @@ def judge(
             at = errors.decisions(episode, spec, chunk, errors.judged_steps(episode, chunk))
             if not len(at.steps):
                 continue
-            chunks = errors.sampled(policy, at, number, samples)
+            known = given_for(policy, episode, source)
+            chunks = errors.sampled(policy, replace(at, observation={**at.observation, **known(at)}), number, samples)
             samples = 1 if samples > 1 and (chunks == chunks[:1]).all() else samples
             predicted = {POLICY: chunks[0]} | ({MEAN: errors.mean_of(chunks, spec.action)} if samples > 1 else {})
             predicted |= {name: method(at) for name, method in methods.items()}
@@ -156,8 +200,21 @@ def judge(
     return Judged(content, drawn)
 
 
+def given_for(
+    policy: LoadedPlanner, episode: Episode, source: str
+) -> Callable[[errors.Decisions], dict[str, np.ndarray]]:
+    """What the policy is given of an episode: for decisions, histories (n, O, D) of its task and its source."""
+    features = policy.spec.observation
+    task = episode.task if TASK in features else None
+    known = given(features, task, source if SOURCE in features and source else None)
+    rows = policy.chunk.history
+    return lambda at: {
+        name: np.broadcast_to(value, (len(at.steps), rows, *value.shape)).copy() for name, value in known.items()
+    }
+
+
 def _baselines(trained: StateEpisodes, policy: LoadedPlanner) -> dict[str, errors.Predict]:
-    training = errors.Training(trained, sum(trained.lengths), policy.spec, policy.chunk)
+    training = errors.Training(trained, sum(trained.lengths), policy.spec.recorded, policy.chunk)
     methods: dict[str, errors.Predict] = {REPEAT: errors.repeat_last}
     if training.vectors:
         methods[NEAREST] = errors.nearest_neighbour(training)
@@ -221,12 +278,14 @@ def conclude(
     command: Sequence[str],
     out: Path,
     run: Any = None,
+    source: str = "",
 ) -> str:
     """Judges as `judge` does, and writes the results into the folder and into the wandb run; the closing line."""
-    judged = judge(policy, trained, unseen, command)
+    judged = judge(policy, trained, unseen, command, source=source)
     write(judged, out)
     if run is not None:
-        run.summary.update({f"held_out/{name}": row["mean"] for name, row in judged.content["methods"].items()})
+        place = f"held_out/{source}/" if source else "held_out/"
+        run.summary.update({f"{place}{name}": row["mean"] for name, row in judged.content["methods"].items()})
     return closing_line(judged, out)
 
 
@@ -242,10 +301,10 @@ def judged_again(config: EvalRoot, policy: LoadedPlanner, checkpoint: Path) -> s
     """Judges a policy on the held-out episodes of the recorded set that it was trained on; the closing line."""
     if config.env is not None:
         raise ValueError("data.path judges on recorded episodes and env in a world; give one of them")
-    trained, unseen = of_checkpoint(policy, config.data.path)
+    trained, unseen, source = of_checkpoint(policy, config.data.path)
     changed = "".join(f"-{name}-{value}" for name, value in policy.changed_head.items())
     out = Path(config.out or checkpoint.parent / f"eval-held_out-{Path(config.data.path).name}{changed}")
     words = ["python", "eval.py", f"checkpoint={config.checkpoint}", f"data.path={config.data.path}"]
     words += [f"head.{name}={value}" for name, value in config.head.changes.items()]
     with claimed(out), wandb_run(config.wandb, out, asdict(config)) as log:
-        return conclude(policy, trained, unseen, words, out, log)
+        return conclude(policy, trained, unseen, words, out, log, source)

@@ -17,12 +17,16 @@ from omegaconf import DictConfig
 from conf import cli
 from conf.verbs.inspect import InspectRoot
 from flowhand.contracts.argument import argument
+from flowhand.contracts.data.tasks import SOURCE
+from flowhand.demos.config import SetConfig
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.health.examine import examine
 from flowhand.demos.health.finding import Finding, Health
 from flowhand.demos.health.stored import difference
+from flowhand.demos.mixture import Member, Mixture
 from flowhand.demos.native import Store
 from flowhand.demos.reader import Reader
+from flowhand.demos.states import StateEpisodes
 
 MOST_TASKS, MOST_NAMES = 10, 6  # that are printed
 
@@ -61,6 +65,17 @@ def described(data: Store | Reader, config: InspectRoot) -> Iterator[str]:
             yield from _statistics(data)
 
 
+def mixed(config: InspectRoot, data: Store | Reader) -> Iterator[str]:
+    """How the sets of a mixture are mapped onto the first one, line by line.
+
+    Raises:
+        ValueError: they cannot be.
+    """
+    sets = {config.where: data, **{where: open_dataset(where) for where in config.mixture}}
+    members = [Member(SetConfig(where).known_as, StateEpisodes(each, images=True)) for where, each in sets.items()]
+    yield from Mixture(members).lines()
+
+
 def looked_at(data: Store | Reader, config: InspectRoot) -> Health:
     """What is wrong with the data set; read as thoroughly as the configuration says.
 
@@ -83,6 +98,10 @@ def of_checkpoint(path: Path, health: Health) -> Iterator[Finding]:
 
     policy, measured = policies.load(path), health.measured()
     advice = "The policy was trained on other rows; train on these, or start from it and choose what is kept."
+    if policy.sources:
+        names = ", ".join(policy.spec.observation[SOURCE].names or ())
+        yield Finding("note", "checkpoint", f"{path} has statistics of each of {names}; none is compared", advice)
+        return
     for name, normalizer in policy.normalizers():
         mode = policy.config.normalizer.action if name == "action" else policy.config.normalizer.observation
         shift, scale = (values.double().numpy() for values in (normalizer.shift, normalizer.scale))
@@ -171,6 +190,9 @@ def run(cfg: DictConfig) -> None:
     data = opened(config)
     for line in described(data, config):
         print(line)
+    if config.mixture:
+        for line in mixed(config, data):
+            print(line)
     if not (config.health or config.check or config.page or config.checkpoint):
         return
     said = len(data.warnings) if isinstance(data, Reader) else 0

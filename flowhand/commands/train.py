@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,141 +14,89 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 import envs
 import policies
-from conf import cli
+from conf import cli, sweep
 from conf.resume import as_it_began, completed, require_same, stored_overrides, with_names_of_now
 from conf.verbs.train import TrainRoot
 from flowhand.commands import eval as evaluation
 from flowhand.contracts.argument import argument
 from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.durable import claimed, exists
-from flowhand.contracts.features import Spec
+from flowhand.contracts.features import PREVIOUS, Spec
 from flowhand.contracts.modules import imported_modules
 from flowhand.contracts.planner import learnable
 from flowhand.contracts.provenance import revision
-from flowhand.contracts.resize import resized
 from flowhand.demos.config import COLLECTED, TrainingDataConfig
-from flowhand.demos.decoded.rows import read_features, row_bytes, training_rows
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.hub import is_repo_id
+from flowhand.demos.mixture import Mixture
 from flowhand.demos.native import Store
 from flowhand.demos.observed import Observed
 from flowhand.demos.reader import Reader
 from flowhand.demos.states import StateEpisodes
 from policies.checkpoint import MOST_TENSOR_BYTES
 from policies.device import select_device
-from policies.encoders import image_sizes
 from policies.encoders.vision import pretrained
 from policies.training import start as starting
-from policies.training.stream import Stream, WindowSource
+from policies.training.config import TrainingConfig
+from policies.training.distributed import OneProcess, card_of, joined, started_by
 from policies.training.trainer import Trainer
-from policies.training.windows import Windows
 
 from . import held_out
 from .collect import collect
-from .runs import StopRequest
+from .runs import Save, fit
+from .tasks.gather import given_by, of_sets, of_tasks
+from .tasks.reading import windows_of
+
+Demonstrations = Store | StateEpisodes | Mixture
+Unseen = StateEpisodes | list[StateEpisodes | None] | None  # what is held out, of a mixture of each set
 
 
 def trainer_of(
-    config: TrainRoot, spec: Spec, episodes: Iterable[Episode], device: torch.device, fitted: bool = False
+    config: TrainRoot,
+    spec: Spec,
+    episodes: Iterable[Episode],
+    device: torch.device,
+    fitted: bool = False,
+    processes: OneProcess | None = None,
 ) -> Trainer:
     """The trainer of a run; see `Trainer`."""
     windows = windows_of(config, spec, episodes, device)
-    return Trainer(config.train, config.policy, spec, windows, device, config.seed, fitted)
+    return Trainer(config.train, config.policy, spec, windows, device, config.seed, fitted, processes)
 
 
-def windows_of(config: TrainRoot, spec: Spec, episodes: Iterable[Episode], device: torch.device) -> WindowSource:
-    """The demonstrations as windows: all on the device where they fit into `data.memory_gb`, else read from the disk.
-
-    Recorded frames are decoded once, to the size that the policy reads.
-    """
-    shape, room = (config.chunk.history, config.chunk.prediction_horizon), int(config.data.memory_gb * 1e9)
-    data, numbers = (episodes.data, episodes.numbers) if isinstance(episodes, StateEpisodes) else (episodes, None)
-    if not isinstance(data, Store | Reader):  # held in memory as they are
-        return Windows(episodes, spec, *shape, device)
-    numbers = range(len(data)) if numbers is None else numbers
-    sizes = image_sizes(config.vision, spec)
-    features = read_features(spec, sizes)
-    lengths = data.lengths
-    fits = sum(lengths[number] for number in numbers) * row_bytes(features) <= room
-    if fits and not sizes:
-        return Windows(episodes, spec, *shape, device)
-    rows = training_rows(data, numbers, features, config.data)
-    if not fits and data.plan(numbers[0]) is not None:
-        limit = f"data.memory_gb={config.data.memory_gb}"
-        raise ValueError(f"plans are not read from the disk batch by batch; raise {limit}")
-    if not fits:
-        return Stream(rows, *shape, device, room, config.data.prefetch)
-    observation = {name: features[name] for name in spec.observation}
-    return Windows(rows, replace(spec, observation=observation), *shape, device)
-
-
-def golden_observation(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Four histories that are stored beside the action that they give; images of the size that the camera has."""
-    index = torch.arange(4, device=trainer.windows.device) * (len(trainer.windows) // 4)
-    observation = trainer.windows.gather(index).observation
-    for name in trainer.policy.image_sizes:
-        shape, images = trainer.policy.spec.observation[name].shape, observation[name]
-        values = images.cpu().numpy().reshape(*images.shape[:4], -1)  # depth may have no axis of channels
-        whole = resized(values, (shape[0], shape[1])).reshape(*images.shape[:2], *shape)
-        observation[name] = torch.from_numpy(whole).to(images.device)
-    return observation
-
-
-def fit(
-    trainer: Trainer, save: Callable[[], None], score: Callable[[], dict[str, Any]], log: Callable[..., None]
+def train(
+    config: TrainRoot, overrides: list[str], state: dict[str, Any] | None, processes: OneProcess | None = None
 ) -> int:
-    """Trains to the last step, or until a signal arrives; returns the signal's number, 0 when finished."""
-    config = trainer.config
-    logged, started, chooser = trainer.step, time.perf_counter(), trainer.thread_chooser()
-    waited = trainer.waited_s
-    bar = tqdm(total=config.steps, initial=trainer.step, desc="train", unit="step", mininterval=1)
-    with bar, StopRequest() as stop:
-        while trainer.step < config.steps and not stop.signal:
-            loss = trainer.advance()
-            step = trainer.step
-            bar.update()
-            evaluate = config.eval_every > 0 and step % config.eval_every == 0 and step < config.steps
-            if step % config.log_every == 0 or step == config.steps or evaluate:
-                trainer.require_finite()
-                seconds = time.perf_counter() - started
-                rate = (step - logged) * config.batch_size / seconds
-                entry: dict[str, Any] = {"step": step, "loss": loss.item(), "lr": trainer.learning_rate()}
-                waits = (trainer.waited_s - waited) / seconds  # share of the time that the training waits for data
-                entry |= {"samples_per_s": rate, "data_wait": waits, "threads": trainer.threads[-1][1]}
-                bar.set_postfix_str(f"loss {entry['loss']:.4f}, {rate:,.0f} samples/s, {waits:.0%} waiting for data")
-                if evaluate:
-                    entry["success"] = score()
-                trainer.seconds += seconds
-                trainer.history.append(entry)
-                log(entry, step=step)
-                logged, started, waited = step, time.perf_counter(), trainer.waited_s
-            switched = step < config.steps and chooser.after_step(trainer.gradient_s)
-            if switched:
-                trainer.use_threads(chooser.count)
-            if switched or (step % config.save_every == 0 and step < config.steps):
-                save()
-        save()
-    return stop.signal
+    """One run from demonstrations to report; returns the number of the signal that stopped it, 0 when finished.
 
-
-def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None) -> int:
-    """One run from demonstrations to report; returns the number of the signal that stopped it, 0 when finished."""
-    started, out = time.perf_counter(), Path(config.out)
-    device = select_device(config.train.device, config.train.threads)
+    Of several processes the first one collects, saves, evaluates and speaks.
+    """
+    started, out, processes = time.perf_counter(), Path(config.out), processes or OneProcess()
+    device = device_of(config.train)
     if state is None and exists(out / "checkpoint"):
         raise ValueError(
             f"{out} already holds a run; go on with it by {argument('resume', out)}, or choose another folder with out="
         )
     if state is None:
         config.head.require_reference()  # before the demonstrations are collected
-    store, unseen = demonstrations(config)
-    collect_seconds = time.perf_counter() - started
-    trainer = trainer_of(config, observed(config, store), store, device, fitted=state is not None)
+    if processes.count > 1:
+        config.head.require_separable()
+    _, before, earlier = policies.read_config(out / "checkpoint") if state else (None, None, None)
+    seconds: dict[str, float] = {}
+
+    def prepared() -> tuple[Demonstrations, Unseen, Trainer]:
+        begun = time.perf_counter()
+        store, unseen = demonstrations(config)
+        seconds["collect"] = time.perf_counter() - begun
+        spec = observed(config, store, before)
+        return store, unseen, trainer_of(config, spec, store, device, state is not None, processes)
+
+    store, unseen, trainer = processes.in_turn(prepared)
     if state is not None:
         require_same(
             completed(with_names_of_now(state.get("config")), OmegaConf.structured(config)),
@@ -155,44 +104,47 @@ def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None)
             config.resume,
         )
         trainer.restore(state)
+    say = print if processes.first else silent
     size = sum(p.numel() for p in trainer.policy.parameters())
-    print(f"{len(store)} demonstrations, {len(trainer.windows)} windows, {size:,} parameters, {device}, -> {out}")
+    say(f"{len(store)} demonstrations, {len(trainer.windows)} windows, {size:,} parameters, {device}, -> {out}")
 
-    golden = golden_observation(trainer)
-    earlier = policies.read_config(out / "checkpoint")[2] if state else None
     source = provenance(config, store, unseen, earlier)
     if earlier is None and config.init:
-        start(config, trainer, source)
+        say(*start(config, trainer, source), sep="\n")
 
-    def save() -> None:
-        trainer.require_finite()
-        source.train_steps = trainer.step
-        extra = {"overrides": overrides, "config": asdict(config)}
-        policies.save(out / "checkpoint", trainer.ema.module, source, golden, {**trainer.state(), **extra})
+    save = Save(trainer, config, overrides, source)
 
     def score() -> dict[str, Any]:
         records = evaluation.evaluate(trainer.ema.module, config.env, config.eval, config.execution)
         return {"n": len(records), "successes": sum(record.success for record in records)}
 
-    with evaluation.wandb_run(config.wandb, out, asdict(config)) as log:
-        stopped = fit(trainer, save, score, log.log if log else lambda entry, step: None)
+    speaks = evaluation.wandb_run(config.wandb, out, asdict(config), state is not None)
+    with speaks if processes.first else nullcontext() as log:
+        stopped = fit(trainer, save, lambda: processes.alone(score), log.log if log else lambda entry, step: None, out)
         if stopped:
-            print(f"stopped at step {trainer.step}; go on with: python train.py {argument('resume', out)}")
+            say(f"stopped at step {trainer.step}; go on with: python train.py {argument('resume', out)}")
+        if stopped or not processes.first:
             return stopped
-        if unseen is not None and isinstance(store, StateEpisodes):
-            words, policy = ["python", "train.py", *overrides], policies.load(out / "checkpoint", device)
-            print(held_out.conclude(policy, store, unseen, words, out, log))
+        words = ["python", "train.py", *overrides]
+        for trained, kept, source_name, folder in held_out.judged_on(store, unseen, out):
+            policy = policies.load(out / "checkpoint", device)
+            print(held_out.conclude(policy, trained, kept, words, folder, log, source_name))
         if config.eval.episodes:
-            seconds = {"collect": collect_seconds, "train": trainer.seconds}
+            seconds["train"] = trainer.seconds
             what = config.env, config.eval, config.execution, asdict(config)
             run = evaluation.Run(out / "checkpoint", out, *what, trainer.history, seconds, started)
-            metrics = evaluation.conclude(run, policies.load(out / "checkpoint", device))
-            evaluation.log_results(log, metrics, out)
-            print(evaluation.closing_line(metrics, out))
+            judge(run, device, log)
     return 0
 
 
-def demonstrations(config: TrainRoot) -> tuple[Store | StateEpisodes, StateEpisodes | None]:
+def judge(run: evaluation.Run, device: torch.device, log: Any) -> None:
+    """Evaluates the checkpoint of a run that has come to its end."""
+    metrics = evaluation.conclude(run, policies.load(run.checkpoint, device))
+    evaluation.log_results(log, metrics, run.out)
+    print(evaluation.closing_line(metrics, run.out))
+
+
+def demonstrations(config: TrainRoot) -> tuple[Demonstrations, Unseen]:
     """What to train on, and what is held out to judge it.
 
     The world's expert collects, or they are recorded ones at data.path, of any known format: with env=none as they are,
@@ -201,6 +153,14 @@ def demonstrations(config: TrainRoot) -> tuple[Store | StateEpisodes, StateEpiso
     Raises:
         ValueError: without an environment, the path is missing or an evaluation is asked for.
     """
+    if len(worlds := config.env.each()) > 1:
+        _require_of_a_world(config.data)
+        return of_tasks(worlds, config.data), None
+    if config.data.mixture:
+        if config.env.kind != "none":
+            raise ValueError("data.mixture has no world of its own; set env=none")
+        _require_no_evaluation(config)
+        return of_sets(config.data, config.vision.kind != "none")
     path, sees = Path(config.data.path), config.vision.kind != "none"
     reads = config.env.kind == "none" or envs.reads_recorded(config.env)
     if config.data.path and not path.exists() and not (reads and is_repo_id(config.data.path)):
@@ -220,9 +180,13 @@ def demonstrations(config: TrainRoot) -> tuple[Store | StateEpisodes, StateEpiso
         return collect(config.env, config.data), None
     if not config.data.path:
         raise ValueError("env=none trains on recorded demonstrations; give their store with data.path=")
+    _require_no_evaluation(config)
+    return held_out.split(open_dataset(config.data.path), config.data, sees)
+
+
+def _require_no_evaluation(config: TrainRoot) -> None:
     if config.eval.episodes:
         raise ValueError("env=none has nothing to evaluate in; set eval.episodes=0")
-    return held_out.split(open_dataset(config.data.path), config.data, sees)
 
 
 def observed_in(config: TrainRoot, recorded: Reader) -> Observed:
@@ -240,17 +204,17 @@ def _require_of_a_world(data: TrainingDataConfig) -> None:
     data.held_out = 0
 
 
-def observed(config: TrainRoot, store: Store | StateEpisodes) -> Spec:
-    """What the policy sees and commands."""
+def observed(config: TrainRoot, store: Demonstrations, earlier: Spec | None = None) -> Spec:
+    """What the policy sees and commands; of a run that goes on, `earlier` is what it saw."""
     spec = learnable(store.spec)
-    added = config.data.previous_action and isinstance(store, Store)
-    return spec.with_previous_action() if added else spec
+    added = config.data.previous_action and not any(f.kind == PREVIOUS for f in spec.observation.values())
+    return given_by(config, spec.with_previous_action() if added else spec, store, earlier)
 
 
 def provenance(
     config: TrainRoot,
-    store: Store | StateEpisodes,
-    unseen: StateEpisodes | None = None,
+    store: Demonstrations,
+    unseen: Unseen = None,
     earlier: policies.Provenance | None = None,
 ) -> policies.Provenance:
     """Where the policy comes from, for its checkpoint.
@@ -268,14 +232,14 @@ def provenance(
         git_sha=revision() or (earlier.git_sha if earlier else ""),
         train_steps=0,
         modules=imported_modules(),
-        recorded=[held_out.described(store, unseen)] if isinstance(store, StateEpisodes) else [],
+        recorded=held_out.sets(store, unseen),
         started_from=earlier.started_from if earlier else [],
         pretrained=earlier.pretrained if earlier else pretrained.described(config.vision),
     )
 
 
-def start(config: TrainRoot, trainer: Trainer, source: policies.Provenance) -> None:
-    """Gives the trainer the weights of the checkpoint of `init`, says what differs, and notes where they come from."""
+def start(config: TrainRoot, trainer: Trainer, source: policies.Provenance) -> list[str]:
+    """Gives the trainer the weights of the checkpoint of `init`, and notes where they come from; says what differs."""
     with policies.snapshot(config.init) as files:
         old = policies.load(files, trainer.windows.device)
         digest = hashlib.sha256(files.read("model.safetensors", MOST_TENSOR_BYTES)).hexdigest()
@@ -286,7 +250,7 @@ def start(config: TrainRoot, trainer: Trainer, source: policies.Provenance) -> N
     about = {"weights": digest, "statistics": config.init_statistics, **{each: getattr(before, each) for each in names}}
     source.started_from = [*before.started_from, about]
     source.demonstration_seeds = sorted({*before.demonstration_seeds, *source.demonstration_seeds})
-    print(f"starts from {config.init}, trained for {before.train_steps} steps", *lines, sep="\n")
+    return [f"starts from {config.init}, trained for {before.train_steps} steps", *lines]
 
 
 def compose(cfg: DictConfig) -> tuple[TrainRoot, list[str], dict[str, Any] | None]:
@@ -294,9 +258,9 @@ def compose(cfg: DictConfig) -> tuple[TrainRoot, list[str], dict[str, Any] | Non
 
     A resumed run takes the overrides it was started with, defaults of then that are others now, and what is given now.
     """
-    now, state, folder = list(HydraConfig.get().overrides.task), None, Path(cfg.resume)
+    now, state, folder = list(HydraConfig.get().overrides.task), None, Path(resumed(cfg))
     overrides = now
-    if cfg.resume:
+    if resumed(cfg):
         folder = folder / "checkpoint" if folder.name != "checkpoint" else folder
         state = policies.load_train_state(folder)
         stored = stored_overrides(state, folder)
@@ -304,22 +268,54 @@ def compose(cfg: DictConfig) -> tuple[TrainRoot, list[str], dict[str, Any] | Non
         overrides = [*stored_overrides({"overrides": [*stored, *began]}, folder), *now]
         cfg = hydra.compose("train", overrides)
     config: TrainRoot = cli.typed(cfg)
+    config.resume = "" if state is None else str(folder.parent)
     if config.resume:
         config.out = str(folder.parent)
         given = {override.key_or_group for override in OverridesParser.create().parse_overrides(now)}
         if ":" in str(getattr(config.env, "id", "")) and "env.id" not in given:
             raise ValueError(f"{folder} asks to import {config.env.id!r}; give env=gymnasium env.id=... yourself")  # pyright: ignore[reportAttributeAccessIssue]
-    config.out = config.out or f"outputs/{envs.name_of(config.env)}-{config.head.kind}-{config.seed}"
+    config.out = folder_of(config)
     return config, overrides, state
+
+
+def folder_of(config: TrainRoot) -> str:
+    """Where a run writes: in a sweep that has a folder, below that."""
+    default = f"outputs/{envs.name_of(config.env)}-{config.head.kind}-{config.seed}"
+    return sweep.cell_folder() or config.out or default
+
+
+def resumed(cfg: DictConfig) -> str:
+    """The folder of the run that is gone on with; with resume=auto, and in a sweep, the own one if it holds a run."""
+    if cfg.resume != "auto" and not sweep.cell_folder():
+        return str(cfg.resume)
+    own = folder_of(cli.typed(cfg))
+    return own if exists(Path(own) / "checkpoint") else ""
 
 
 def run(cfg: DictConfig) -> int:
     """Trains as the configuration says; returns the number of the signal that stopped it, 0 when finished."""
     config, overrides, state = compose(cfg)
-    with claimed(config.out):
+    if started_by()[1] > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ValueError("torchrun starts one training, and --multirun many; give a sweep a launcher (docs/scale.md)")
+    with (
+        joined(device_of(config.train), config.train.timeout_s) as processes,
+        claimed(config.out) if processes.first else nullcontext(),
+    ):
         if state is not None:  # again, now that nobody else writes
             state = policies.load_train_state(Path(config.out) / "checkpoint")
-        return train(config, overrides, state)
+        return train(config, overrides, state, processes)
+
+
+def device_of(config: TrainingConfig) -> torch.device:
+    """The device of this process: of several, each takes one CPU thread if nothing else is said."""
+    count = started_by()[1]
+    if count == 1:
+        return select_device(config.device, config.threads)
+    return select_device(card_of(config.device), config.threads or 1)
+
+
+def silent(*words: object, sep: str = "") -> None:
+    """Says nothing, where another process does."""
 
 
 def main() -> None:

@@ -56,6 +56,8 @@ def verify(path: str | Path, where: str | Path = "") -> Replayed:
         raise ValueError(f"{path}: {error}") from error
     safety = safety_of(planner.spec, limits, box, about["control_dt_s"])
     inference_thread = InferenceThread(planner, execution, about["noise_seed"], about["asynchronous"], replaying=True)
+    told = {name: text for name, text in dict(about.get("told") or {}).items() if text}
+    inference_thread.task, inference_thread.source = told.get("task"), told.get("source")
     with closing(inference_thread), one_thread(planner):
         return replay(recording, inference_thread, safety)
 

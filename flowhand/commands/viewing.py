@@ -30,7 +30,7 @@ def viewing(
     port: int | None,
     planner_for: Callable[[], Planner],
     spec: Spec,
-    make_world: Callable[[], World],
+    make_world: Callable[[], World] | None,
     *,
     control_dt_s: float | None = None,
 ) -> Iterator[View]:
@@ -40,7 +40,7 @@ def viewing(
         port: of the page, 0 for a free one; None: nobody watches.
         planner_for: gives the planner of the fan.
         spec: of the policy.
-        make_world: builds a world like the one that is watched, to see whether it can be drawn.
+        make_world: builds a world like the one that is watched, to see whether it can be drawn; None: there is none.
         control_dt_s: the period of a control in real time; None: this is an evaluation.
     """
     view = View()
@@ -49,7 +49,7 @@ def viewing(
         return
     from flowhand.pages.viewer import Viewer
 
-    rendered, control = _drawn(make_world), control_dt_s is not None
+    rendered, control = make_world is not None and _drawn(make_world), control_dt_s is not None
     viewer = Viewer(
         planner_for(),
         control_dt_s=control_dt_s or spec.control_dt_s,

@@ -232,7 +232,7 @@ def _put_in_place(new: Path, path: Path) -> None:
         try:
             if not path.exists():
                 os.rename(new, path)
-            elif not _exchange(new, path):
+            elif not exchange(new, path):
                 _discard_previous(path)
                 os.rename(path, previous(path))
                 os.rename(new, path)
@@ -253,8 +253,8 @@ def _discard_previous(path: Path) -> None:
         shutil.rmtree(unnamed, ignore_errors=True)
 
 
-def _exchange(one: Path, other: Path) -> bool:
-    """Swaps two names in one step; False where the system or the file system has no such step."""
+def exchange(one: Path, other: Path) -> bool:
+    """Swaps the names of two files or folders in one step; False where the system or the file system has no such step."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     here, swap = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fs.h
     if rename is None:

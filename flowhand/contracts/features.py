@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from .screen.pointers import check_pointers
+from .data.tasks import SOURCE, TASK, check_given
+from .screen.pointers import check_pointers, require_rows
 
 DTYPES = ("float16", "float32", "float64", "uint8", "uint16", "int32", "int64", "bool", "str")
 PREVIOUS = "previous_action"  # name and kind of the observation that a policy's own controller fills in
-KINDS = ("state", "image", "depth", "text", "elements", "action", PREVIOUS)
+GIVEN = (TASK, SOURCE)  # names and kinds of those that it is given for an episode
+KINDS = ("state", "image", "depth", "text", "elements", "action", PREVIOUS, *GIVEN)
 # Forms of a rotation, and how many values each has. The two of six are the first two columns of the matrix (Zhou 2019),
 # one after the other, and its first two rows (as PyTorch3D and Diffusion Policy write it).
 ROTATIONS = {"axis_angle": 3, "quaternion_xyzw": 4, "quaternion_wxyz": 4, "rotation_6d": 6, "rotation_6d_rows": 6}
@@ -57,6 +59,8 @@ class Feature:
     pointers: tuple[tuple[int, str], ...] | None = None
     # Which dimensions of an action count, for each choice of its dimension 0, which always counts; None: all do.
     uses: tuple[tuple[int, ...], ...] | None = None
+    texts: tuple[str, ...] | None = None  # of the task that a policy knows
+    vectors: str | None = None  # of the texts (tasks.packed); None: one-hot
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -82,6 +86,7 @@ class Feature:
                 f"otherwise 2 to {MOST_CHOICES}"
             )
         check_pointers(self.pointers, self.uses, counts or ())
+        check_given(self.kind, self.shape[-1], self.names, self.texts, self.vectors)
 
     def _usual_kind(self) -> str:
         if self.dtype == "str":
@@ -89,11 +94,12 @@ class Feature:
         return "image" if self.dtype == "uint8" and len(self.shape) == 3 else "state"
 
     def _check_kind(self) -> None:
+        vector = len(self.shape) == 1
         forms = {
             "image": (self.dtype == "uint8" and len(self.shape) == 3, "uint8 of shape (height, width, channels)"),
             "depth": (self.dtype != "str" and len(self.shape) in (2, 3), "numbers of shape (height, width[, 1])"),
-            "action": (self.dtype != "str" and len(self.shape) == 1, "a vector (A,) of numbers"),
-            PREVIOUS: (self.dtype == "float32" and len(self.shape) == 1, "a vector (A,) in float32"),
+            "action": (vector and self.dtype != "str", "a vector (A,) of numbers"),
+            **dict.fromkeys((PREVIOUS, *GIVEN), (vector and self.dtype == "float32", "a vector in float32")),
         }
         if self.kind not in KINDS:
             raise ValueError(f"feature kind {shown(self.kind)} is unknown; choices: {', '.join(KINDS)}")
@@ -175,7 +181,7 @@ class Feature:
             got = shown(sorted(map(str, data)))
             raise ValueError(f"a feature has fields {got}, expected {known[:5]} and, if wanted, {known[5:]}")
         values = dict(data)
-        for name in ("shape", "low", "high", "choices", "names", "wraps", *NESTED):
+        for name in ("shape", "low", "high", "choices", "names", "wraps", "texts", *NESTED):
             value = values.get(name)
             if not isinstance(value, list | tuple) and (value is not None or name == "shape"):
                 raise ValueError(f"feature {name} is {shown(value)}, expected a list")
@@ -195,7 +201,7 @@ class Feature:
         for name in ("low", "high"):
             bound = getattr(self, name)
             data[name] = None if bound is None else [v if math.isfinite(v) else None for v in bound]
-        for name in ("choices", "names", "wraps"):
+        for name in ("choices", "names", "wraps", "texts"):
             if getattr(self, name) is not None:
                 data[name] = list(getattr(self, name))
         for name in NESTED:
@@ -203,7 +209,7 @@ class Feature:
                 data[name] = [list(each) for each in getattr(self, name)]
         if self.kind != self._usual_kind():
             data["kind"] = self.kind
-        return data | ({"camera": self.camera} if self.camera else {})
+        return data | {name: getattr(self, name) for name in ("camera", "vectors") if getattr(self, name)}
 
 
 def shown(value: Any) -> str:
@@ -240,18 +246,12 @@ class Spec:
                 raise ValueError(
                     f"the observation {name!r} has choices; only an action has, give its values as numbers"
                 )
-            if feature.kind == "action":
-                raise ValueError(f"the observation {name!r} is of kind 'action', expected another kind")
+            if feature.kind == "action" or (feature.kind in GIVEN and name != feature.kind):
+                raise ValueError(f"the observation {name!r} is of kind {feature.kind!r}, expected another kind")
             if feature.kind == PREVIOUS and feature.shape != self.action.shape:
                 raise ValueError(f"the observation {name!r} has shape {feature.shape}, the action {self.action.shape}")
         object.__setattr__(self, "action", replace(self.action, kind="action"))
-        for place, name in self.action.pointers or ():
-            rows, choices = self.observation.get(name), (self.action.choices or ())[place]
-            if rows is None or rows.kind != "elements" or rows.shape[0] != choices:
-                raise ValueError(
-                    f"dimension {place} of the action points at {choices} rows of {name!r}, expected an observation of "
-                    f"kind 'elements' with as many; got {rows}"
-                )
+        require_rows(self.action.pointers, self.action.choices or (), self.observation)
         if self.control_dt_s is not None and not 0 < self.control_dt_s < math.inf:
             raise ValueError(f"control_dt_s is {self.control_dt_s}, expected a positive number of seconds, or None")
 
@@ -262,8 +262,15 @@ class Spec:
 
     @property
     def sensed(self) -> dict[str, Feature]:
-        """The observation without the previous action, which no robot measures: its controller knows it."""
-        return {name: feature for name, feature in self.observation.items() if feature.kind != PREVIOUS}
+        """The observation without what no robot measures, but its controller fills in."""
+        own = (PREVIOUS, *GIVEN)
+        return {name: feature for name, feature in self.observation.items() if feature.kind not in own}
+
+    @property
+    def recorded(self) -> Spec:
+        """The same without what is given for an episode, which follows from its task and its data set."""
+        kept = {name: feature for name, feature in self.observation.items() if feature.kind not in GIVEN}
+        return replace(self, observation=kept)
 
     def with_previous_action(self) -> Spec:
         """The specification of a policy that also observes the action of the control step before.

@@ -96,10 +96,11 @@ class History:
     Args:
         features: of the observation, by name.
         length: O.
+        given: what of it stays the same over the episode, each (*shape).
     """
 
-    def __init__(self, features: Mapping[str, Feature], length: int):
-        self.features, self.length = features, length
+    def __init__(self, features: Mapping[str, Feature], length: int, given: Mapping[str, np.ndarray] | None = None):
+        self.features, self.length, self._given = features, length, dict(given or {})
         self._seen: list[Arrays] = []
         self._own = [name for name, feature in features.items() if feature.kind == PREVIOUS]
         self._acted: np.ndarray | None = None  # the last action of the episode
@@ -109,7 +110,8 @@ class History:
         self._acted = np.array(action, np.float32)
 
     def see(self, observation: Arrays) -> None:
-        """Appends an observation that `fitting` gave; the previous action is filled in where it is not given."""
+        """Appends an observation that `fitting` gave; what a controller knows is filled in where it is not there."""
+        observation = {**self._given, **observation}
         if any(name not in observation for name in self._own):
             acted = self._acted
             own = before_first(observation, self.features) if acted is None else dict.fromkeys(self._own, acted)

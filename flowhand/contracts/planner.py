@@ -11,14 +11,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from .features import PREVIOUS, ChunkConfig, Spec, shown
+from .features import GIVEN, PREVIOUS, ChunkConfig, Spec, shown
 from .provenance import Provenance
 
 FORMS = {"rtc_exact": "exact", "rtc_identity": "identity", "rtc_trained": "trained"}  # mode: form of its prefix
 SEEN = "seen"  # form of a prefix that a planner wants to look at where the mode has none
 LEARNED = {  # dtypes of each kind of feature that policies take
     "state": ("float32",),
-    PREVIOUS: ("float32",),
+    **dict.fromkeys((PREVIOUS, *GIVEN), ("float32",)),
     "image": ("uint8",),
     "depth": ("uint16", "float32"),
     "elements": ("uint8", "float32"),

@@ -9,6 +9,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
+from flowhand.contracts.data.tasks import given
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.history import fitting
 from flowhand.contracts.observers import Observer, Publisher
@@ -71,10 +72,14 @@ class AsyncController:
         about = f"actions {self.limits}, {self.starved} steps without one"
         return f"AsyncController({self.execution.mode}, {steps}, {about}, of {self.policy.spec})"
 
-    def reset(self, *, seed: SupportsIndex = 0) -> None:
-        """Starts an episode; the seed, in [0, 2^32), fixes its noise. An answer still to come is not waited for."""
+    def reset(self, *, seed: SupportsIndex = 0, task: str | None = None, source: str | None = None) -> None:
+        """Starts an episode; the seed, in [0, 2^32), fixes its noise. An answer still to come is not waited for.
+
+        `task` and `source` are those of `Controller.reset`.
+        """
+        known = given(self.policy.spec.observation, task, source)
         player = ChunkPlayer(self.execution, *self._timing, action=self.policy.spec.action)
-        self._episode = RobotEpisode(self.policy, player, self.noise_seed, seed)
+        self._episode = RobotEpisode(self.policy, player, self.noise_seed, seed, known)
         self.starved = 0
         if self._answer is not None:
             self._answer.cancel()

@@ -39,6 +39,7 @@ class Background:
         self._tasks: queue.SimpleQueue[tuple[Callable[..., Any], tuple] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
+        self._closed = False
 
     def do(self, task: Callable[..., Any], *arguments: Any) -> bool:
         """Hands a task over, and returns at once; whether there was room for it."""
@@ -49,6 +50,7 @@ class Background:
         if self._thread is None or not self._thread.is_alive():  # not alive: in a process that was forked
             with self._starting:
                 if self._thread is None or not self._thread.is_alive():
+                    self._closed = False
                     self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
                     self._thread.start()
         return True
@@ -57,12 +59,16 @@ class Background:
         """Waits until all that was handed over is done, but no longer than the limit; whether it is."""
         if self._thread is None or not self._thread.is_alive():
             return True
+        if self._closed:  # it takes nothing more, and ends when all is done
+            self._thread.join(limit_s)
+            return not self._thread.is_alive()
         done = threading.Event()
         self._tasks.put((done.set, ()))
         return done.wait(limit_s)
 
     def close(self) -> None:
         """Ends the thread after what it was handed; one that hangs ends with the process."""
+        self._closed = True
         self._tasks.put(None)
 
     def _work(self) -> None:

@@ -10,6 +10,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
+from flowhand.contracts.data.tasks import SOURCE, TextModel, given
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.features import Feature
 from flowhand.contracts.history import History, fitting
@@ -80,6 +81,8 @@ def _made_up(policy: Planner, random: np.random.Generator, spread: float) -> Pla
     for name, feature in policy.spec.observation.items():
         values = 64 * random.random((policy.chunk.history, *feature.shape)) - (feature.dtype == "float32") * 32
         observation[name] = values.astype(feature.dtype)
+        if feature.kind == SOURCE:  # its statistics are those of one data set, and no mixture of several
+            observation[name][:] = np.eye(1, feature.size)
     previous = np.zeros((policy.chunk.prediction_horizon, policy.spec.action.size), np.float32)
     drawn = spread * random.standard_normal(policy.noise_shape, np.float32)
     return PlanRequest(observation, drawn.astype(np.float32), previous, 0, 0)
@@ -88,13 +91,20 @@ def _made_up(policy: Planner, random: np.random.Generator, spread: float) -> Pla
 class RobotEpisode:
     """One robot's episode: what it has seen, the chunks it follows, and the requests it asks the policy."""
 
-    def __init__(self, policy: Planner, timeline: ChunkPlayer, noise_seed: int, seed: SupportsIndex):
+    def __init__(
+        self,
+        policy: Planner,
+        timeline: ChunkPlayer,
+        noise_seed: int,
+        seed: SupportsIndex,
+        given: Mapping[str, np.ndarray] | None = None,
+    ):
         generator(noise_seed, seed, 0)  # which refuses what is no seed
         self.policy, self.noise_seed, self.seed = policy, noise_seed, seed
         self.timeline = timeline
         self.decisions = 0
         self.arriving: tuple[int, np.ndarray] | None = None  # simulated delay: the step, and the chunk (T, A)
-        self.history = History(policy.spec.observation, policy.chunk.history)
+        self.history = History(policy.spec.observation, policy.chunk.history, given)
 
     def request(self) -> PlanRequest:
         """What the policy is asked at the present step; a decision begins with it."""
@@ -193,6 +203,7 @@ class Controller:
         noise_seed: another value gives another draw of all noise.
         execution: mode and simulated delay; None executes each chunk's first actions without delay.
         observers: are given every `Decision`.
+        text_model: gives the vector of a task's text that the policy does not know; None: there is none.
 
     Attributes:
         limits: clips the actions, and counts for each dimension how often (`limits.counts`).
@@ -209,7 +220,9 @@ class Controller:
         noise_seed: SupportsIndex = 0,
         execution: ExecutionConfig | None = None,
         observers: Sequence[Observer] = (),
+        text_model: TextModel | None = None,
     ):
+        self.text_model = text_model
         execution = execution or ExecutionConfig()
         inference_batch, noise_seed = whole("inference_batch", inference_batch), whole("noise_seed", noise_seed)
         if execution_horizon is not None:
@@ -236,10 +249,24 @@ class Controller:
         steps = f"a decision every {self.execution_horizon} steps"
         return f"Controller({self.execution.mode}, {steps}, actions {self.limits}, of {self.policy.spec})"
 
-    def reset(self, lane: int = 0, seed: SupportsIndex = 0) -> None:
-        """Starts an episode in a lane; the seed, in [0, 2^32), fixes all the randomness of the episode."""
+    def reset(
+        self, lane: int = 0, seed: SupportsIndex = 0, *, task: str | None = None, source: str | None = None
+    ) -> None:
+        """Starts an episode in a lane; the seed, in [0, 2^32), fixes all the randomness of the episode.
+
+        Args:
+            lane: of the robot.
+            seed: of the episode.
+            task: its text, for a policy that is told one.
+            source: the data set whose statistics are taken, for a policy that has those of several; it is the task
+                where these are of each task.
+
+        Raises:
+            ValueError: a task or source that is missing, unknown or not asked for.
+        """
+        known = given(self.policy.spec.observation, task, source, self.text_model)
         player = ChunkPlayer(self.execution, *self._timing, action=self.policy.spec.action)
-        self._episodes[lane] = RobotEpisode(self.policy, player, self.noise_seed, seed)
+        self._episodes[lane] = RobotEpisode(self.policy, player, self.noise_seed, seed, known)
 
     def step(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
         """The action (A,) for the observation of a single robot (lane 0)."""

@@ -36,6 +36,8 @@ class InferenceThread:
         observers: are given every `Decision`, each in a thread of its own.
 
     Attributes:
+        task: what the policy is told at every `reset` from then on, see `Controller.reset`.
+        source: the same.
         chunk_start: whether the last action was the first of a chunk.
         chunk_age_s: seconds since the observation was made from which the chunk of the last action was decided.
         arrived: the same; in a replay, set before a step, whether a decision is to be there at it.
@@ -53,6 +55,8 @@ class InferenceThread:
         execution = execution or ExecutionConfig()
         if execution.delay or execution.latencies_ms or execution.latencies_file:
             raise ValueError("a robot's delay is what it is; execution.delay and latencies are for simulation")
+        self.task: str | None = None
+        self.source: str | None = None
         self.chunk_start = self.arrived = False
         self.chunk_age_s = 0.0
         self._begun_s = self._chunk_s = 0.0  # when the last decision began, and that of the present chunk
@@ -73,7 +77,7 @@ class InferenceThread:
 
     def reset(self, *, seed: int) -> None:
         """Starts an episode; the seed, in [0, 2^32), fixes all its noise."""
-        self._controller.reset(seed=seed)
+        self._controller.reset(seed=seed, task=self.task, source=self.source)
 
     def step(self, observation: Mapping[str, np.ndarray]) -> np.ndarray | None:
         """The action (A,) for this control step, in physical units; None: there is none yet.

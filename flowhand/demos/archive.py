@@ -17,12 +17,11 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from flowhand.contracts.data.episode import SEED_LIMIT, Episode, is_number
+from flowhand.contracts.data.episode import RECORDED, SEED_LIMIT, Episode, is_number
 from flowhand.contracts.features import shown
 
 OBSERVATION_PREFIX = "observation/"
 OTHER_ARRAYS = {"action", "reward", "success", "task", "seed", "control_dt_s"}
-PLAN = "plan"  # an array that an episode may have
 
 MOST_BYTES = 2**31 - 1  # of an episode; a larger archive has another form
 MOST_GROWTH = 64  # times the file's size that a compressed episode may have ...
@@ -146,19 +145,15 @@ def _parsed(name: str, header: str) -> tuple[np.dtype, tuple[int, ...], Literal[
 
 
 def _pack(episode: Episode) -> dict[str, np.ndarray]:
-    plan = {} if episode.plan is None else {PLAN: episode.plan}
-    return (
-        {OBSERVATION_PREFIX + name: array for name, array in episode.observation.items()}
-        | plan
-        | {
-            "action": episode.action,
-            "reward": episode.reward,
-            "success": episode.success,
-            "task": np.array(episode.task),
-            "seed": np.array(_index(episode.seed), dtype=np.int64),
-            "control_dt_s": np.array(_seconds(episode.control_dt_s), dtype=np.float64),
-        }
-    )
+    return {OBSERVATION_PREFIX + name: array for name, array in episode.observation.items()} | {
+        "action": episode.action,
+        "reward": episode.reward,
+        "success": episode.success,
+        "task": np.array(episode.task),
+        "seed": np.array(_index(episode.seed), dtype=np.int64),
+        "control_dt_s": np.array(_seconds(episode.control_dt_s), dtype=np.float64),
+        **episode.recorded(),
+    }
 
 
 def _index(seed: Any) -> int:
@@ -187,8 +182,8 @@ def _unpack(arrays: dict[str, np.ndarray]) -> Episode:
         if name.startswith(OBSERVATION_PREFIX)
     }
     other = {name: array for name, array in arrays.items() if not name.startswith(OBSERVATION_PREFIX)}
-    if set(other) - {PLAN} != OTHER_ARRAYS:
-        raise ValueError(f"missing or unknown arrays {sorted((set(other) - {PLAN}) ^ OTHER_ARRAYS)}")
+    if set(other) - set(RECORDED) != OTHER_ARRAYS:
+        raise ValueError(f"missing or unknown arrays {sorted((set(other) - set(RECORDED)) ^ OTHER_ARRAYS)}")
     scalars = {name: other.pop(name).item() for name in ("task", "seed", "control_dt_s")}
     if scalars["control_dt_s"] != scalars["control_dt_s"]:
         scalars["control_dt_s"] = None

@@ -189,6 +189,7 @@ def make_episode(
     reward: np.ndarray | None = None,
     success: np.ndarray | None = None,
     seed: int | None = None,
+    intervention: np.ndarray | None = None,
 ) -> Episode:
     """An episode of recorded arrays. What was not recorded is zero, for an episode has all fields.
 
@@ -209,4 +210,5 @@ def make_episode(
         task=task,
         seed=0 if seed is None else seed,
         control_dt_s=control_dt_s,
+        intervention=None if intervention is None else intervention.reshape(steps).astype(bool),
     )

@@ -73,8 +73,36 @@ class DataConfig:
 
 
 @dataclass
+class SetConfig:
+    """A recorded set of a mixture."""
+
+    path: str = ""  # of the set, as data.path
+    weight: float = 1.0  # its share in what is drawn; the shares need not add up to one
+    name: str = ""  # by which a policy is told whose statistics to take; empty: the last part of the path
+    episodes: int = 0  # to train on, the first ones that are not held out; 0: all
+
+    def __post_init__(self) -> None:
+        if not self.path or not 0 < self.weight < math.inf or self.episodes < 0:
+            raise ValueError(
+                f"data.mixture has the set {self.path!r} with weight={self.weight} and episodes={self.episodes}, "
+                "expected a path, a positive number and 0 or more"
+            )
+
+    @property
+    def known_as(self) -> str:
+        """Its name."""
+        return self.name or Path(self.path.partition("@")[0]).name
+
+
+@dataclass
 class TrainingDataConfig(DataConfig):
     """What a training takes of the demonstrations, and how."""
+
+    # several recorded sets in place of data.path, such as [{path:A,weight:2},{path:B}]; docs/data.md says how
+    # their features are matched
+    mixture: list[SetConfig] = field(default_factory=list, metadata={"before": []})
+    # of many tasks or a mixture: all (one set of statistics) | each (of each task or set, which a policy must be told)
+    statistics: str = field(default="all", metadata={"before": "all"})
 
     # features of a recorded set that the policy observes; empty: all that it can
     observation: list[str] = field(default_factory=list, metadata={"before": []})
@@ -95,6 +123,12 @@ class TrainingDataConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.statistics not in ("all", "each"):
+            raise ValueError(f"data.statistics={self.statistics!r} is unknown; choices: all, each")
+        if self.mixture and (self.path or self.episodes):
+            raise ValueError(
+                "data.mixture names its sets and their episodes itself; leave out data.path and data.episodes"
+            )
         self.prefetch = whole("data.prefetch", self.prefetch)
         for name in ("memory_gb", "cache_gb", "prefetch"):
             if not 0 <= getattr(self, name) < math.inf:

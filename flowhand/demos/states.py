@@ -78,12 +78,19 @@ class StateEpisodes:
         return len(self.numbers)
 
     def __iter__(self) -> Iterator[Episode]:
-        for number in self.numbers:
-            episode = self.data.read(number)
-            action, names = _as_read(episode.action, self.spec.action), self.spec.sensed
-            observation = {name: _as_read(episode.observation[name], feature) for name, feature in names.items()}
-            observation = with_previous(observation, action, self.spec.observation)
-            yield replace(episode, observation=observation, action=action)
+        for place in range(len(self)):
+            yield self.read(place)
+
+    def read(self, episode: int, start: int = 0, stop: int | None = None) -> Episode:
+        """The control steps from `start` to before `stop` (None: to the end) of a chosen episode, by its place."""
+        whole = self._cast(self.data.read(self.numbers[episode]))
+        return whole if (start, stop) == (0, None) else whole.steps(start, stop)
+
+    def _cast(self, episode: Episode) -> Episode:
+        action, names = _as_read(episode.action, self.spec.action), self.spec.sensed
+        observation = {name: _as_read(episode.observation[name], feature) for name, feature in names.items()}
+        observation = with_previous(observation, action, self.spec.observation)
+        return replace(episode, observation=observation, action=action)
 
     def part(self, episodes: Sequence[int]) -> StateEpisodes:
         """The same features of these episodes of the set."""
@@ -104,6 +111,17 @@ class StateEpisodes:
         """Control steps of each episode."""
         lengths = self.data.lengths
         return [lengths[number] for number in self.numbers]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The task text of each episode."""
+        texts = self.data.tasks
+        return [texts[number] for number in self.numbers]
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the files."""
+        return self.data.fingerprint
 
     @property
     def meta(self) -> Origin:

@@ -282,12 +282,16 @@ class RemoteController:
         """Why the last exchange with the server failed, or the last step has no action; empty if all is well."""
         return self._error or self._missing
 
-    def reset(self, seed: int = 0) -> None:
-        """Starts an episode; the seed, in [0, 2^32), fixes all its noise."""
+    def reset(self, seed: int = 0, task: str = "", source: str = "") -> None:
+        """Starts an episode; the seed, in [0, 2^32), fixes all its noise.
+
+        A policy for several tasks, or of several data sets, is told which; the server refuses what it does not know.
+        """
         if isinstance(seed, bool) or not 0 <= (seed := operator.index(seed)) < 2**32:  # NumPy's integers cannot be sent
             raise ValueError(f"seed={seed} must be an integer in [0, 2^32)")
         with self._changed:
             self._seed, self._missing = seed, ""
+            self._told = {key: text for key, text in (("prompt", task), ("source", source)) if text}
             self.chunk_start, self.chunk_age_s = False, 0.0
             self._episode += 1
             self._step = self._due = self._decision = 0  # _due: step from which on the next chunk is asked for
@@ -312,7 +316,7 @@ class RemoteController:
         with self._changed:
             if step >= self._due and not self._asking:
                 histories = {name: np.stack([each[name] for each in self._history]) for name in self._history[0]}
-                message = {**histories, "reset": self._seed, "decision": self._decision}
+                message = {**histories, **self._told, "reset": self._seed, "decision": self._decision}
                 self._wanted = _Request(self._episode, step, now_s, message)
                 self._changed.notify_all()
             before = self._chunk
@@ -342,7 +346,10 @@ class RemoteController:
         """Appends the observation to the history, which starts with copies of the first one."""
         features = self._policy["spec"]["observation"]
         own = [name for name, feature in features.items() if feature.get("kind") == "previous_action"]
-        sensed = {name: feature for name, feature in features.items() if name not in own}
+        given = {
+            name for name, feature in features.items() if feature.get("kind") in ("task", "source")
+        }  # by the server
+        sensed = {name: feature for name, feature in features.items() if name not in own and name not in given}
         if observation.keys() != sensed.keys():
             raise ValueError(f"the observation has {sorted(map(str, observation))}, expected {sorted(sensed)}")
         taken = {name: np.array(value) for name, value in observation.items()}

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from flowhand.contracts import world
+from flowhand.contracts.features import Spec
 from flowhand.contracts.world import World, WorldError
+
+from .base import RobotConfig
+
+
+@dataclass
+class SimulatedConfig(RobotConfig):
+    """A world in the robot's place."""
+
+    kind: str = "simulated"
 
 
 @dataclass
@@ -37,6 +47,8 @@ class SimulatedRobot:
         outcomes: of the episodes that have ended by themselves.
     """
 
+    concurrent = True  # a reading takes no time
+
     def __init__(self, env: World, stop_at_success: bool = True, picture_every: int = 0):
         self.env = env
         self.stop_at_success = stop_at_success
@@ -45,6 +57,11 @@ class SimulatedRobot:
         self.over = True
         self.outcomes: list[Outcome] = []
         self._observation: dict[str, np.ndarray] = {}
+
+    @property
+    def features(self) -> Spec:
+        """What the world observes and takes."""
+        return self.env.features
 
     def reset(self, seed: int) -> None:
         """Starts the episode that belongs to the seed."""

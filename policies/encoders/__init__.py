@@ -10,6 +10,8 @@ from .vision.config import NoVisionConfig, VisionConfig, image_sizes
 from .vision.conv import ConvConfig, ConvEncoder
 from .vision.resnet import ResNet18Config, ResNet18Encoder
 from .vision.vit import ViTConfig, ViTEncoder
+from .words.config import IndexConfig, NoWordsConfig, SentenceConfig
+from .words.task import TaskEncoder
 
 ENCODERS = {
     "elements": (ElementsConfig, ElementsEncoder),
@@ -21,5 +23,10 @@ VISION = {
     "resnet18": (ResNet18Config, ResNet18Encoder),
     "vit": (ViTConfig, ViTEncoder),
 }
+WORDS = {
+    "none": (NoWordsConfig, None),
+    "index": (IndexConfig, TaskEncoder),
+    "sentence": (SentenceConfig, TaskEncoder),
+}
 
-__all__ = ["ENCODERS", "VISION", "Encoder", "EncoderConfig", "VisionConfig", "compose", "image_sizes"]
+__all__ = ["ENCODERS", "VISION", "WORDS", "Encoder", "EncoderConfig", "VisionConfig", "compose", "image_sizes"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from flowhand.contracts.features import Feature, Spec
+from flowhand.contracts.features import GIVEN, Feature, Spec
 
 from ..conditioning import Conditioning
 from .base import Encoder, EncoderConfig
@@ -48,7 +48,7 @@ class StateEncoder(Encoder):
     @staticmethod
     def accepts(feature: Feature) -> bool:
         """Vectors."""
-        return feature.dtype == "float32" and len(feature.shape) == 1
+        return feature.dtype == "float32" and len(feature.shape) == 1 and feature.kind not in GIVEN
 
     def forward(self, observation: dict[str, Tensor], generator: Generator | None = None) -> Conditioning:
         """Vectors (B, O, S) each to conditioning; nothing of it is random."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flowhand.contracts.strict import build
 
 from ..conditioning import Conditioning
+from ..draws import over_all
 from ..fields import Fields
 from ..generation.paths import Coefficients
 from ..generation.prefix import Prefix
@@ -67,6 +68,9 @@ class HeadConfig:
             config.require_reference()
         return config
 
+    def require_separable(self) -> None:
+        """Raises `ValueError` where the loss of a row depends on other rows in a way that processes cannot share."""
+
     def require_reference(self) -> None:
         """Raises `ValueError` for a setting that leaves the reference; a stored policy may have it, no new one."""
 
@@ -105,11 +109,11 @@ class Head(nn.Module):
             raise ValueError("head.choices=cross_entropy, and the action has no choice; use head.choices=squared")
         self.fields = fields
 
-    def error(self, output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    def error(self, output: Tensor, target: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """How far off predicted chunks (..., B, T, A) are where the mask counts, as `choice_error` says."""
         if self.fields is None or self.choice_error == "squared":
-            return masked_mean((output - target).square(), mask)
-        return self.fields.loss(output, target, mask)
+            return masked_mean((output - target).square(), mask, generator)
+        return self.fields.loss(output, target, mask, generator=generator)
 
     @property
     def evaluations(self) -> int:
@@ -173,10 +177,13 @@ class Head(nn.Module):
         raise NotImplementedError
 
 
-def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
-    """Mean of an error (..., B, T, A) over the steps where the mask (B, T) is True, or the numbers (B, T, A)."""
+def masked_mean(error: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Mean of an error (..., B, T, A) over the steps where the mask (B, T) is True, or the numbers (B, T, A).
+
+    Where several processes share the batch, it is this one's part of the mean: all parts together are the mean.
+    """
     weight = per_number(mask, error).to(error.dtype)
-    return (error * weight).sum() / weight.sum().clamp(min=1)
+    return (error * weight).sum() / over_all(weight.sum(), generator).clamp(min=1)
 
 
 def per_number(mask: Tensor, like: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class ClassificationHead(Head):
         self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         """Mean over the fields that count; uses no randomness."""
-        return self.error(self._predict(net, x1_BTA, cond), x1_BTA, mask_BT)
+        return self.error(self._predict(net, x1_BTA, cond), x1_BTA, mask_BT, generator)
 
     def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """The likeliest of each choice, or one that the noise draws."""

@@ -59,7 +59,7 @@ class TokensHead(Head):
     ) -> Tensor:
         """Mean over the fields that count, each action given the demonstrated ones before it; uses no randomness."""
         before = torch.cat([self._begin(x1_BTA), x1_BTA[:, :-1]], dim=1)
-        return self.error(net.follow(before, self._prepare(net, x1_BTA, cond)), x1_BTA, mask_BT)
+        return self.error(net.follow(before, self._prepare(net, x1_BTA, cond)), x1_BTA, mask_BT, generator)
 
     def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """One action after the other, until all rows have stopped; a graph, which cannot tell, goes to the end."""

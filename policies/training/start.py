@@ -12,6 +12,9 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
+from flowhand.contracts.data.tasks import SOURCE
+from flowhand.contracts.features import GIVEN
+
 from ..encoders.state import StateEncoder
 from ..normalizer import Normalizer
 from ..policy import Policy
@@ -70,13 +73,15 @@ def _require_features(policy: Policy, old: Policy) -> None:
         if b is None:
             raise ValueError(f"the checkpoint of init has the {what}, and the data have not; it has to be among them")
         same = all(getattr(a, field) == getattr(b, field) for field in ("shape", "dtype", "kind", "choices"))
+        if (a.texts, a.vectors) != (b.texts, b.vectors) or (a.kind == SOURCE and a.names != b.names):
+            raise ValueError(f"the checkpoint of init knows other tasks or sources than the data have, of the {what}")
         if not same or (a.names and b.names and a.names != b.names):
             said = [f"{each.dtype} {each.shape} {list(each.names or ())}".replace(" []", "") for each in (a, b)]
             raise ValueError(f"the checkpoint of init has the {what} {said[0]}, and the data {said[1]}")
     added = [name for name in now.observation if name not in then.observation]
     if added and policy.encoder.tokens[0]:
         raise ValueError(f"net={policy.config.net.kind} attends to each feature, so init cannot add {', '.join(added)}")
-    others = [name for name in added if now.observation[name].dtype != "float32"]
+    others = [name for name in added if now.observation[name].dtype != "float32" or name in GIVEN]
     if others:
         raise ValueError(f"init can add vectors to what a checkpoint observes; it cannot add {', '.join(others)}")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowhand.contracts.data.statistics import Statistics
 
 from ..action_codec import require_choices
-from ..normalizer import spread
+from ..fitting import fit_action, spread
 from ..policy import Policy
 
 # The values (n, *shape) of a feature at control steps (n,).
@@ -66,9 +66,9 @@ def _take_chunks(policy: Policy, values: Values, last: Callable[[np.ndarray], np
     now = values("action", steps)
     represented.fit(now, seen)
     if not represented.anchored:
-        policy.fit_action([represented.encode(now.unsqueeze(1), {}).squeeze(1)])
+        fit_action(policy, [represented.encode(now.unsqueeze(1), {}).squeeze(1)])
         return
     future, end = steps[:, None] + np.arange(chunk.prediction_horizon), last(steps)[:, None]
     chunks = values("action", np.minimum(future, end).reshape(-1)).unflatten(0, future.shape)
     kept = torch.from_numpy((future <= end) | chunk.loss_on_padding)
-    policy.fit_action(represented.rows_of_chunks({n: each.unsqueeze(1) for n, each in seen.items()}, chunks, kept))
+    fit_action(policy, represented.rows_of_chunks({n: each.unsqueeze(1) for n, each in seen.items()}, chunks, kept))

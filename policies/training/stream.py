@@ -17,6 +17,7 @@ from flowhand.contracts.data.rows import Rows, RowSet
 
 from ..batch import DTYPES, Batch
 from ..policy import Policy
+from .balance import balance_of
 from .statistics import take_statistics
 
 ORDER = 0x6F72646572  # makes the seed of the batches another than that of the training's other randomness
@@ -38,8 +39,11 @@ class WindowSource(Protocol):
         """The windows that start at the given steps (B,)."""
         ...
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """A batch of windows drawn uniformly, with replacement. The generator alone decides which."""
+    def draw(self, batch_size: int, generator: torch.Generator, part: slice = slice(None)) -> Batch:
+        """A batch of windows drawn uniformly, with replacement, or a part of its rows.
+
+        The generator alone decides which, and goes on as for the whole batch.
+        """
         ...
 
     def order(self, generator: torch.Generator, seed: int) -> torch.Generator:
@@ -59,6 +63,7 @@ class _Gathered:
     future: Tensor  # (B, T)
     mask: Tensor
     task: Tensor
+    source: Tensor | None
     read: dict[str, Tensor]
 
 
@@ -67,6 +72,7 @@ class _Ahead:
     """A batch that is being read for a generator that will be in this state."""
 
     size: int
+    part: slice  # of its rows that is read
     before: Tensor  # states of the generator
     after: Tensor
     gathered: Future[_Gathered]
@@ -113,6 +119,8 @@ class Stream:
         self.tasks = sorted(set(rows.tasks))
         place = {text: i for i, text in enumerate(self.tasks)}
         self._task = np.array([place[text] for text in rows.tasks])  # of each episode
+        self.balance, source = balance_of(rows, rows.lengths)
+        self._source = None if source is None else source.numpy()  # of each control step
         self._back, self._ahead_steps = np.arange(1 - history, 1), np.arange(prediction_horizon)
         self.resident: dict[str, Tensor] = {}
         self._fill(resident_bytes)
@@ -149,16 +157,16 @@ class Stream:
         """The windows that start at the given steps (B,)."""
         return self._complete(self._gather(index.cpu()))
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """A batch of windows drawn uniformly, with replacement, by a generator of the CPU."""
+    def draw(self, batch_size: int, generator: torch.Generator, part: slice = slice(None)) -> Batch:
+        """A batch of windows drawn as in `Windows`, or a part of its rows; by a generator of the CPU."""
         if self._thread is None:
-            return self._complete(self._gather(self._drawn(batch_size, generator)))
+            return self._complete(self._gather(self._drawn(batch_size, generator)[part]))
         before = generator.get_state()
         first = self._queue[0] if self._queue else None
-        if first is None or first.size != batch_size or not torch.equal(first.before, before):
+        if first is None or (first.size, first.part) != (batch_size, part) or not torch.equal(first.before, before):
             self._restart(before)
         while len(self._queue) <= self.prefetch:
-            self._read_ahead(batch_size, self._thread)
+            self._read_ahead(batch_size, part, self._thread)
         ready = self._queue.popleft()
         generator.set_state(ready.after)
         return self._complete(ready.gathered.result())
@@ -168,7 +176,16 @@ class Stream:
         return torch.Generator().manual_seed(seed ^ ORDER)
 
     def fit_normalizers(self, policy: Policy) -> None:
-        """Gives the policy the statistics of all steps, of which few are held at a time."""
+        """Gives the policy the statistics of all steps, of which few are held at a time.
+
+        Raises:
+            ValueError: each data set is to have statistics of its own.
+        """
+        if policy.sources:
+            raise ValueError(
+                "statistics of each data set need all demonstrations in memory: raise data.memory_gb, or take "
+                "data.statistics=all"
+            )
 
         def values(name: str, steps: np.ndarray) -> Tensor:
             return self._taken(self.rows.rows[name], steps).to(self.device)
@@ -181,6 +198,8 @@ class Stream:
         return self._ends[np.searchsorted(self._ends, steps, side="right")] - 1
 
     def _drawn(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        if self.balance is not None:
+            return self.balance.draw(batch_size, generator)
         return torch.randint(len(self), (batch_size,), generator=generator)
 
     def _restart(self, state: Tensor) -> None:
@@ -189,11 +208,11 @@ class Stream:
         self._queue.clear()
         self._shadow.set_state(state)
 
-    def _read_ahead(self, batch_size: int, thread: ThreadPoolExecutor) -> None:
+    def _read_ahead(self, batch_size: int, part: slice, thread: ThreadPoolExecutor) -> None:
         before = self._shadow.get_state()
-        index = self._drawn(batch_size, self._shadow)
+        index = self._drawn(batch_size, self._shadow)[part]
         after = self._shadow.get_state()
-        self._queue.append(_Ahead(batch_size, before, after, thread.submit(self._gather, index)))
+        self._queue.append(_Ahead(batch_size, part, before, after, thread.submit(self._gather, index)))
 
     def _gather(self, index: Tensor) -> _Gathered:
         """What of a batch needs no device; in the thread."""
@@ -206,7 +225,8 @@ class Stream:
         with self._reading:
             read = {name: self._taken(each, future if name == "action" else past) for name, each in self._read.items()}
         past, future, mask, task = map(self._pinned, (past, future, mask, self._task[episode]))
-        return _Gathered(past, future, mask, task, read)
+        source = None if self._source is None else self._pinned(self._source[steps])
+        return _Gathered(past, future, mask, task, source, read)
 
     def _taken(self, rows: Rows, steps: np.ndarray) -> Tensor:
         shape, dtype = (steps.size, *rows.feature.shape), DTYPES[rows.feature.dtype]
@@ -230,7 +250,8 @@ class Stream:
             values[name] = rows[future if name == "action" else past]
         action = values.pop("action")
         observation = {name: values[name] for name in self.rows.rows if name != "action"}
-        return Batch(observation, action, here(batch.mask), here(batch.task))
+        source = None if batch.source is None else here(batch.source)
+        return Batch(observation, action, here(batch.mask), here(batch.task), source)
 
 
 def _bytes(rows: Rows, steps: int) -> int:

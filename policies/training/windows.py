@@ -16,6 +16,7 @@ from flowhand.contracts.screen.plans import counted, cut
 
 from ..batch import DTYPES, Batch
 from ..policy import Policy
+from .balance import balance_of
 
 
 @runtime_checkable
@@ -68,6 +69,7 @@ class Windows:
         device: torch.device | str = "cpu",
     ):
         check_spec(spec)
+        spec = spec.recorded  # the rest follows from the task and the data set of an episode
         lengths = list(episodes.lengths) if isinstance(episodes, Measured) else None
         if lengths is None:
             episodes = list(episodes)
@@ -110,6 +112,7 @@ class Windows:
         ends = counts.cumsum(0)
         self.first = torch.repeat_interleave(ends - counts, counts).to(device)  # first step of each step's episode
         self.last = torch.repeat_interleave(ends - 1, counts).to(device)
+        self.balance, self.source = balance_of(episodes, lengths, device)
         self.device = self.action.device
         self.back = torch.arange(1 - history, 1, device=device)
         self.ahead = torch.arange(prediction_horizon, device=device)
@@ -128,12 +131,18 @@ class Windows:
         else:
             action, mask = self.plan[index], self.planned[index]
         observation = {name: values[past] for name, values in self.observation.items()}
-        return Batch(observation, action, mask, self.task[index])
+        source = None if self.source is None else self.source[index]
+        return Batch(observation, action, mask, self.task[index], source)
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """A batch of windows drawn uniformly, with replacement."""
+    def draw(self, batch_size: int, generator: torch.Generator, part: slice = slice(None)) -> Batch:
+        """A batch of windows drawn with replacement, or a part of its rows.
+
+        They are drawn uniformly, or of each data set of a mixture its share.
+        """
+        if self.balance is not None:
+            return self.gather(self.balance.draw(batch_size, generator)[part])
         index = torch.randint(len(self), (batch_size,), generator=generator, device=self.action.device)
-        return self.gather(index)
+        return self.gather(index[part])
 
     def order(self, generator: torch.Generator, seed: int) -> torch.Generator:
         """The training's own generator: a batch is drawn when it is needed."""
@@ -141,8 +150,11 @@ class Windows:
 
     def fit_normalizers(self, policy: Policy) -> None:
         """Gives the policy the statistics of all steps, or of all actions of their plans that count."""
+        parts = self.balance.parts if self.balance else [slice(None)]
         if self.plan is None:
-            policy.fit_normalizers(self.observation, self.action, self.last)
+            policy.fit_normalizers(self.observation, self.action, self.last, parts)
+        elif policy.sources:
+            raise ValueError("plans have one set of statistics; take data.statistics=all")
         else:
             policy.fit_normalizers(self.observation, self.plan[self.planned])
 

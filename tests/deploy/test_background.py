@@ -215,6 +215,22 @@ def test_what_does_not_fit_is_dropped_and_counted():
     worker.close()
 
 
+def test_what_was_handed_over_before_the_end_is_waited_for_no_longer_than_it_takes():
+    worker, done = Background("test", 3), []
+    worker.do(time.sleep, 0.05)
+    worker.do(done.append, 1)
+    worker.close()
+    assert not worker.drain(0.001)
+    start = time.monotonic()
+    assert worker.drain(60)
+    assert time.monotonic() - start < 30  # the end of the thread is seen, not the limit waited for
+    assert done == [1]
+    worker.do(done.append, 2)  # another thread begins
+    assert worker.drain(60)
+    assert done == [1, 2]
+    worker.close()
+
+
 def test_lines_keep_their_order_and_what_was_dropped_is_told(caplog, monkeypatch):
     monkeypatch.setattr(LINES, "most", 2)
     held = threading.Event()

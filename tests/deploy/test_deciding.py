@@ -269,7 +269,8 @@ def test_inference_that_is_killed_or_frozen(tmp_path, fault, asynchronous):
         since_s = (steps["due_ns"] - steps["due_ns"][0]) / 1e9
         frozen = (since_s > 9 * 0.02) & (since_s < 0.45)  # a chunk of 8 has run out
         assert frozen.sum() > 3
-        assert set(told[frozen]) == {"no action" if asynchronous else "late inference"}
+        # Where this machine is busy the reading of the robot may be late as well.
+        assert set(told[frozen]) - {"late observation"} == {"no action" if asynchronous else "late inference"}
     assert (told[-30:-2] == "").sum() > 5  # it has recovered, as far as this machine keeps up
     gaps = np.diff([moment for moment, _ in robot.told])
     assert np.median(gaps) == pytest.approx(0.02, abs=0.01)

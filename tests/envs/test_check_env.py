@@ -5,7 +5,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import envs
-from envs import ENVS, AlohaConfig, DetourConfig, GymnasiumConfig, MetaWorldConfig, PushTConfig, WebConfig
+from envs import ENVS, AlohaConfig, DetourConfig, GymnasiumConfig, MetaWorldConfig, PushTConfig, SO101Config, WebConfig
 from envs.spaces import FeatureSpace
 from flowhand.contracts.features import Feature
 from tests.envs.web.browsers import require_browser
@@ -16,6 +16,7 @@ WORLDS = {
     "gymnasium": [GymnasiumConfig(id="CartPole-v1", success_return=195.0), GymnasiumConfig(id="Reacher-v5")],
     "metaworld": [MetaWorldConfig(task="reach-v3")],
     "pusht": [PushTConfig(observation="keypoints"), PushTConfig(observation="image")],
+    "so101": [SO101Config(observes="state")],
     "web": [WebConfig(task="click-button"), WebConfig(task="click-test-2", observes="pixels")],
 }
 # What Gymnasium advises against, and a world may do all the same.

@@ -191,7 +191,7 @@ def kill_at(monkeypatch, number: int) -> list[str]:
 
         return wrapped
 
-    calls = ((os, "rename"), (os, "fsync"), (torch, "save"), (Path, "write_bytes"), (durable, "_exchange"))
+    calls = ((os, "rename"), (os, "fsync"), (torch, "save"), (Path, "write_bytes"), (durable, "exchange"))
     for owner, name in calls:
         monkeypatch.setattr(owner, name, mortal(name, getattr(owner, name)))
     monkeypatch.setattr(shutil, "rmtree", mortal("rmtree", shutil.rmtree))
@@ -218,7 +218,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_checkpoint_whole(tmp_pat
         save(path, new)  # and the next save goes on from there
         assert torch.equal(act(policies.load(path)), act(new))
         if finished:
-            assert done.count("_exchange") == 1
+            assert done.count("exchange") == 1
             assert done.count("fsync") == 6  # four files, and the folders that name them
             break
     assert finished
@@ -628,7 +628,7 @@ def test_readers_beside_a_training_that_saves_get_one_checkpoint_or_the_other(
     tmp_path, make_policy, save, monkeypatch, exchange
 ):
     if not exchange:
-        monkeypatch.setattr(durable, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(durable, "exchange", lambda one, other: False)
     path, pair = tmp_path / "checkpoint", (make_policy(), make_policy())
     save(path, pair[0])
     done, failures, loads = threading.Event(), [], []

@@ -20,8 +20,8 @@ def way(request, monkeypatch, tmp_path):
     for name in ("one", "other"):
         (tmp_path / "tried" / name).mkdir(parents=True)
     if request.param == "two renames":
-        monkeypatch.setattr(durable, "_exchange", lambda one, other: False)
-    elif not durable._exchange(tmp_path / "tried" / "one", tmp_path / "tried" / "other"):
+        monkeypatch.setattr(durable, "exchange", lambda one, other: False)
+    elif not durable.exchange(tmp_path / "tried" / "one", tmp_path / "tried" / "other"):
         pytest.skip("no exchange of names here")
     shutil.rmtree(tmp_path / "tried")
     return request.param
@@ -120,7 +120,7 @@ def test_a_kill_at_any_moment_loses_neither_the_old_nor_the_new_folder(way, tmp_
         with monkeypatch.context() as patch, suppress(Killed):
             for owner, name in ((os, "mkdir"), (os, "rename"), (os, "fsync"), (os, "rmdir"), (os, "unlink")):
                 patch.setattr(owner, name, mortal(getattr(owner, name)))
-            patch.setattr(durable, "_exchange", mortal(durable._exchange))
+            patch.setattr(durable, "exchange", mortal(durable.exchange))
             write(path, "new")
         found = read(path)
         seen.add(found[0])
@@ -135,7 +135,7 @@ def test_a_kill_at_any_moment_loses_neither_the_old_nor_the_new_folder(way, tmp_
 
 
 def test_between_the_two_renames_the_earlier_folder_is_read_and_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(durable, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(durable, "exchange", lambda one, other: False)
     path, rename = tmp_path / "thing", os.rename
     write(path, "old")
 
@@ -224,7 +224,7 @@ def test_a_file_system_without_locks_or_exchange_still_replaces(tmp_path, monkey
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", unable)
-    monkeypatch.setattr(durable, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(durable, "exchange", lambda one, other: False)
     for content in ("one", "two"):
         write(tmp_path / "thing", content)
     assert read(tmp_path / "thing") == ["two"] * 3

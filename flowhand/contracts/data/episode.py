@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Demonstrations use seeds below this one, evaluation the seeds from it on: a policy is never scored on what it saw.
 SEED_LIMIT = 1_000_000
+RECORDED = ("plan", "intervention", "asked")  # fields that only some recordings have
 
 
 @dataclass(eq=False)
@@ -32,6 +33,8 @@ class Episode:
     control_dt_s: float | None  # time between two actions, seconds; None: each action waits for an event
     # (N, T, A) float32: all that the expert would do from each state on, T at least 1, filled with stops. None: no plan
     plan: np.ndarray | None = None
+    intervention: np.ndarray | None = None  # (N,) bool; a person or an expert acted in the place of a policy
+    asked: np.ndarray | None = None  # (N, A) as the action; what was wished, where safety let something else through
 
     def __len__(self) -> int:
         return len(self.action)
@@ -48,8 +51,12 @@ class Episode:
         part = slice(start, stop)
         observation = {name: values[part] for name, values in self.observation.items()}
         rest = {"action": self.action[part], "reward": self.reward[part], "success": self.success[part]}
-        plan = None if self.plan is None else self.plan[part]
-        return replace(self, observation=observation, plan=plan, **rest)
+        rest |= {name: array[part] for name, array in self.recorded().items()}
+        return replace(self, observation=observation, **rest)
+
+    def recorded(self) -> dict[str, np.ndarray]:
+        """What only some recordings tell of each step, by name."""
+        return {name: array for name in RECORDED if (array := getattr(self, name)) is not None}
 
     def validate(self, spec: Spec) -> None:
         """Check every field against the specification.
@@ -67,6 +74,9 @@ class Episode:
         _check_array("success", self.success, (), "bool", len(self))
         if self.plan is not None:
             self._check_plan(self.plan, spec)
+        expected = {"intervention": ((), "bool"), "asked": (spec.action.shape, spec.action.dtype)}
+        for name in expected.keys() & self.recorded():
+            _check_array(name, self.recorded()[name], *expected[name], len(self))
         self._check_scalars(spec.control_dt_s)
 
     def _check_names(self, expected: set[str]) -> None:

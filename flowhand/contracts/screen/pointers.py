@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -29,3 +30,14 @@ def check_pointers(pointers: Any, uses: Any, choices: tuple[int, ...]) -> None:
         )
     if any(type(place) is not int or not 0 < place < len(choices) for used in uses for place in used):
         raise ValueError(f"feature uses {uses!r} must name dimensions from 1 to {len(choices) - 1}")
+
+
+def require_rows(pointers: Any, choices: tuple[int, ...], observation: Mapping[str, Any]) -> None:
+    """Raises `ValueError` unless every pointer has an observation of elements with as many rows as it has choices."""
+    for place, name in pointers or ():
+        rows = observation.get(name)
+        if rows is None or rows.kind != "elements" or rows.shape[0] != choices[place]:
+            raise ValueError(
+                f"dimension {place} of the action points at {choices[place]} rows of {name!r}, expected an observation "
+                f"of kind 'elements' with as many; got {rows}"
+            )

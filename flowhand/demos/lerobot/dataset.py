@@ -21,6 +21,7 @@ from .parquet import ParquetFile, dtype_of, numbers
 from .recent import Recent
 from .rows import episode_rows, frame_indices, naming, row_times
 
+OF_STEPS = {"reward": "next.reward", "success": "next.success", "intervention": "intervention"}  # columns by field
 BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
 PREFIXES = ("observation.images.", "observation.image.", "observation.")
 
@@ -177,7 +178,7 @@ class LeRobotDataset(Reader):
         file: ParquetFile = self._parquet(entry.data)
         where = f"{entry.data}: episode {entry.index}"
         tabular = {name: self.columns[name] for name in names if self.columns[name].encoding != "video"}
-        extra = {"reward": "next.reward", "success": "next.success"} if len(names) == len(self.columns) else {}
+        extra = OF_STEPS if len(names) == len(self.columns) else {}
         extra = {name: source for name, source in extra.items() if source in file.names}
         checks = ["frame_index"] if "frame_index" in file.names else []
         wanted = dict.fromkeys([*(c.source for c in tabular.values()), *extra.values(), *checks])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .sink import Sink
 from .summary import GreyLevels
 
 # What LeRobot encodes with: two frames a group, so that any of them is found soon.
@@ -36,17 +37,27 @@ class VideoWriter:
         fps: frames a second.
         size: height and width of the frames.
         codec: av1 | h264; frames that AV1 cannot have (odd, or small) become H.264.
+        options: of encoders, by name, that differ from `OPTIONS`.
     """
 
-    def __init__(self, folder: Path, fps: int, size: tuple[int, int], codec: str):
+    def __init__(
+        self,
+        folder: Path,
+        fps: int,
+        size: tuple[int, int],
+        codec: str,
+        options: Mapping[str, dict[str, str]] | None = None,
+    ):
         if codec not in CODECS:
             raise ValueError(f"codec is {codec!r}; choices: {', '.join(CODECS)}")
         even = size[0] % 2 == 0 and size[1] % 2 == 0
         self.codec = codec if even and min(size) >= LEAST else "h264"
         self.pix_fmt = "yuv420p" if even else "yuv444p"
         self.folder, self.fps, self.size = folder, fps, size
+        self._options = {**OPTIONS, **(options or {})}
         self._container: Any = None
         self._stream: Any = None
+        self._sink: Any = None
         self._frames = 0
         self.bytes = 0  # of the file that is open
         self.number = -1  # of the last file
@@ -77,7 +88,7 @@ class VideoWriter:
         if source not in self.copied:
             self.number += 1
             self.copied[source] = self.number
-            shutil.copyfile(recorded.file, self._path())
+            shutil.copyfile(recorded.file, self.path)
             self.codec, self.pix_fmt = _encoding(recorded.file)
         return self.copied[source], recorded.begin_s, recorded.begin_s + steps / self.fps
 
@@ -85,7 +96,9 @@ class VideoWriter:
         self.bytes += sum(packet.size for packet in packets)
         self._container.mux(packets)
 
-    def _path(self) -> Path:
+    @property
+    def path(self) -> Path:
+        """Of the last file; its folder is made."""
         path = (
             self.folder / f"chunk-{self.number // FILES_OF_CHUNK:03d}" / f"file-{self.number % FILES_OF_CHUNK:03d}.mp4"
         )
@@ -97,8 +110,9 @@ class VideoWriter:
 
         self.number, self._frames, self.bytes = self.number + 1, 0, 0
         encoder = CODECS[self.codec]
-        self._container = av.open(str(self._path()), "w")
-        stream: Any = self._container.add_stream(encoder, rate=self.fps, options=OPTIONS[encoder])
+        self._sink = Sink(self.path)
+        self._container = av.open(self._sink, "w", format="mp4")
+        stream: Any = self._container.add_stream(encoder, rate=self.fps, options=self._options[encoder])
         stream.height, stream.width = self.size
         stream.pix_fmt = self.pix_fmt
         stream.codec_context.gop_size = 2
@@ -110,9 +124,12 @@ class VideoWriter:
         if self._container is not None:
             container, self._container = self._container, None
             try:
-                container.mux(self._stream.encode())
+                try:
+                    container.mux(self._stream.encode())
+                finally:
+                    container.close()
             finally:
-                container.close()
+                self._sink.close()
 
     def info(self) -> dict[str, Any]:
         """What `info.json` says of the videos."""

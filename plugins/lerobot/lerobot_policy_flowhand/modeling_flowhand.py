@@ -7,6 +7,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from lerobot.configs.policies import PreTrainedConfig  # pyright: ignore[reportMissingImports]
 from lerobot.configs.types import FeatureType, PolicyFeature  # pyright: ignore[reportMissingImports]
@@ -15,6 +16,7 @@ from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_STATE  # pyright:
 from torch import Tensor
 
 import policies
+from flowhand.contracts.data.tasks import SOURCE, TASK, given
 
 from .configuration_flowhand import TRAIN_WITH_FLOWHAND, FlowhandConfig
 
@@ -87,13 +89,15 @@ class FlowhandPolicy(PreTrainedPolicy):
 
         Args:
             batch: observations of this control step, each (B, n), which join those of the steps before (the first step
-                of an episode stands for all before it); or whole histories, each (B, O, n).
+                of an episode stands for all before it); or whole histories, each (B, O, n). `task`, a text or one of
+                each row, tells a policy for several tasks which it is; `source` the same of its statistics.
             noise: standard normal (B, *noise_shape of the policy); None draws it from torch's generator.
 
         Raises:
             ValueError: an observation is missing or misshapen.
         """
         observation = self._see(batch)
+        observation |= self._given(batch, next(iter(observation.values())))
         if noise is None:
             first = next(iter(observation.values()))
             noise = torch.randn(len(first), *self.policy.noise_shape, device=first.device)
@@ -102,7 +106,23 @@ class FlowhandPolicy(PreTrainedPolicy):
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, None]:
         """The training loss of a batch with histories (B, O, n), actions (B, T, A) and `action_is_pad` (B, T)."""
         mask = ~batch["action_is_pad"]
-        return self.policy.loss(policies.Batch(self._features(batch), batch[ACTION], mask)), None
+        observation = self._features(batch)
+        observation |= self._given(batch, next(iter(observation.values())))
+        return self.policy.loss(policies.Batch(observation, batch[ACTION], mask)), None
+
+    def _given(self, batch: dict[str, Any], like: Tensor) -> dict[str, Tensor]:
+        """Task and source of every row, (B, O, D), for a policy that is given them."""
+        features, rows = self.policy.spec.observation, []
+        if not {TASK, SOURCE} & features.keys():
+            return {}
+        named = {name: batch.get(name) for name in (TASK, SOURCE)}
+        for row in range(len(like)):
+            said = {name: each if each is None or isinstance(each, str) else each[row] for name, each in named.items()}
+            task = said[TASK] if TASK in features or said[TASK] in (features[SOURCE].names or ()) else None
+            rows.append(given(features, task, said[SOURCE] if SOURCE in features else None))
+        stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        steps = self.config.n_obs_steps
+        return {n: torch.from_numpy(v).to(like.device)[:, None].expand(-1, steps, -1) for n, v in stacked.items()}
 
     def get_optim_params(self) -> NoReturn:
         """Raises `ValueError`: training stays with flowhand."""
@@ -152,7 +172,7 @@ def describe(policy: policies.Policy, keys: dict[str, str]) -> FlowhandConfig:
     Raises:
         ValueError: a vector without key, a key without vector, or one key twice; or an image.
     """
-    observation, chunk = policy.spec.observation, policy.chunk
+    observation, chunk = policy.spec.recorded.observation, policy.chunk  # a task comes as LeRobot's own
     if own := sorted(observation.keys() - policy.spec.sensed.keys()):
         raise ValueError(f"LeRobot has no observation {own}, which a flowhand controller fills in; train without it")
     if set(keys) != set(observation) or len(set(keys.values())) < len(keys):

@@ -98,8 +98,8 @@ def test_an_alarm_stops_and_asks(env, monkeypatch, capsys, terminal, said, goes_
     assert runtime.run(8.0, 4) == "alarm"
     clicks = env._tab.ask("log.length")
     assert clicks == 1  # nothing was done after the alarm
-    assert verb._told_to_go_on(env.task, runtime) is goes_on
-    assert ("page: never seen before. Go on? [y/N]" in capsys.readouterr().err) is terminal
+    assert verb._told_to_go_on(runtime) is goes_on
+    assert ("never seen before. Go on? [y/N]" in capsys.readouterr().err) is terminal
     if goes_on:
         runtime.run(8.0, 4)
         assert env._tab.ask("log.length") == 2  # the same episode, watched anew

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.observers import Enough, EpisodeBegins, EpisodeEnds, Observer, StepTaken
 
-from .config import NOISE, SEEDS_PER_COLLECTION, DataConfig
-from .native import Store
+from ..config import NOISE, SEEDS_PER_COLLECTION, DataConfig
+from ..native import Store
 
 MIN_ATTEMPTS = 20  # before the success rate is judged
 

@@ -1,0 +1,1 @@
+"""Recording: demonstrations written while they happen, so that whatever stops the recorder, what was finished stays."""
