@@ -33,7 +33,6 @@ EXAMPLES = [
 ]
 MATTER = (
     "env.task",
-    "data.tasks",
     "checkpoint",
     "data.path",
     "data.episodes",

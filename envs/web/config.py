@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ..base import EnvConfig
-from .tasks import origin_of, require_allowed
+from .tasks import origin_of, require_allowed, tasks_of
 
 OBSERVES = ("elements", "pixels", "both")
 RELOADS = ("auto", "always")
@@ -23,7 +24,9 @@ class WebConfig(EnvConfig):
     """
 
     kind: str = "web"
-    task: str = ""  # a page of MiniWoB++ or one of ours; empty: click-test-2, or the name of env.page
+    # a page of MiniWoB++ or one of ours; several for one policy: [shop,click-link], or the set screen-25. Empty:
+    # click-test-2, or the name of env.page
+    task: Any = ""
     page: str = ""  # path of an HTML page of yours (docs/add_a_page.md), or its address, whose origin must be allowed
     observes: str = "elements"  # elements | pixels (and the instruction's words) | both
     reload: str = "auto"  # before an episode: auto (left out where episodes are proven the same) | always
@@ -40,8 +43,11 @@ class WebConfig(EnvConfig):
 
     def __post_init__(self) -> None:
         self.task = self.task or (Path(self.page).stem if self.page else "click-test-2")
-        if not self.page:
-            require_allowed(self.task)
+        tasks = tasks_of(self.task)
+        if self.page and len(tasks) > 1:
+            raise ValueError(f"env.page is {self.page}, which is one task, and env.task names {len(tasks)}")
+        for task in [] if self.page else tasks:
+            require_allowed(task)
         for name, known in (("observes", OBSERVES), ("reload", RELOADS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(known)}")
@@ -59,3 +65,7 @@ class WebConfig(EnvConfig):
         self.allow_origins = [origin_of(each) for each in self.allow_origins]
         if self.page.startswith(("http://", "https://")) and origin_of(self.page) not in self.allow_origins:
             raise ValueError(f"the page's origin {origin_of(self.page)} is not one of env.allow_origins")
+
+    def each(self) -> list[WebConfig]:
+        """See `EnvConfig`."""
+        return [replace(self, task=name) for name in tasks_of(self.task)]

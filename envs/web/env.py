@@ -48,7 +48,7 @@ from .experts import expert_of, look_of
 from .hands import Act, Screen, at_elements, at_pixels, do
 from .rows import Rows, element_arrays, strings, word_array
 from .tab import Tab
-from .tasks import page_of, repeating
+from .tasks import page_of, repeating, tasks_of
 from .words import split
 
 logger = logging.getLogger(__name__)
@@ -73,8 +73,9 @@ class WebEnv(Env):
 
     def __init__(self, config: WebConfig):
         self.config = config
-        self._page = page_of(config.task, config.page)
-        self.task, self.task_text = config.task, f"do what the page {config.task} asks for"
+        (self.task,) = tasks_of(config.task)
+        self._page = page_of(self.task, config.page)
+        self.task_text = f"do what the page {self.task} asks for"
         self.features = _features(config)
         self._browser = acquire(self._hosts())
         self.version = ", ".join(each for each in (self._browser.version, self._page.version) if each)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import urlsplit
 
 from flowhand.contracts.strict import nearest
@@ -30,6 +31,18 @@ MINIWOB_FIRST = (
 )  # fmt: skip
 # Tasks that are one of our pages with something in its address.
 VARIANTS = MappingProxyType({f"any-order-{count}": ("any-order", f"count={count}") for count in (1, 3, 6, 12)})
+# Tasks that one policy learns together.
+SETS = MappingProxyType(
+    {
+        "screen-25": (
+            *("click-test-2", "click-button", "click-link", "click-button-sequence", "click-dialog-2"),
+            *("click-tab-2-hard", "click-collapsible-2-nodelay", "click-option", "click-checkboxes"),
+            *("click-checkboxes-large", "choose-list", "click-scroll-list", "enter-text", "enter-password"),
+            *("login-user", "enter-date", "multi-orderings", "search-engine", "email-inbox-forward"),
+            *("use-autocomplete-nodelay", "drag-box", "use-slider", "drag-sort-numbers", "book-flight-nodelay", "shop"),
+        )
+    }
+)
 # Parts of MiniWoB++'s pages that are no part of a task: the instruction, and what shows rewards and clicks.
 MINIWOB_IGNORES = "#query,#reward-display,#sync-task-cover,#click-canvas"
 # As in miniwob's own environment, the window is larger than the task.
@@ -112,6 +125,19 @@ def page_of(task: str, page: str) -> Page:
     begin, outcome, root = _MINIWOB_BEGIN, _MINIWOB_OUTCOME, f"{folder.as_uri()}/"
     fields = miniwob_fields(task)
     return Page(task, file.as_uri(), root, begin, outcome, MINIWOB_IGNORES, MINIWOB_WINDOW, fields, version)
+
+
+def tasks_of(task: Any) -> list[str]:
+    """The tasks that a configuration names: one, a list of them, or those of a set.
+
+    Raises:
+        ValueError: it is no name and no list of names that differ.
+    """
+    names = [task] if isinstance(task, str) else [*task] if isinstance(task, list | tuple) else []
+    names = [name for each in names for name in (SETS.get(each, (each,)) if isinstance(each, str) else (each,))]
+    if not names or len(set(map(str, names))) < len(names) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"the web task is {task!r}, expected a name or a list of names that differ")
+    return names
 
 
 def require_allowed(task: str) -> None:

@@ -60,7 +60,7 @@ def collect(
     make_env: MakeEnv = make,
     actor: Actor | None = None,
 ) -> Store:
-    """Return `config.episodes` demonstrations, of each task: those on the disk, and new ones for the rest.
+    """Return `config.episodes` demonstrations: those on the disk, and new ones for the rest.
 
     Args:
         env_config: the environment; its expert acts, unless an actor is given.
@@ -73,24 +73,14 @@ def collect(
         ValueError: the environment has no expert, its expert fails too often, or the store does not fit the request.
     """
     config = replace(config, episodes=config.episodes or COLLECTED)
-    worlds = _worlds(env_config, config)
-    with closing(make_env(worlds[0])) as env:
+    with closing(make_env(env_config)) as env:
         config = replace(config, noise=_noise(config, env, actor))
         meta = _meta(env, env_config, config, actor)
         store = _find_store(env, meta, config)
-    total = config.episodes * len(worlds)
-    if len(store) < total:
+    if len(store) < config.episodes:
         with store.writing():  # a second process with the same recipe waits here, then finds the episodes
-            for number, world in enumerate(worlds):
-                _extend(store, config, number, partial(make_env, world), progress, actor)
-    return store.head(total)
-
-
-def _worlds(env_config: EnvConfig, config: DataConfig) -> list[EnvConfig]:
-    """The configuration of each task's world."""
-    if config.tasks and not hasattr(env_config, "task"):
-        raise ValueError(f"data.tasks names tasks, and the world {env_config.kind!r} has one: leave it empty")
-    return [replace(env_config, task=task) for task in config.tasks] or [env_config]
+            _extend(store, config, partial(make_env, env_config), progress, actor)
+    return store.head(config.episodes)
 
 
 def _noise(config: DataConfig, env: Env, actor: Actor | None = None) -> float:
@@ -108,9 +98,7 @@ def attempts(store: Store) -> int:
     recipe = store.meta.recipe
     if not len(store) or "collector_version" not in recipe or not isinstance(recipe.get("seed"), int):
         return 0
-    each, first = recipe.get("episodes_each", len(store)), recipe["seed"] * SEEDS_PER_COLLECTION
-    last_of_each = [*range(each, len(store), each), len(store)]
-    return sum(max(0, store.seeds[end - 1] - first + 1) for end in last_of_each)
+    return max(0, store[len(store) - 1].seed - recipe["seed"] * SEEDS_PER_COLLECTION + 1)
 
 
 def _meta(env: Env, env_config: EnvConfig, config: DataConfig, actor: Actor | None = None) -> StoreMeta:
@@ -122,17 +110,12 @@ def _meta(env: Env, env_config: EnvConfig, config: DataConfig, actor: Actor | No
         "noise": _noise(config, env, actor) + 0.0,  # -0.0 is no other recipe than 0.0
         "after_success": config.after_success,
     }
-    name, text = _task_name(env_config), env.task_text
-    if config.tasks:  # they come one after another, so that another number of each makes another store
-        recipe |= {"tasks": list(config.tasks), "episodes_each": config.episodes}
-        recipe["env"] = {key: value for key, value in recipe["env"].items() if key != "task"}
-        name, text = f"{len(config.tasks)} tasks", ", ".join(config.tasks)
     if actor is not None:
         recipe["actor"] = actor.name
     return StoreMeta(
         features=env.features.to_dict(),
-        task=text,
-        env=f"{env_config.kind} {name}",
+        task=env.task_text,
+        env=f"{env_config.kind} {_task_name(env_config)}",
         env_version=env.version,
         recipe=recipe,
     )
@@ -174,13 +157,7 @@ def _check_fits(store: Store, meta: StoreMeta, config: DataConfig) -> None:
             f"{store.path} does not fit {meta.env}, use another store or environment: its features differ in "
             f"{_differences(store.spec.to_dict(), meta.features)}"
         )
-    another = store.meta.recipe_hash != meta.recipe_hash
-    if another and (config.tasks or "tasks" in store.meta.recipe):
-        raise ValueError(
-            f"{store.path} does not hold {config.episodes} episodes of each of these {len(config.tasks)} tasks: use "
-            "another data.path, or env=none to train on all that it holds"
-        )
-    if len(store) < config.episodes and another:
+    if len(store) < config.episodes and store.meta.recipe_hash != meta.recipe_hash:
         raise ValueError(
             f"{store.path} has {len(store)} episodes, data.episodes asks for {config.episodes}, and its recipe is not "
             "this one, so it cannot be extended: ask for fewer, or use another data.path"
@@ -205,24 +182,13 @@ def _differences(got: Any, expected: Any, name: str = "") -> str:
     return ", ".join(_differences(got.get(key), expected.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
 
 
-def _extend(
-    store: Store,
-    config: DataConfig,
-    number: int,
-    make_env: Callable[[], Env],
-    progress: bool,
-    actor: Actor | None,
-) -> None:
-    """Append episodes of one task, by its number, until there are enough; the caller holds the writer's lock."""
-    begin, end = number * config.episodes, (number + 1) * config.episodes
-    if len(store) >= end:
-        return
+def _extend(store: Store, config: DataConfig, make_env: Callable[[], Env], progress: bool, actor: Actor | None) -> None:
+    """Append episodes until there are enough; the caller holds the writer's lock."""
     # A gap between two kept seeds stands for failures; what failed after the last kept one is tried again.
-    first = store.seeds[-1] + 1 if len(store) > begin else config.first_seed
-    seeds = range(first, config.first_seed + SEEDS_PER_COLLECTION)
-    name = config.tasks[number] if config.tasks else store.meta.env
-    with tqdm(total=end, initial=len(store), desc=name, unit="ep", disable=not progress) as bar:
-        if seeds:
+    seeds = range(config.first_seed + attempts(store), config.first_seed + SEEDS_PER_COLLECTION)
+    bar = tqdm(total=config.episodes, initial=len(store), desc=store.meta.env, unit="ep", disable=not progress)
+    with bar:
+        if seeds and len(store) < config.episodes:
             rollout(
                 make_env,
                 actor.agent if actor else NoisyExpert(config.noise or 0.0),
@@ -231,12 +197,12 @@ def _extend(
                 workers="inline" if config.workers == 1 else "process",
                 processes=config.workers,
                 after_success=config.after_success,
-                observers=[StoreWriter(store, config, begin, seeds, bar, relabel=actor is not None)],
+                observers=[StoreWriter(store, config, seeds, bar, relabel=actor is not None)],
                 spec=actor.spec if actor else None,
                 ask_expert=actor is not None,
             )
-    if len(store) < end:
-        raise ValueError(too_few(store, config, len(store) - begin, SEEDS_PER_COLLECTION))
+    if len(store) < config.episodes:
+        raise ValueError(too_few(store, config, SEEDS_PER_COLLECTION))
 
 
 def attempt(env: Env, config: DataConfig, seed: int) -> Episode | None:

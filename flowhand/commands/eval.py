@@ -42,6 +42,7 @@ from .collect import attempt
 from .runs import log_results, wandb_run
 from .tasks.episodes import agent_of, evaluate, evaluate_expert, seeds_of, world_of
 from .tasks.judge import Judged, gathered, write_joint
+from .tasks.plans import compare_plans
 from .tasks.told import Words, words_for
 from .viewing import viewing
 
@@ -170,7 +171,10 @@ def conclude_one(run: Run, policy: LoadedPlanner) -> tuple[dict[str, Any], list[
     # The report is extra: its states lie beyond the evaluated seeds.
     beyond = run.eval.seed + run.eval.episodes
     words = words_for(policy.spec, run.env, run.eval)
-    chunks = compare_chunks(policy, run.env, range(beyond, beyond + 2), words) if expert else []
+    states = run.env, range(beyond, beyond + 2)
+    on_screen = policy.spec.action.uses is not None  # there a plan is shown over the screen, and not over time
+    chunks = compare_chunks(policy, *states, words) if expert and not on_screen else []
+    plans = compare_plans(policy, *states) if expert and on_screen else []
     clips, note = timed(run, "film", lambda: film(policy, run.env, run.eval, run.execution, records))
     metrics = summary(run, policy, changed, records, expert)
 
@@ -186,6 +190,7 @@ def conclude_one(run: Run, policy: LoadedPlanner) -> tuple[dict[str, Any], list[
         control_dt_s=policy.spec.control_dt_s,
         history=run.history,
         chunks=chunks,
+        plans=plans,
         clips=clips,
         clip_note=note,
         checkpoint=str(run.checkpoint),

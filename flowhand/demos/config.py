@@ -28,8 +28,6 @@ class DataConfig:
     # standard deviation of the noise added to the executed action, action units; the label is clean. null: 0.1, and 0
     # where an action is a choice of what to do, as on a screen
     noise: float | None = None
-    # demonstrate these tasks of the world one after another, `episodes` of each; empty: env.task alone
-    tasks: list[str] = field(default_factory=list, metadata={"before": []})
     after_success: int = 0  # control steps recorded after the first success
     max_attempts_factor: int = 4  # give up when fewer than one in this many attempts succeed
     workers: int = 1  # processes; the episodes do not depend on it
@@ -50,9 +48,6 @@ class DataConfig:
             setattr(self, name, value)
             if not low <= value <= high or not math.isfinite(value):
                 raise ValueError(f"data.{name} is {value}: expected a number in [{low}, {high}]")
-
-        if len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"data.tasks is {', '.join(self.tasks)}: expected each task once")
 
     @property
     def first_seed(self) -> int:

@@ -20,6 +20,7 @@ from flowhand.evaluation.statistics import summarize, wilson
 
 from .chunks import ChunkComparison, chunks, legend
 from .page import _duration, _flat, page, paragraph, table
+from .plans import PlanComparison, plans
 from .svg import Axes, h
 
 # A browser that opens the page must not fetch anything, whatever text went into it.
@@ -47,6 +48,7 @@ class ReportData:
     control_dt_s: float | None = None  # seconds per control step, to tell times as well as steps
     history: list[dict] = field(default_factory=list)  # step, loss, lr, samples_per_s, sometimes success {n, successes}
     chunks: list[ChunkComparison] = field(default_factory=list)
+    plans: list[PlanComparison] = field(default_factory=list)  # of a screen, in place of chunks
     clips: list[Clip] = field(default_factory=list)
     clip_note: str | None = None  # why clips are missing, or how they were chosen
     checkpoint: str = ""
@@ -105,7 +107,7 @@ def render_report(data: ReportData) -> str:
     sections = {
         "Videos": _clips(data),
         "Episodes": _episodes(data),
-        "Sampled action chunks": chunks(data.chunks),
+        **({"Sampled plans": plans(data.plans)} if data.plans else {"Sampled action chunks": chunks(data.chunks)}),
         "Learning curve": _learning_curve(data.history),
         "What was run": _provenance(data),
     }
@@ -211,6 +213,7 @@ def _episodes(data: ReportData) -> Iterator[Element]:
         cells.append(h("li", h("i", class_=f"cell {_outcome(r)}"), *line, title=tip))
     yield h("ol", *cells, class_="strip")
     yield _legend(records, bool(experts))
+    yield from _failures(records)
     plot, summary = _times_to_success(records, list(experts.values()), data.control_dt_s)
     if experts:
         pairs = [(r.success, experts[r.seed].success) for r in records]
@@ -239,6 +242,21 @@ def _legend(records: list[EpisodeRecord], with_expert: bool) -> Element:
     if with_expert:
         keys += [("under yes", "expert succeeded"), ("under no", "expert failed")]
     return legend(f"Seeds {records[0].seed} to {records[-1].seed} in order:", keys)
+
+
+def _failures(records: list[EpisodeRecord]) -> Iterator[Element]:
+    """How the episodes failed, where they did so in several ways: the most frequent first."""
+    kinds: dict[str, list[int]] = {}
+    for record in records:
+        if not record.success:
+            kinds.setdefault(record.failure, []).append(record.seed)
+    if len(kinds) < 2:
+        return
+    ordered = sorted(kinds.items(), key=lambda item: -len(item[1]))
+    rows = [
+        [kind, str(len(seeds)), ", ".join(map(str, seeds[:8])) + " ..." * (len(seeds) > 8)] for kind, seeds in ordered
+    ]
+    yield table(["kind of failure", "episodes", "seeds"], rows)
 
 
 def _times_to_success(

@@ -1,4 +1,4 @@
-"""Another acts, the expert says what it would do; several tasks in one store; plans and instructions of episodes."""
+"""Another acts, and the expert says what it would do; plans and instructions of episodes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from envs import DetourConfig, Env, EnvConfig
-from flowhand.commands.collect import Actor, attempt, attempts, collect
+from envs import Env, EnvConfig
+from flowhand.commands.collect import Actor, attempt, collect
 from flowhand.contracts.features import Feature, Spec
 from flowhand.demos.config import DataConfig
 from flowhand.evaluation.rollout import rollout
@@ -121,34 +121,6 @@ def test_an_expert_that_knows_no_way_fails(tmp_path):
     records = rollout(partial(Line, LineConfig(plans=True, lost_at=2.0)), "expert", [1])
     assert records[0].failure == "the expert knows no way on"
     assert attempt(Line(LineConfig(plans=True, lost_at=2.0)), DataConfig(), 1) is None
-
-
-def test_several_tasks_lie_one_after_another(tmp_path):
-    config, tasks = LineConfig(), ["right", "left"]
-    store = gather(tmp_path, config, tasks=tasks, episodes=2)
-    assert [episode.task.split()[1] for episode in store] == ["right", "right", "left", "left"]
-    assert store.seeds == [0, 1, 0, 1]
-    assert attempts(store) == 4
-    assert store.meta.env == "line 2 tasks"
-    again = gather(tmp_path, LineConfig(task="left"), tasks=tasks, episodes=2)
-    assert again.path == store.path  # env.task says nothing then
-    (store.path / "episodes" / "000003.npz").unlink()  # as if it had been stopped
-    assert gather(tmp_path, config, tasks=tasks, episodes=2).seeds == [0, 1, 0, 1]
-
-
-def test_a_store_of_several_tasks_has_their_episodes_and_no_others(tmp_path):
-    path = str(tmp_path / "store")
-    gather(tmp_path, LineConfig(), tasks=["right", "left"], path=path)
-    for other in ({"episodes": 1}, {"tasks": ["right"]}, {"tasks": ["left", "right"]}):
-        with pytest.raises(ValueError, match=r"does not hold .* episodes of each of these"):
-            gather(tmp_path, LineConfig(), **{"tasks": ["right", "left"], "path": path, **other})
-
-
-def test_tasks_need_a_world_that_has_some():
-    with pytest.raises(ValueError, match=r"data.tasks is a, a: expected each task once"):
-        DataConfig(tasks=["a", "a"])
-    with pytest.raises(ValueError, match=r"data.tasks names tasks, and the world 'detour' has one"):
-        collect(DetourConfig(), DataConfig(tasks=["a"]))
 
 
 def test_noise_on_choices_is_refused(tmp_path):

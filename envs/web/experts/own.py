@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .miniwob import checkboxes, fill, login, option
-from .moves import Move, click, said, seen
+from .moves import Move, click, press, said, seen
 from .screen import Screen
 
 Plan = list[Move]
@@ -83,9 +83,12 @@ def settings(screen: Screen) -> Plan:
 def _change(screen: Screen, name: str, value: str) -> Move:
     control = next(each for each in screen.elements if each.tag.startswith(("input", "select")) and each.label == name)
     if control.tag == "select":
-        return click(next(each for each in seen(screen, tag="option", text=value)))
+        return click(seen(screen, tag="option", text=value)[0])
     if control.tag == "input:checkbox":
         return click(control)
+    missing = int(value) - int(control.value)
+    if abs(missing) == 1:  # a click there would only take hold of the thumb
+        return press(control, "ArrowRight" if missing > 0 else "ArrowLeft")[0]
     return click(control, dx=(int(value) / 10 - 0.5) * (control.width - THUMB))
 
 

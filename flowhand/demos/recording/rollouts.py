@@ -71,7 +71,6 @@ class StoreWriter(Observer):
     Args:
         store: is written.
         config: how many, and how many attempts at most.
-        begin: the episodes of the store before those of this rollout's task.
         seeds: of the rollout, in their order.
         bar: shows how far it is.
         relabel: the expert is asked while another acts, and every episode counts.
@@ -82,8 +81,8 @@ class StoreWriter(Observer):
 
     essential = True  # a collection must not go on whose episodes are lost
 
-    def __init__(self, store: Store, config: DataConfig, begin: int, seeds: range, bar: tqdm, relabel: bool = False):
-        self._store, self._config, self._begin, self._seeds, self._bar = store, config, begin, seeds, bar
+    def __init__(self, store: Store, config: DataConfig, seeds: range, bar: tqdm, relabel: bool = False):
+        self._store, self._config, self._seeds, self._bar = store, config, seeds, bar
         self._recorder = EpisodeRecorder(store.meta.task, store.spec.control_dt_s, relabel)
         self._ended: dict[int, Episode | None] = {}  # those that wait for an earlier seed
         self._next = seeds[0] if seeds else 0
@@ -108,20 +107,19 @@ class StoreWriter(Observer):
         tried = self._next - config.first_seed + 1
         if episode is not None:
             store.append(episode)
-        kept = len(store) - self._begin
-        if episode is None and tried >= MIN_ATTEMPTS and kept * config.max_attempts_factor < tried:
-            raise ValueError(too_few(store, config, kept, tried))
-        self._bar.set_postfix_str(f"{kept} of {tried} attempts succeeded", refresh=episode is None)
+        elif tried >= MIN_ATTEMPTS and len(store) * config.max_attempts_factor < tried:
+            raise ValueError(too_few(store, config, tried))
+        self._bar.set_postfix_str(f"{len(store)} of {tried} attempts succeeded", refresh=episode is None)
         self._bar.update(len(store) - self._bar.n)
-        if kept >= config.episodes:
+        if len(store) >= config.episodes:
             raise Enough
 
 
-def too_few(store: Store, config: DataConfig, kept: int, tried: int) -> str:
+def too_few(store: Store, config: DataConfig, tried: int) -> str:
     """What to say when a collection does not come to its number of episodes."""
     noise = NOISE if config.noise is None else config.noise
     return (
-        f"{store.meta.env}: {kept} of {tried} attempts succeeded, expected at least 1 in "
+        f"{store.meta.env}: {len(store)} of {tried} attempts succeeded, expected at least 1 in "
         f"{config.max_attempts_factor}, and {config.episodes} within {SEEDS_PER_COLLECTION} attempts: lower "
         f"data.noise (now {noise:g}), allow more steps, or raise data.max_attempts_factor"
     )
