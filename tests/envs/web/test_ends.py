@@ -96,9 +96,12 @@ def test_no_record_is_made_up_for_an_episode_whose_browser_died(page):
 
 
 def test_a_page_that_hangs_is_an_error_and_the_next_episode_goes_on(page):
-    env, other = (envs.make(WebConfig(page=page, timeout_s=0.5)) for _ in range(2))
+    env, other = (envs.make(WebConfig(page=page)) for _ in range(2))
     _, info = env.reset(seed=1)
     other.reset(seed=2)
+    assert env._tab
+    assert env._tab.timeout_s == env.config.timeout_s
+    env._tab.timeout_s = 0.5  # of this tab alone, once it has loaded
     with pytest.raises(BrowserError, match=r"^web task page, seed 1, step 1: the page did not answer within 0.5 s$"):
         env.step(act("click", element=row(info, name="h")))
     other.step(act("stop"))  # in another tab
