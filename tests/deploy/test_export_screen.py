@@ -32,13 +32,15 @@ def inputs_of(policy: Policy, rows: int, seed: int = 1) -> dict[str, np.ndarray]
     return {"noise": noise, **{f"observation.{name}": value.numpy() for name, value in observation.items()}}
 
 
-def model_of(head: str, path: str) -> None:
+def unchecked(head: str, path: str) -> None:
     policy = ready(head)
     with open(path, "wb") as file:
         file.write(tracing.onnx_model(Decision(policy), inputs_of(policy, 2)))
 
 
-@pytest.mark.parametrize("head", [h if h in ("flow", "tokens") else pytest.param(h, marks=pytest.mark.slow) for h in CASES])
+@pytest.mark.parametrize(
+    "head", [h if h in ("flow", "tokens") else pytest.param(h, marks=pytest.mark.slow) for h in CASES]
+)
 def test_the_graph_plans_as_the_policy_does(head, tmp_path):
     """At sizes other than those that it was traced with; choices are the same, numbers up to rounding."""
     elsewhere.call("tests.deploy.test_export_screen", head=head, path=str(tmp_path / "model.onnx"))
