@@ -2,10 +2,10 @@
 
     python -m benchmarks.screen_latency
 
-Every decision is an exported graph (ONNX Runtime, one thread) of the recipe's policy with random weights: 64 elements, 40
-words, plans of 12 actions. They are timed in turns, call by call. Decoding ends where the plan does: a graph of it that
-decodes n + 1 actions, the last of them the stop, stands for plans of n actions (n for plans that fill all places). Beside
-each stands the least that its matrix products would take on this machine (benchmarks/latency_floor.py).
+Every decision is an exported graph (ONNX Runtime, one thread) of the recipe's policy with random weights: 64 elements,
+40 words, plans of 12 actions. They are timed in turns, call by call. Decoding ends where the plan does: a graph of it
+that decodes n + 1 actions, the last of them the stop, stands for plans of n actions (n for plans that fill all places).
+Beside each stands the least that its matrix products would take on this machine (benchmarks/latency_floor.py).
 """
 
 from __future__ import annotations

@@ -85,15 +85,20 @@ def _hash(text: Tensor, counts: Tensor) -> Tensor:
 def _parts(text: Tensor) -> tuple[Tensor, Tensor]:
     """The hash of the part that begins at each place of texts (..., L), and where parts begin.
 
-    Computed from the end: h = byte + BASE * (h of the next place), 0 where there is no letter or digit.
+    After each doubling it is that of the first 1, 2, 4, ... letters and digits, or fewer where the part has fewer.
     """
     letter = _is_letter(text)
-    following, found = torch.zeros_like(text[..., 0]), []
-    for each, is_letter in zip(reversed(text.unbind(-1)), reversed(letter.unbind(-1)), strict=True):
-        following = torch.where(is_letter, each + BASE * following, 0)
-        found.append(following)
+    found, whole, length = text * letter, letter, 1
+    while length < text.shape[-1]:
+        found = found + whole * (_powers(length + 1)[-1] * _ahead(found, length))
+        whole, length = whole & _ahead(whole, length), 2 * length
     before = torch.cat([torch.zeros_like(letter[..., :1]), letter[..., :-1]], dim=-1)
-    return torch.stack(found[::-1], dim=-1), letter & ~before
+    return found, letter & ~before
+
+
+def _ahead(values: Tensor, places: int) -> Tensor:
+    """What stands so many places further on, nothing past the end."""
+    return torch.cat([values[..., places:], torch.zeros_like(values[..., :places])], dim=-1)
 
 
 def _is_letter(text: Tensor) -> Tensor:
