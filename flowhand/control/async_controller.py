@@ -99,14 +99,14 @@ class AsyncController:
         if episode is None:
             raise ValueError("there is no episode; call reset(seed=...) first")
         try:
-            episode.history.see(fitting(observation, self.policy.spec.sensed))
+            episode.see(fitting(observation, self.policy.spec.sensed))
             self._receive(episode)
             if episode.timeline.due:
                 form = FORMS.get(self.execution.mode, "")
                 self._request = episode.request()
                 self._answer = self._worker.submit(_timed_ask, self.policy, self._request, form)
         finally:
-            action = episode.timeline.advance()  # whatever happens, time goes on
+            action = episode.advance()  # whatever happens, time goes on
         self.starved += action is None and episode.timeline.started
         if action is None:
             return None

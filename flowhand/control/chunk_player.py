@@ -86,6 +86,15 @@ class ChunkPlayer:
         actions_TA[: len(rest)] = rest
         return actions_TA, min(max(self._delays), len(rest), self.longest), len(rest)
 
+    def upcoming(self) -> np.ndarray | None:
+        """The action (A,) of the newest chunk at the present step; None where it has none."""
+        first, actions = self._chunks[-1] if self._chunks else (self.step, ())
+        return actions[self.step - first] if self.step < first + len(actions) else None
+
+    def drop(self) -> None:
+        """Forgets the chunks: a decision is due, and until it is there the robot stands."""
+        self._chunks = []
+
     def advance(self) -> np.ndarray | None:
         """The action (A,) of the present step, or None where no chunk has one; then the next step is present."""
         now, self.step = self.step, self.step + 1

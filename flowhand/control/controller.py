@@ -17,6 +17,8 @@ from flowhand.contracts.history import History, fitting
 from flowhand.contracts.noise import generator, noise
 from flowhand.contracts.observers import Decision, Observer, Publisher
 from flowhand.contracts.planner import FORMS, SEEN, Planner, PlanRequest, PrefixArrays
+from flowhand.contracts.screen.fields import FIELDS, stale
+from flowhand.contracts.screen.plans import stop_of
 from flowhand.contracts.strict import whole
 
 from .chunk_player import ChunkPlayer
@@ -105,6 +107,25 @@ class RobotEpisode:
         self.decisions = 0
         self.arriving: tuple[int, np.ndarray] | None = None  # simulated delay: the step, and the chunk (T, A)
         self.history = History(policy.spec.observation, policy.chunk.history, given)
+        self.stop = stop_of(policy.spec.action)
+        self._points = policy.spec.action.names == FIELDS
+        self._planned_on: Mapping[str, np.ndarray] = {}  # the observation of the last decision
+
+    def see(self, observation: dict[str, np.ndarray]) -> None:
+        """Takes the present observation; a plan that ends here, or points at what is gone, is followed no longer."""
+        self.history.see(observation)
+        action = self.timeline.upcoming()
+        if action is None or self.stop is None:
+            return
+        if action[0] == self.stop or (self._points and stale(action, self._planned_on, observation)):
+            self.timeline.drop()
+
+    def advance(self) -> np.ndarray | None:
+        """The action (A,) of the present step; one that stops is the last of its plan."""
+        action = self.timeline.advance()
+        if action is not None and self.stop is not None and action[0] == self.stop:
+            self.timeline.drop()
+        return action
 
     def request(self) -> PlanRequest:
         """What the policy is asked at the present step; a decision begins with it."""
@@ -113,7 +134,9 @@ class RobotEpisode:
         drawn = noise(self.noise_seed, self.seed, self.decisions, self.policy.noise_shape)
         self.timeline.begin()
         self.decisions += 1
-        return PlanRequest(self.history.arrays(), drawn, previous_TA, delay, overlap)
+        histories = self.history.arrays()
+        self._planned_on = {name: values[-1] for name, values in histories.items()}
+        return PlanRequest(histories, drawn, previous_TA, delay, overlap)
 
     def decision(self, lane: int, request: PlanRequest, chunk: np.ndarray, delay: int, seconds: float) -> Decision:
         """The event that the decision which began last came to this chunk (T, A)."""
@@ -169,6 +192,11 @@ def prepare(
     horizon = policy.chunk.prediction_horizon
     interval = execution.interval(policy.chunk.execution_horizon, horizon, delay)
     discrete = tuple(np.flatnonzero(policy.spec.action.discrete).tolist())
+    if stop_of(policy.spec.action) is not None and (delay or execution.mode != "receding_horizon"):
+        raise ValueError(
+            f"mode={execution.mode!r} with a delay of {delay} control steps is not possible with plans that stop: the "
+            "world waits for a decision; expected mode='receding_horizon' without a delay"
+        )
     if execution.mode not in FORMS:
         return interval, horizon, discrete
     form, able = FORMS[execution.mode], policy.continues
@@ -193,7 +221,9 @@ class Controller:
     the rows of such a call are not computed alike on this machine, there are a few more of them), and the noise and
     simulated delay of a decision are a function of (noise seed, episode seed, number of the decision) alone. So a
     lane's actions do not depend on how many lanes run beside it. Actions are clipped to the bounds of the policy's
-    specification unless `execution.clip` is off. A robot that must not wait for inference takes
+    specification unless `execution.clip` is off. Where an action can stop, a plan is followed until its next action
+    does, or points at an element that is there no more; then it is decided anew. A stop is executed only where a new
+    plan begins with it: the world waits. A robot that must not wait for inference takes
     `AsyncController`, whose actions are those of this one with the delays that occur there.
 
     Args:
@@ -289,7 +319,7 @@ class Controller:
         episodes = {lane: self._episode(lane) for lane in observations}
         fitted = {lane: fitting(each, self.policy.spec.sensed) for lane, each in observations.items()}
         for lane, observation in fitted.items():
-            episodes[lane].history.see(observation)
+            episodes[lane].see(observation)
         self._deliver(episodes.values())
         waiting = [(lane, episode) for lane, episode in episodes.items() if episode.timeline.due]
         for start in range(0, len(waiting), self.inference_batch):
@@ -327,7 +357,7 @@ class Controller:
                 episode.arriving = (episode.timeline.step + delay, chunk_TA)
 
     def _advance(self, episode: RobotEpisode) -> np.ndarray:
-        action = episode.timeline.advance()
+        action = episode.advance()
         assert action is not None  # `prepare` made sure that the chunks bridge every delay
         action = self.limits(action)
         episode.history.acted(action)
