@@ -2,7 +2,7 @@
 
     python -m benchmarks.web_repeats tasks=[click-button,enter-text]
 
-Episodes of 20 seeds: clicks at what can be clicked, one after the other, and typing into fields. Those after a reload
+Episodes of 20 seeds: clicks at what can be clicked, typing into fields, and drags. Those after a reload
 run from the first seed to the last, those without from the last to the first, so that each follows another. The tasks
 with equal observations, rewards and ends go into envs/web/repeating.json, whose other entries stay as they are.
 """
@@ -32,12 +32,19 @@ class Kept(WebEnv):
         return True
 
 
-def action(element: dict[str, Any], words: int, seed: int) -> np.ndarray:
-    """Typing a word into a field, a click at anything else."""
+def action(screen: dict[str, Any], seed: int, k: int) -> np.ndarray:
+    """At each third step a drag from one element to another, else typing a word into a field or a click."""
+    elements, words = screen["elements"], len(screen["words"])
+    active = [each for each in elements if each["active"]] or elements
     values = np.zeros(len(FIELDS), np.float32)
+    if k % 3 == 1:
+        pair = elements[seed % len(elements)]["row"], elements[(seed + 1 + k) % len(elements)]["row"]
+        values[:3] = ACTIONS.index("drag"), *pair
+        return values
+    element = active[(seed + 3 * k) % len(active)]
     types = element["tag"] in ("input", "textarea") and element["kind"] in ("", "text", "password") and words
-    values[0], values[1] = ACTIONS.index("type" if types else "click"), element["row"]
-    values[3] = values[4] = seed % words if types else 0
+    values[:2] = ACTIONS.index("type" if types else "click"), element["row"]
+    values[3] = values[4] = (seed + k) % words if types else 0
     return values
 
 
@@ -47,10 +54,9 @@ def episode(env: WebEnv, seed: int) -> str:
     said = [info]
     for k in range(STEPS):
         screen = said[-1]["expert_observation"]
-        active = [each for each in screen["elements"] if each["active"]]
-        if not active:
+        if not screen["elements"]:
             break
-        step = env.step(action(active[(seed + 3 * k) % len(active)], len(screen["words"]), seed + k))
+        step = env.step(action(screen, seed, k))
         said.append(step[4] | {"reward": step[1], "ends": step[2:4]})
         if step[2]:
             break

@@ -33,6 +33,7 @@ from policies.nets.mlp import MLPConfig
 
 ROOT = Path(__file__).parents[1]
 WALKTHROUGHS = ("docs/add_a_head.md", "docs/add_an_env.md", "docs/add_a_robot.md")
+WITH_BROWSER = ("docs/add_a_page.md",)  # followed by tests/envs/web/test_add_a_page.py
 DOCS = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
 PARTS = ("flowhand", "policies", "envs", "conf", "docs", "train.py", "eval.py", "pyproject.toml", *PAGES[:3])
@@ -145,7 +146,10 @@ def workplace(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") and page not in WALKTHROUGHS])
+RUN_HERE = [page for page in PAGES if blocks(page, "python") and page not in (*WALKTHROUGHS, *WITH_BROWSER)]
+
+
+@pytest.mark.parametrize("page", RUN_HERE)
 def test_the_python_of_a_page_runs(page, workplace):
     execute(page)
 
@@ -156,7 +160,7 @@ def test_the_robot_program_runs_again_beside_what_it_wrote(workplace):
         assert len(list(workplace.glob("outputs/deploy/*.journal"))) == count
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in WALKTHROUGHS])
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in (*WALKTHROUGHS, *WITH_BROWSER)])
 def test_every_setting_of_every_command_exists(page):
     for words in commands(page):
         if words[0] not in OTHERS and "benchmarks." not in " ".join(words[:3]):
@@ -209,7 +213,7 @@ def known_keys() -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_everything_a_page_names_exists(page):
-    created = {block.file for walkthrough in WALKTHROUGHS for block in blocks(walkthrough, "python")}
+    created = {each.file for made in (*WALKTHROUGHS, *WITH_BROWSER) for each in blocks(made, "python")}
     for code in inline_code(page) - created:
         if TREE.fullmatch(code):
             assert (ROOT / code).exists(), f"{page} names the file {code}"

@@ -32,7 +32,8 @@ FLAGS = (
     "--disable-extensions", "--disable-breakpad", "--disable-crash-reporter", "--disable-dev-shm-usage",
     "--disable-background-timer-throttling", "--disable-backgrounding-occluded-windows",
     "--disable-renderer-backgrounding", "--disable-smooth-scrolling", "--disable-hang-monitor",
-    "--disable-features=Translate,MediaRouter,OptimizationHints,PaintHolding", "--block-new-web-contents",
+    "--disable-features=Translate,MediaRouter,OptimizationHints,PaintHolding,BackForwardCache",
+    "--block-new-web-contents",
     "--hide-scrollbars", "--mute-audio", "--password-store=basic", "--use-mock-keychain", "--lang=en-US",
     "--force-device-scale-factor=1", "--force-color-profile=srgb", "--font-render-hinting=none",
 )  # fmt: skip
@@ -66,9 +67,11 @@ class Profile:
 
     def __init__(self) -> None:
         remove_stale()
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_folder()))
-        self._lock = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        made = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=_folder()))
+        self._lock = os.open(made / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        # It has its name only now, so that nobody who removes what is not locked sees it before.
+        self.path = made.rename(made.with_name(made.name.removeprefix(".")))
 
     def remove(self) -> None:
         """Removes the folder; a browser that is just ending may still write into it for a moment."""

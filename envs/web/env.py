@@ -165,9 +165,11 @@ class WebEnv(Env):
         return self._look("0")
 
     def _stained(self) -> bool:
-        """Whether the last episode left something that a reload does not take away."""
+        """Whether the last episode left something that a reload does not take away, or a browser that is gone."""
         if self._tab is None or not self._fresh:
             return False
+        if not self._browser.running:
+            return True
         left = "sessionStorage.length + localStorage.length + document.cookie.length"
         return self._page.address.startswith("http") or bool(self._tab.ask(left))
 

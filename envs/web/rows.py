@@ -24,7 +24,7 @@ class Rows:
         self._free = deque(range(ELEMENTS))
 
     def place(self, page: float, elements: Sequence[Element]) -> tuple[list[Element], int]:
-        """Gives the elements their rows, those first that can be acted on.
+        """Gives the elements their rows: those first that are in view, and of them those that can be acted on.
 
         Args:
             page: what tells the page from the others of the episode.
@@ -33,7 +33,7 @@ class Rows:
         Returns:
             The elements that have rows, each with its `row`, and how many have none.
         """
-        chosen = sorted(elements, key=lambda each: not each["active"])[:ELEMENTS]
+        chosen = sorted(elements, key=lambda each: (each["away"], not each["active"]))[:ELEMENTS]
         keys = {(page, each["id"]) for each in chosen}
         for gone in [key for key in self._row if key not in keys]:
             self._free.append(self._row.pop(gone))

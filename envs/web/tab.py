@@ -80,7 +80,7 @@ class Tab:
         self._calls(
             ("Page.enable", {}),
             ("Inspector.enable", {}),
-            ("Network.enable", {}),
+            ("Network.enable", {"maxTotalBufferSize": 10_000, "maxResourceBufferSize": 5_000}),  # bytes kept
             ("Emulation.setDeviceMetricsOverride", metrics),
             ("Emulation.setTimezoneOverride", {"timezoneId": "UTC"}),
             ("Emulation.setLocaleOverride", {"locale": "en-US"}),

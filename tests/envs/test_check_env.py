@@ -17,7 +17,7 @@ WORLDS = {
     "metaworld": [MetaWorldConfig(task="reach-v3")],
     "pusht": [PushTConfig(observation="keypoints"), PushTConfig(observation="image")],
     "so101": [SO101Config(observes="state")],
-    "web": [WebConfig(task="click-button"), WebConfig(task="click-test-2", observes="pixels")],
+    "web": [WebConfig(task="click-button")],
 }
 # What Gymnasium advises against, and a world may do all the same.
 ADVICE = (

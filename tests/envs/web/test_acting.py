@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 import envs
 from envs import WebConfig
 from flowhand.contracts.screen.fields import FIELDS, NUMBERS, STRINGS, stale
+from tests.envs.test_check_env import ADVICE
 from tests.envs.web.browsers import act, require_browser, row, write_page
 
 BODY = """
@@ -178,6 +180,13 @@ def test_the_same_by_places(page, tmp_path):
     assert env._tab.ask("b.value") == "gree"
     env.step(act("click", pixels=True, **at("go")))
     assert env._tab.ask("document.activeElement.id") == "go"
+    env.close()
+
+
+@pytest.mark.filterwarnings(*(f"ignore:.*{text}" for text in ADVICE))
+def test_a_world_of_pictures_passes_gymnasiums_own_check(page):
+    env = envs.make(WebConfig(page=page.config.page, observes="pixels"))
+    check_env(env, skip_render_check=True)
     env.close()
 
 

@@ -91,7 +91,7 @@ def test_what_is_refused_becomes_a_look_and_not_the_last_click_again(env):
     ("terminal", "said", "goes_on"), [(True, "y\n", True), (True, "\n", False), (False, "y\n", False)]
 )
 def test_an_alarm_stops_and_asks(env, monkeypatch, capsys, terminal, said, goes_on):
-    robot, runtime = run(env, Clicking(), Alarming(), on_alarm="ask")
+    _, runtime = run(env, Clicking(), Alarming(), on_alarm="ask")
     stdin = io.StringIO(said)
     monkeypatch.setattr(stdin, "isatty", lambda: terminal)
     monkeypatch.setattr("sys.stdin", stdin)

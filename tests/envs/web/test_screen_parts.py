@@ -57,8 +57,8 @@ def test_letters_are_the_beginning_of_the_text_and_cut_no_character():
         assert len(shown.encode()) > LETTERS - 4 or shown == text
 
 
-def elements(*ids, active=()):
-    return [{"id": each, "active": each in active} for each in ids]
+def elements(*ids, active=(), away=()):
+    return [{"id": each, "active": each in active, "away": each in away} for each in ids]
 
 
 def test_an_element_keeps_its_row_and_a_free_row_waits():
@@ -86,6 +86,13 @@ def test_what_can_be_acted_on_comes_first_where_there_are_too_many():
     assert left_out == 100 - ELEMENTS
     assert {each["id"] for each in placed} == {*range(60, 101), *range(1, ELEMENTS - 40)}
     assert [each["row"] for each in placed] == list(range(ELEMENTS))  # in their order on the page
+
+
+def test_what_is_in_view_comes_before_what_can_be_scrolled_to():
+    many = elements(*range(1, 81), active=range(1, 31), away=range(1, 31))
+    placed, left_out = Rows().place(0.0, many)
+    assert left_out == 80 - ELEMENTS
+    assert {each["id"] for each in placed} == {*range(31, 81), *range(1, ELEMENTS - 49)}
 
 
 def test_the_same_number_on_another_page_is_another_element():
