@@ -138,7 +138,7 @@ class ElementsEncoder(Encoder):
             strings = now[STRINGS][:, :rows]
             about = [self._read(strings).flatten(2), now[ELEMENTS][:, :rows]]
             if self.told:
-                match = matches(strings, words[:, :count])  # (B, rows, words, told)
+                match = matches(strings, words[:, :count], sparse=short)  # (B, rows, words, told)
                 about.append(match.amax(dim=2))
                 parts = [word + self.matched_word(match.amax(dim=1))]
                 bias = bias + self._bias(match)

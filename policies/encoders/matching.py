@@ -13,13 +13,14 @@ BASE = 0x5851F42D4C957F2D  # of the hash, odd: sum of byte_i * BASE^i modulo 2^6
 SPACE = 32
 
 
-def matches(strings: Tensor, words: Tensor) -> Tensor:
+def matches(strings: Tensor, words: Tensor, sparse: bool = False) -> Tensor:
     """Which strings (B, N, S, L) match which words (B, M, L), in bytes: (B, N, M, S * len(KINDS)), 0 or 1.
 
-    Two different strings have the same hash once in 2^64 pairs.
+    Two different strings have the same hash once in 2^64 pairs. With `sparse` only parts that there are get compared,
+    which is much less for many screens, and no graph of fixed shapes.
     """
     strings, words = strings.long(), words.long()
-    found = [_whole(strings, words), _span(strings, words), _part(strings, words)]
+    found = [_whole(strings, words), _span(strings, words), _part(strings, words, sparse)]
     return torch.cat([each.permute(0, 1, 3, 2) for each in found], dim=-1).float()
 
 
@@ -41,16 +42,32 @@ def _span(strings: Tensor, words: Tensor) -> Tensor:
     return torch.stack(spans).any(0)
 
 
-def _part(strings: Tensor, words: Tensor) -> Tensor:
+def _part(strings: Tensor, words: Tensor, sparse: bool) -> Tensor:
     """Each string's parts against the first part of each word."""
     strings, words = _small(strings), _small(words)
-    parts, begins = _parts(strings)
     own, starts = _parts(words)
     first = starts & (starts.cumsum(-1) == 1)
     word = (own * first).sum(-1)  # (B, M)
+    if sparse:
+        return _sparse_part(strings, word)
+    parts, begins = _parts(strings)
     parts = torch.where(begins, parts, 0)
     equal = (parts.unsqueeze(-2) == word[:, None, None, :, None]) & (word != 0)[:, None, None, :, None]
     return equal.any(-1)
+
+
+def _sparse_part(strings: Tensor, word: Tensor) -> Tensor:
+    """As `_part`, of the strings that are not empty."""
+    filled = (strings > 0).any(-1)
+    parts, begins = _parts(strings[filled])
+    string, place = begins.nonzero(as_tuple=True)  # of each part
+    screen = filled.nonzero(as_tuple=True)[0][string]
+    equal = (parts[string, place].unsqueeze(-1) == word[screen]) & (word[screen] != 0)
+    found = torch.zeros(len(parts), word.shape[1], dtype=torch.int64, device=word.device)
+    found.index_add_(0, string, equal.long())
+    whole = torch.zeros(*filled.shape, word.shape[1], dtype=torch.bool, device=word.device)
+    whole[filled] = found > 0
+    return whole
 
 
 def _equal(strings: Tensor, words: Tensor) -> Tensor:
@@ -68,15 +85,20 @@ def _hash(text: Tensor, counts: Tensor) -> Tensor:
 def _parts(text: Tensor) -> tuple[Tensor, Tensor]:
     """The hash of the part that begins at each place of texts (..., L), and where parts begin.
 
-    Computed from the end: h = byte + BASE * (h of the next place), 0 where there is no letter or digit.
+    After each doubling it is that of the first 1, 2, 4, ... letters and digits, or fewer where the part has fewer.
     """
     letter = _is_letter(text)
-    following, found = torch.zeros_like(text[..., 0]), []
-    for each, is_letter in zip(reversed(text.unbind(-1)), reversed(letter.unbind(-1)), strict=True):
-        following = torch.where(is_letter, each + BASE * following, 0)
-        found.append(following)
+    found, whole, length = text * letter, letter, 1
+    while length < text.shape[-1]:
+        found = found + whole * (_powers(length + 1)[-1] * _ahead(found, length))
+        whole, length = whole & _ahead(whole, length), 2 * length
     before = torch.cat([torch.zeros_like(letter[..., :1]), letter[..., :-1]], dim=-1)
-    return torch.stack(found[::-1], dim=-1), letter & ~before
+    return found, letter & ~before
+
+
+def _ahead(values: Tensor, places: int) -> Tensor:
+    """What stands so many places further on, nothing past the end."""
+    return torch.cat([values[..., places:], torch.zeros_like(values[..., :places])], dim=-1)
 
 
 def _is_letter(text: Tensor) -> Tensor:

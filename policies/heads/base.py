@@ -19,7 +19,7 @@ from ..generation.paths import Coefficients
 from ..generation.prefix import Prefix
 from ..nets.base import Net
 
-CHOICE_ERRORS = ("squared", "cross_entropy")
+CHOICE_ERRORS = ("auto", "squared", "cross_entropy")
 
 # Bounds of the fields of heads that are preconditioned and draw their training noise by the ratio of noise to signal.
 RATIO_LIMITS = {
@@ -40,7 +40,7 @@ class HeadConfig:
         """Raises `ValueError` unless it is known, and possible with what the net predicts."""
         if error not in CHOICE_ERRORS:
             raise ValueError(f"head.choices={error!r} is unknown; choices: {', '.join(CHOICE_ERRORS)}")
-        if error != "squared" and prediction != "data":
+        if error == "cross_entropy" and prediction != "data":
             raise ValueError(f"head.choices={error!r} needs head.prediction='data', got {prediction!r}")
 
     # Fields that only `sample` and `continue_chunk` read: neither the loss nor any tensor of a checkpoint depends on
@@ -96,8 +96,13 @@ class Head(nn.Module):
 
     @property
     def choice_error(self) -> str:
-        """What a wrong choice costs, one of `CHOICE_ERRORS`; by cross-entropy the net gives probabilities."""
-        return getattr(getattr(self, "config", None), "choices", "squared")
+        """What a wrong choice costs, squared or cross_entropy; by cross-entropy the net gives probabilities."""
+        config = getattr(self, "config", None)
+        error = getattr(config, "choices", "squared")
+        if error != "auto":
+            return error
+        points = self.fields is not None and bool(self.fields.pointing)
+        return "cross_entropy" if points and getattr(config, "prediction", "data") == "data" else "squared"
 
     def arrange(self, fields: Fields) -> None:
         """Is told which numbers of a chunk are the code of one choice.
@@ -105,9 +110,9 @@ class Head(nn.Module):
         Raises:
             ValueError: cross-entropy was asked for, and there is no choice.
         """
+        self.fields = fields
         if self.choice_error == "cross_entropy" and not fields.chooses:
             raise ValueError("head.choices=cross_entropy, and the action has no choice; use head.choices=squared")
-        self.fields = fields
 
     def error(self, output: Tensor, target: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """How far off predicted chunks (..., B, T, A) are where the mask counts, as `choice_error` says."""

@@ -65,8 +65,9 @@ class DiffusionConfig(HeadConfig):
     log_std: float = field(default=1.2, metadata={"before": 1.2})  # its standard deviation
     # share of the rows, with time=log_normal, whose noise is that of uniform times on the linear path
     uniform_share: float = field(default=0.1, metadata={"before": 0.1})
-    # what a wrong choice of a discrete part costs: squared (of its code) | cross_entropy (the net gives probabilities)
-    choices: str = field(default="squared", metadata={"before": "squared"})
+    # what a wrong choice costs: squared (of its code) | cross_entropy (the net gives probabilities) | auto
+    # (cross_entropy where the action points at rows of the observation and the net predicts data, else squared)
+    choices: str = field(default="auto", metadata={"before": "squared"})
 
     def __post_init__(self) -> None:
         self.require_choice_error(self.choices, self.prediction)

@@ -19,8 +19,9 @@ class MIPConfig(HeadConfig):
 
     kind: str = "mip"
     time: float = 0.9  # t*, the generation time of the second evaluation, in (0, 1)
-    # what a wrong choice of a discrete part costs: squared (of its code) | cross_entropy (the net gives probabilities)
-    choices: str = field(default="squared", metadata={"before": "squared"})
+    # what a wrong choice costs: squared (of its code) | cross_entropy (the net gives probabilities) | auto
+    # (cross_entropy where the action points at rows of the observation and the net predicts data, else squared)
+    choices: str = field(default="auto", metadata={"before": "squared"})
 
     def __post_init__(self) -> None:
         self.require_choice_error(self.choices)

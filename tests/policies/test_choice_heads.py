@@ -148,7 +148,7 @@ def test_no_net_sees_what_comes_later_when_it_follows(tiny, randomize, net):
 
 
 def test_cross_entropy_needs_choices_that_are_known_and_a_prediction_of_the_data(tiny):
-    with pytest.raises(ValueError, match=r"head\.choices='sharp' is unknown; choices: squared, cross_entropy"):
+    with pytest.raises(ValueError, match=r"head\.choices='sharp' is unknown; choices: auto, squared, cross_entropy"):
         HEADS["flow"][0](choices="sharp")
     for head in ("flow", "diffusion"):
         with pytest.raises(ValueError, match=r"head\.choices='cross_entropy' needs head\.prediction='data'"):

@@ -92,6 +92,8 @@ def test_random_strings_match_as_in_python():
         expected = in_python(string, words)
         for k, kind in enumerate(KINDS):
             assert found[i, :, k].tolist() == expected[kind], (string, kind)
+    many = torch.from_numpy(text(*strings)).reshape(3, 20, 5, -1), torch.from_numpy(text(*words)).reshape(3, 10, -1)
+    assert torch.equal(matches(*many, sparse=True), matches(*many))
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ def test_a_thread_that_decides_gives_no_action_until_the_new_plan_is_there():
 
 
 def test_plans_that_stop_are_neither_averaged_nor_delayed():
-    for options in ({"mode": "temporal_ensembling"}, {"delay": 1}):
+    for options in ({"mode": "temporal_ensembling"}, {"delay": 1, "execution_horizon": 2}):
         with pytest.raises(ValueError, match="is not possible with plans that stop: the world waits"):
             Controller(Script(FOUR), execution=ExecutionConfig(**options))
 

@@ -13,7 +13,8 @@ def flight(screen: Screen) -> list[Move]:
     """Fill the form, search, and book the cheapest or the shortest flight."""
     kind, origin, destination, day = said(screen, r"Book the (\w+) one-way flight from: (.*) to: (.*) on (\S+?)\.?$")
     if offers := seen(screen, name="flight-price"):
-        return [click(_best(screen, offers, kind))]
+        right = all(any(part in each.text for each in screen.elements) for part in (origin, destination, day))
+        return [click(_best(screen, offers, kind) if right else seen(screen, name="menu-back")[0])]
     for name, place in (("flight-from", origin), ("flight-to", destination)):
         field = seen(screen, name=name)[0]
         if place in field.value and field.value.endswith(")"):

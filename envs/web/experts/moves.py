@@ -102,10 +102,10 @@ def _at_elements(move: Move) -> dict[str, float]:
 
 
 def _at_places(move: Move) -> dict[str, float]:
-    x, y = move.element.x, move.element.y
+    x, y = move.element.aim
     if move.action in ("drag", "copy"):
         assert move.target is not None
-        end = {"x2": move.target.x + move.dx, "y2": move.target.y + move.dy}
+        end = {"x2": move.target.aim[0] + move.dx, "y2": move.target.aim[1] + move.dy}
         return _common(move) | {"x": x, "y": y} | end
     if move.action == "scroll":
         return _common(move) | {"x": x, "y": y, "x2": x + move.dx, "y2": y + move.dy}

@@ -21,6 +21,7 @@ class Element:
     y: float
     width: float
     height: float
+    aim: tuple[float, float]  # where it is clicked: in the middle, or where that is covered at a place that is not
     checked: bool
     acted: bool  # whether it was acted on in this episode
 
@@ -53,6 +54,7 @@ def _element(each: Mapping[str, Any], width: int) -> Element:
         y=(each["top"] + each["height"] / 2) / width,
         width=each["width"] / width,
         height=each["height"] / width,
+        aim=(each["aim"][0] / width, each["aim"][1] / width),
         checked=each["checked"],
         acted=each["acted"],
     )

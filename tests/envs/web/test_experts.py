@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -25,7 +26,7 @@ WORDS += ["Riverton", "90210"]
 
 def element(row: int, x: float = 0.5, y: float = 0.25, **more) -> Element:
     told = {"tag": "button", "text": "", "value": "", "label": "", "name": "", "checked": False, "acted": False}
-    return Element(row=row, x=x, y=y, width=0.2, height=0.1, **{**told, **more})
+    return Element(row=row, x=x, y=y, width=0.2, height=0.1, aim=(x, y), **{**told, **more})
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,12 @@ def test_the_same_plan_at_places():
     read = [dict(zip(PIXEL_FIELDS, row, strict=True)) for row in plan]
     assert (read[0]["x"], read[0]["y"]) == (0.625, 0.25)
     assert [read[1][name] for name in ("x", "y", "x2", "y2")] == [0.5, 0.25, 1.0, -0.25]
+
+
+def test_a_covered_middle_is_avoided_at_places():
+    covered = replace(element(7), aim=(0.4375, 0.25))
+    plan = actions([click(covered)], pixels=True)
+    assert plan[0, PIXEL_FIELDS.index("x")] == 0.4375
 
 
 def test_what_does_not_fit_is_left_to_the_next_look():
