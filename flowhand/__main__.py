@@ -11,6 +11,8 @@ from .contracts.strict import nearest
 
 VERBS = {
     "collect": "let a world's scripted expert record demonstrations",
+    "record": "record demonstrations with a person, a policy or an expert, on a robot or in a world",
+    "replay": "play a recorded episode again, and compare where it leads",
     "train": "train a policy from demonstrations, and evaluate it",
     "eval": "evaluate a checkpoint or an export: success rate, records, report page",
     "compare": "compare evaluations on the same start states, with paired tests",

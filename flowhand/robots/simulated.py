@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,9 @@ class SimulatedRobot:
 
     Attributes:
         picture: of the world after the last command (H, W, 3), where it was drawn.
+        info: what the world said beside the last observation.
+        reward: of the last command.
+        success: whether the task is solved after the last command.
         over: whether the episode has ended; further commands do nothing.
         outcomes: of the episodes that have ended by themselves.
     """
@@ -57,6 +61,8 @@ class SimulatedRobot:
         self.over = True
         self.outcomes: list[Outcome] = []
         self._observation: dict[str, np.ndarray] = {}
+        self.info: dict[str, Any] = {}
+        self.reward, self.success = 0.0, False
 
     @property
     def features(self) -> Spec:
@@ -65,7 +71,8 @@ class SimulatedRobot:
 
     def reset(self, seed: int) -> None:
         """Starts the episode that belongs to the seed."""
-        self._observation, _, _ = world.begin(self.env, seed)
+        self._observation, self.info, self.success = world.begin(self.env, seed)
+        self.reward = 0.0
         self._seed, self._steps, self._success = seed, 0, False
         self.over = False
 
@@ -79,7 +86,8 @@ class SimulatedRobot:
         if self.over:
             return
         step = world.step(self.env, action.astype(np.float32))
-        self._observation = step.observation
+        self._observation, self.info = step.observation, step.info
+        self.reward, self.success = step.reward, step.success
         self._steps += 1
         self._success |= step.success
         self.over = step.terminated or step.truncated or (self.stop_at_success and self._success)

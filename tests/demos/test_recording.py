@@ -186,11 +186,12 @@ def test_after_a_kill_between_any_two_renames_earlier_episodes_are_whole(tmp_pat
 
 @pytest.mark.parametrize("stage", ["_join_tables", "_join_videos", "_require_same", "exchange"])
 def test_joining_that_is_stopped_leaves_the_set_as_it_was(tmp_path, monkeypatch, stage):
-    with Recorder(tmp_path / "set", spec(camera=True), task="push", judged=True) as recorder:
-        for number in range(2):
-            take(recorder, number, camera=True)
-        monkeypatch.setattr(compaction, stage, lambda *_: (_ for _ in ()).throw(Killed()))
-        monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as after a kill
+    recorder = Recorder(tmp_path / "set", spec(camera=True), task="push", judged=True).__enter__()
+    for number in range(2):
+        take(recorder, number, camera=True)
+    monkeypatch.setattr(compaction, stage, lambda *_: (_ for _ in ()).throw(Killed()))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as after a kill
         with pytest.raises(Killed):
             recorder.__exit__(None, None, None)
     monkeypatch.undo()

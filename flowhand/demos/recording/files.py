@@ -74,6 +74,7 @@ class GrowingSet:
         self.tasks: dict[str, int] = {}
         self.stats: dict[str, Any] = {}
         self.episodes = self.steps = 0
+        self.seeds: list[int] = []  # of the episodes that a world has made
         self._schemas: dict[str, Any] = {}  # of the tables that are there
         self._next: dict[str, int] = {}  # numbers of the next files
         self._videos = [layout.columns[name] for name in layout.videos]
@@ -113,9 +114,8 @@ class GrowingSet:
         self._next = {what: 1 + max((number_of(row, what) for row in kept), default=-1) for what in whats[2:]}
         self._next["data"] = 1 + max((number_of(row, "data") for row in kept), default=-1)
         files = [NUMBERED.search(str(row["_file"])) for row in kept]
-        self._next["meta/episodes"] = 1 + max(
-            (int(m[1]) * FILES_OF_CHUNK + int(m[2]) for m in files if m), default=-1
-        )
+        self._next["meta/episodes"] = 1 + max((int(m[1]) * FILES_OF_CHUNK + int(m[2]) for m in files if m), default=-1)
+        self.seeds = [row["seed"] for row in kept if row.get("seed") is not None]
         self._take_out(rows[len(kept) :])
         if len(rows) > len(kept) or self._is_uncounted():
             parts = [of_episode(row) for row in kept]
@@ -170,7 +170,9 @@ class GrowingSet:
         task_number = tasks.setdefault(task, len(tasks))
         numbers = {what: self._next.get(what, 0) for what in ("data", "meta/episodes")}
         row: dict[str, Any] = {"episode_index": number, "tasks": [task], "length": steps, "seed": seed}
-        row |= {f"stats/{name}/{key}": np.asarray(v).tolist() for name, all_ in stats.items() for key, v in all_.items()}
+        row |= {
+            f"stats/{name}/{key}": np.asarray(v).tolist() for name, all_ in stats.items() for key, v in all_.items()
+        }
         for what, at in numbers.items():
             row |= place_of(what, at)
         row |= {"dataset_from_index": self.steps, "dataset_to_index": self.steps + steps}
@@ -229,6 +231,7 @@ class GrowingSet:
         self._put_in(moves)
         self.info, self.tasks, self.stats = info, tasks, {**self.stats, **stats}
         self.episodes, self.steps = totals[:2]
+        self.seeds += [] if row["seed"] is None else [row["seed"]]
         for what in ("data", "meta/episodes", *(f"videos/{column}" for column in self._videos)):
             self._next[what] = self._next.get(what, 0) + 1
 
