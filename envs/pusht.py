@@ -107,6 +107,24 @@ class PushTEnv(Env):
         info = {"success": covered > ENOUGH, "score": score, "coverage": covered, "failure": "target not covered"}
         return self._observation(state), score, False, self._steps >= self.config.max_steps, info
 
+    def begin_at(self, recorded: Mapping[str, np.ndarray]) -> tuple[Observation, dict]:
+        """Start an episode where a recorded one is: disc and block there, at rest.
+
+        Args:
+            recorded: the observation of one control step, as `observed` takes it, without its first axis.
+
+        Raises:
+            ValueError: there is no such state.
+        """
+        state = _states({name: np.asarray(values)[None] for name, values in recorded.items()})[0]
+        _, info = self.reset(seed=0)
+        place(self._raw, state)
+        return self._observation(state), info
+
+    def as_recorded(self) -> dict[str, np.ndarray]:
+        """The present state as recordings have it: "state" (5,), disc x, y, block x, y (px), angle (rad)."""
+        return {"state": np.array(self._raw.get_obs(), np.float64)}
+
     def observed(self, recorded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What this world observes in recorded states.
 

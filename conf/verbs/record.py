@@ -88,7 +88,7 @@ ROOT = RecordRoot
 CHOICES = {"env": None, "robot": None, "driver": None}
 ABOUT = "A person, a policy or an expert drives a robot or a world -> demonstrations on disk, as LeRobot 3.0."
 EXAMPLES = [
-    "flowhand record data.path=data/monday robot=lerobot robot.type=so101_follower robot.port=/dev/ttyACM0 driver=keyboard",
+    "flowhand record data.path=data/monday robot=lerobot robot.type=so101_follower driver=keyboard",
     "flowhand record data.path=data/reach env=metaworld env.task=reach-v3 episodes=50",
     "flowhand record data.path=data/corrected checkpoint=outputs/demo takeover.by=expert takeover.after_s=4",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,22 @@ class SimulatedRobot:
 
     def reset(self, seed: int) -> None:
         """Starts the episode that belongs to the seed."""
-        self._observation, self.info, self.success = world.begin(self.env, seed)
+        self._begun(seed, *world.begin(self.env, seed))
+
+    def begin_at(self, recorded: Mapping[str, np.ndarray]) -> None:
+        """Starts an episode where a recorded one is, at a control step with this observation.
+
+        Raises:
+            ValueError: this world cannot.
+        """
+        begin = getattr(self.env, "begin_at", None)
+        if begin is None:
+            raise ValueError(f"{self.env.task} cannot begin at a recorded state, and the recording has no seed")
+        observation, info = begin(recorded)
+        self._begun(0, observation, info, False)
+
+    def _begun(self, seed: int, observation: dict[str, np.ndarray], info: dict[str, Any], success: bool) -> None:
+        self._observation, self.info, self.success = observation, info, success
         self.reward = 0.0
         self._seed, self._steps, self._success = seed, 0, False
         self.over = False

@@ -79,8 +79,10 @@ def test_what_was_recorded_is_read_again(tmp_path):
     assert rows["action_asked"][1] == [2.0, 1.0]
     assert rows["intervention"][:5] == [False, False, False, True, True]
     episode = data.read(1)
-    assert episode.intervention is not None and episode.intervention.tolist() == [False] * 3 + [True] * 3
-    assert episode.reward.tolist() == [0, 1, 2, 3, 4, 5] and episode.success.tolist() == [False] * 5 + [True]
+    assert episode.intervention is not None
+    assert episode.intervention.tolist() == [False] * 3 + [True] * 3
+    assert episode.reward.tolist() == [0, 1, 2, 3, 4, 5]
+    assert episode.success.tolist() == [False] * 5 + [True]
 
 
 def test_statistics_are_those_of_all_rows(tmp_path):
@@ -260,7 +262,8 @@ def test_frames_wait_on_the_disk_and_none_is_dropped_without_a_word(tmp_path):
     queue.put(picture(3))  # there is room again
     queue.close()
     assert [frame[0, 0, 0] for frame in taken] == [1, 2, 3]
-    assert room.taken == 0 and not list((tmp_path / "queue").iterdir())
+    assert room.taken == 0
+    assert not list((tmp_path / "queue").iterdir())
 
 
 def test_too_many_waiting_frames_end_the_episode(tmp_path, monkeypatch):
@@ -278,7 +281,7 @@ def test_a_camera_slower_than_the_control_repeats_its_frame(tmp_path):
     with Recorder(tmp_path / "set", spec(camera=True)) as recorder:
         recorder.begin()
         for step in range(6):
-            frame = picture(40 * (step // 3)) if step % 3 == 0 else frame  # noqa: F821
+            frame = picture(40 * (step // 3)) if step % 3 == 0 else frame
             recorder.add({"state": np.zeros(2), "front": frame}, np.zeros(2))
         recorder.end()
     levels = LeRobotDataset(tmp_path / "set").read(0).observation["front"].reshape(6, -1).mean(1)
@@ -320,15 +323,19 @@ def test_what_does_not_fit_is_not_recorded(tmp_path, observation, action, words)
 )
 def test_what_lerobot_has_no_place_for_is_recorded_natively(tmp_path, made, words):
     with Recorder(tmp_path / "set", made, task="push") as recorder:
-        assert recorder.format == "native" and words in recorder.lines[0]
+        assert recorder.format == "native"
+        assert words in recorder.lines[0]
         recorder.begin()
         values = {name: np.zeros(feature.shape, np.float32) for name, feature in made.observation.items()}
         recorder.add(values, np.ones(2), asked=np.full(2, 2.0), intervention=True)
         recorder.end()
     episode = Store.open(tmp_path / "set")[0]
-    assert episode.action.tolist() == [[1, 1]] and episode.task == "push"
-    assert episode.asked is not None and episode.asked.tolist() == [[2, 2]]
-    assert episode.intervention is not None and episode.intervention.tolist() == [True]
+    assert episode.action.tolist() == [[1, 1]]
+    assert episode.task == "push"
+    assert episode.asked is not None
+    assert episode.asked.tolist() == [[2, 2]]
+    assert episode.intervention is not None
+    assert episode.intervention.tolist() == [True]
 
 
 def test_pictures_can_be_kept_to_the_last_bit(tmp_path):

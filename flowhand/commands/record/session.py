@@ -142,7 +142,7 @@ class Session:
                 if not self._ready(seed):
                     break
                 reason = self._episode(seed)
-                broken = broken + 1 if reason.startswith("broken") else 0
+                broken = broken + 1 if reason.startswith(("broken", "empty")) else 0
                 if broken == MOST_BROKEN:
                     raise ValueError(f"{broken} episodes in a row were dropped; the last was {reason}")
                 self._require_successes()
@@ -196,7 +196,7 @@ class Session:
         reason = self._judged(ended)
         steps, about = self._recorder.steps, self._about()
         if reason or not steps:
-            reason = reason or "empty"
+            reason = reason or f"empty: {self._writer.nothing or ended}"
             self._recorder.drop()
             self.result.dropped[reason.partition(":")[0]] = self.result.dropped.get(reason.partition(":")[0], 0) + 1
             self._say(f"dropped after {steps} steps{about}: {reason}")

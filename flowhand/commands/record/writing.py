@@ -35,6 +35,7 @@ class EpisodeWriter(ThreadedObserver):
 
     Attributes:
         broken: why the episode is not whole; empty: it is.
+        nothing: why no step could be recorded yet; empty: all could.
         filled: steps that were filled in this episode.
         interventions: steps of this episode at which somebody had taken over.
         ends: is called, with the reason, where the episode cannot be whole.
@@ -59,6 +60,7 @@ class EpisodeWriter(ThreadedObserver):
 
     def begin(self) -> None:
         """An episode begins."""
+        self.nothing = ""
         self.broken, self.filled, self.interventions, self.succeeded = "", 0, 0, False
         self._next = self._missing = 0
         self._last: tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]] | None = None
@@ -75,7 +77,8 @@ class EpisodeWriter(ThreadedObserver):
             return
         if skipped:
             self._fill(skipped, "control was late")
-        assert event.observation is not None and event.sent is not None
+        assert event.observation is not None
+        assert event.sent is not None
         told = {
             "intervention": bool(getattr(self._actor, "intervention", False)),
             "reward": float(getattr(self._robot, "reward", 0.0)),
@@ -102,6 +105,7 @@ class EpisodeWriter(ThreadedObserver):
     def _fill(self, steps: int, reason: str) -> None:
         """Repeats the last step; before the first one there is nothing to repeat, and the episode begins later."""
         if self._last is None:
+            self.nothing = reason
             return
         self._missing += steps
         if self._missing > self._gap:

@@ -1,4 +1,4 @@
-"""One camera of the episode that is recorded: frames go to a queue on the disk, and a thread encodes them from there."""
+"""One camera of the episode that is recorded: frames go to a queue on the disk, from which a thread encodes them."""
 
 from __future__ import annotations
 

@@ -18,6 +18,8 @@ from flowhand.control.observers.journaling import ControlStep
 from flowhand.control.safety import Safety
 from flowhand.control.sensors import InferenceResult, Policy, Robot
 
+MOST_STEPS = 10**6  # of an episode
+
 
 class SteppedRuntime:
     """Controls one simulated robot, one episode after the other.
@@ -45,14 +47,20 @@ class SteppedRuntime:
         self._stopped = self._ending = ""
         self.steps = 0
 
-    def run(self, seconds: float, seed: int) -> str:
-        """Controls the robot for one episode; why it ended: time, over, or what `stop` or `end_episode` was given."""
+    def run(self, seconds: float, seed: int, most: int = MOST_STEPS) -> str:
+        """Controls the robot for one episode; why it ended: time, over, or what `stop` or `end_episode` was given.
+
+        Args:
+            seconds: to control for, where the world has a period.
+            seed: of the policy's noise, in [0, 2^32).
+            most: control steps.
+        """
         self._ending = ""
         self.safety.reset(getattr(self._robot, "command", None))
         self._publisher.episode_begins(EpisodeBegins(0, seed, "", None))
         self._policy.reset(seed=seed)
         step = 0
-        while not (ended := self._ended(step, seconds)):
+        while not (ended := self._ended(step, seconds) or ("time" if step >= most else "")):
             self._tick(step, seed)
             step += 1
         self._publisher.episode_ends(EpisodeEnds(0, seed, step, ended))

@@ -1,4 +1,4 @@
-"""A policy acts, and somebody else takes over: an expert or a person, on a key, after a time, or on the monitor's alarm.
+"""A policy acts, and somebody else takes over: an expert or a person, on a key, after a time, or on an alarm.
 
 Three things happen at the change. A leader with motors is first driven to where the follower was last sent, one small
 step at a time, while the robot holds (`Driver.lead`). Then the difference between the last command and the first wish
@@ -172,7 +172,8 @@ class TakeOver:
 
     def _led(self) -> bool:
         """Moves the leader a step towards the robot; whether a person may go on from there."""
-        assert self._last is not None and self._driver is not None
+        assert self._last is not None
+        assert self._driver is not None
         there = self._driver.lead(self._last)  # None of a device that is there at once
         late = (self._step - self._since) * self._dt > self._config.lead_s
         if there is False and not late:
