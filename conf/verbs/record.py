@@ -78,8 +78,6 @@ class RecordRoot:
             self.takeover.by = "driver"
         if self.takeover.by and not self.checkpoint:
             raise ValueError("takeover needs a policy to take over from; give checkpoint=")
-        if self.takeover.by == "driver" and self.driver is None:
-            raise ValueError("takeover.by=driver needs somebody who takes over; give driver=keyboard, or another one")
         if self.shadow and self.checkpoint:
             raise ValueError("shadow compares a policy with a person or an expert who drives; leave out checkpoint")
 

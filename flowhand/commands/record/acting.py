@@ -118,6 +118,8 @@ def actor_of(config: RecordRoot, parts: Parts, stack: ExitStack, driver: Driver 
     actor = PolicyActor(policy, parts.planner.spec.sensed)
     if not config.takeover.by:
         return actor
+    if config.takeover.by == "driver" and person is None:
+        raise ValueError("takeover.by=driver needs somebody who takes over; give driver=keyboard, or another one")
     other = ExpertActor(parts.robot) if config.takeover.by == "expert" else person
     dt = parts.spec.control_dt_s or 1.0  # of a world of events, times count its steps
     return TakeOver(actor, other, config.takeover, dt, parts.spec.action.discrete, monitor)

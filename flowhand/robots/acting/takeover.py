@@ -190,5 +190,5 @@ class TakeOver:
             return wish
         if self._offset is None:
             self._offset = np.where(self._discrete, 0.0, wish - self._last)
-        left = 1 - (self._step - self._joined) * self._dt / self._config.blend_s
+        left = 1 - (self._step - 1 - self._joined) * self._dt / self._config.blend_s
         return wish - self._offset * left if left > 0 else wish
