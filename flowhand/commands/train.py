@@ -34,6 +34,7 @@ from flowhand.demos.config import COLLECTED, TrainingDataConfig
 from flowhand.demos.decoded.rows import read_features, row_bytes, training_rows
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.hub import is_repo_id
+from flowhand.demos.interventions import step_weights
 from flowhand.demos.native import Store
 from flowhand.demos.observed import Observed
 from flowhand.demos.reader import Reader
@@ -57,6 +58,11 @@ def trainer_of(
 ) -> Trainer:
     """The trainer of a run; see `Trainer`."""
     windows = windows_of(config, spec, episodes, device)
+    data, numbers = (episodes.data, episodes.numbers) if isinstance(episodes, StateEpisodes) else (episodes, None)
+    if isinstance(data, Store | Reader):
+        chosen = range(len(data)) if numbers is None else numbers
+        if (weights := step_weights(data, chosen, config.data.intervention_weight)) is not None:
+            windows.weigh(weights)
     return Trainer(config.train, config.policy, spec, windows, device, config.seed, fitted)
 
 

@@ -17,6 +17,7 @@ from flowhand.contracts.data.rows import Rows, RowSet
 
 from ..batch import DTYPES, Batch
 from ..policy import Policy
+from .draws import Draws
 from .statistics import take_statistics
 
 ORDER = 0x6F72646572  # makes the seed of the batches another than that of the training's other randomness
@@ -39,7 +40,11 @@ class WindowSource(Protocol):
         ...
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """A batch of windows drawn uniformly, with replacement. The generator alone decides which."""
+        """A batch of windows drawn with replacement, uniformly unless weighed. The generator alone decides which."""
+        ...
+
+    def weigh(self, weights: np.ndarray) -> None:
+        """Draws each step (N,) in proportion to its weight."""
         ...
 
     def order(self, generator: torch.Generator, seed: int) -> torch.Generator:
@@ -114,6 +119,7 @@ class Stream:
         place = {text: i for i, text in enumerate(self.tasks)}
         self._task = np.array([place[text] for text in rows.tasks])  # of each episode
         self._back, self._ahead_steps = np.arange(1 - history, 1), np.arange(prediction_horizon)
+        self._draws = Draws(len(self))
         self.resident: dict[str, Tensor] = {}
         self._fill(resident_bytes)
         self._read = {name: each for name, each in rows.rows.items() if name not in self.resident}
@@ -150,7 +156,7 @@ class Stream:
         return self._complete(self._gather(index.cpu()))
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """A batch of windows drawn uniformly, with replacement, by a generator of the CPU."""
+        """A batch of windows drawn with replacement, uniformly unless weighed, by a generator of the CPU."""
         if self._thread is None:
             return self._complete(self._gather(self._drawn(batch_size, generator)))
         before = generator.get_state()
@@ -181,7 +187,11 @@ class Stream:
         return self._ends[np.searchsorted(self._ends, steps, side="right")] - 1
 
     def _drawn(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(len(self), (batch_size,), generator=generator)
+        return self._draws(batch_size, generator, torch.device("cpu"))
+
+    def weigh(self, weights: np.ndarray) -> None:
+        """Draws each step (N,) in proportion to its weight."""
+        self._draws = Draws(len(self), weights)
 
     def _restart(self, state: Tensor) -> None:
         for waiting in self._queue:

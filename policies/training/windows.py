@@ -15,6 +15,7 @@ from flowhand.contracts.planner import check_spec
 
 from ..batch import DTYPES, Batch
 from ..policy import Policy
+from .draws import Draws
 
 
 @runtime_checkable
@@ -104,6 +105,7 @@ class Windows:
         self.device = self.action.device
         self.back = torch.arange(1 - history, 1, device=device)
         self.ahead = torch.arange(prediction_horizon, device=device)
+        self._draws = Draws(len(self))
 
     def __len__(self) -> int:
         """Number of windows: one for each control step."""
@@ -122,9 +124,12 @@ class Windows:
         )
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """A batch of windows drawn uniformly, with replacement."""
-        index = torch.randint(len(self), (batch_size,), generator=generator, device=self.action.device)
-        return self.gather(index)
+        """A batch of windows drawn with replacement, uniformly unless they were weighed."""
+        return self.gather(self._draws(batch_size, generator, self.action.device))
+
+    def weigh(self, weights: np.ndarray) -> None:
+        """Draws each step (N,) in proportion to its weight."""
+        self._draws = Draws(len(self), weights)
 
     def order(self, generator: torch.Generator, seed: int) -> torch.Generator:
         """The training's own generator: a batch is drawn when it is needed."""

@@ -216,13 +216,15 @@ def test_without_an_exchange_files_stay_as_they_are(tmp_path, monkeypatch):
 @pytest.mark.parametrize("lost", ["sync", "write"])
 def test_a_full_disk_loses_the_episode_alone(tmp_path, monkeypatch, lost):
     full = OSError(28, "No space left on device")
-    with pytest.raises(OSError, match="No space"), Recorder(tmp_path / "set", spec(), judged=True) as recorder:
-        take(recorder, 0)
-        if lost == "sync":
-            monkeypatch.setattr("flowhand.demos.recording.files.sync", lambda *_: (_ for _ in ()).throw(full))
-        else:
-            monkeypatch.setattr(pq, "write_table", lambda *_, **__: (_ for _ in ()).throw(full))
+    recorder = Recorder(tmp_path / "set", spec(), judged=True).__enter__()
+    take(recorder, 0)
+    if lost == "sync":
+        monkeypatch.setattr("flowhand.demos.recording.files.sync", lambda *_: (_ for _ in ()).throw(full))
+    else:
+        monkeypatch.setattr(pq, "write_table", lambda *_, **__: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError, match="No space"):
         take(recorder, 1)
+    recorder.__exit__(OSError, full, None)
     monkeypatch.undo()
     require_whole(tmp_path / "set", 1)
 
@@ -271,9 +273,10 @@ def test_too_many_waiting_frames_end_the_episode(tmp_path, monkeypatch):
     config = RecorderConfig(queue_gb=2.5 * SIDE * SIDE * 3 / 2**30)
     with Recorder(tmp_path / "set", spec(camera=True), config) as recorder:
         recorder.begin()
+        for level in range(2):
+            recorder.add({"state": np.zeros(2), "front": picture(level)}, np.zeros(2))
         with pytest.raises(QueueFull):
-            for level in range(3):
-                recorder.add({"state": np.zeros(2), "front": picture(level)}, np.zeros(2))
+            recorder.add({"state": np.zeros(2), "front": picture(9)}, np.zeros(2))
     assert not (tmp_path / "set").exists()
 
 
