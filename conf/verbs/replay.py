@@ -41,7 +41,7 @@ ROOT = ReplayRoot
 CHOICES = {"env": None, "robot": None}
 ABOUT = "A recorded episode -> its actions again, in a world or on a robot; exit status 1 if they lead elsewhere."
 EXAMPLES = [
-    "flowhand replay data/reach episode=3 env=metaworld env.task=reach-v3",
-    "flowhand replay data/monday robot=lerobot robot.type=so101_follower robot.port=/dev/ttyACM0 safety.velocity=[30]",
+    "flowhand replay where=data/reach episode=3 env=metaworld env.task=reach-v3",
+    "flowhand replay where=data/monday robot=lerobot robot.type=so101_follower safety.velocity=[30]",
 ]
 MATTER = ("where", "episode", "tolerance", "approach_s", "seed", "safety.velocity")

@@ -12,6 +12,7 @@ import pytest
 from conf.verbs.record import RecordRoot
 from flowhand.commands.record import acting as acting_of_record
 from flowhand.commands.record import record
+from flowhand.commands.record.program import closing_line, write_page
 from flowhand.contracts.features import Feature
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.lerobot.dataset import LeRobotDataset
@@ -351,3 +352,15 @@ def test_a_policy_that_does_not_see_the_robot_is_refused(tmp_path, policy):
     policy.spec = point_spec(wrist=Feature((8, 8, 3), "uint8", "", camera="wrist"))
     with pytest.raises(ValueError, match="does not observe 'wrist'"):
         record(root(tmp_path / "set", checkpoint="good"), world=PointWorld(), say=lambda line: None)
+
+
+def test_the_page_of_a_shadow_shows_and_names(tmp_path, policy):
+    config = root(tmp_path / "set", shadow="flipped", episodes=8, real_time="no", keep="all")
+    config.page = str(tmp_path / "page.html")
+    script = ScriptedDriver(lambda seen: seen["state"] + np.clip(seen["goal"] - seen["state"], -STEP, STEP))
+    result = record(config, world=PointWorld(most=150), driver=script, say=lambda line: None)
+    write_page(config, result)
+    text = (tmp_path / "page.html").read_text()
+    assert "does the opposite in elbow (rad)" in text
+    assert text.count("<svg") == 2 * 8
+    assert closing_line(config, result).startswith(f"{config.data.path}: 8 episodes")

@@ -35,7 +35,7 @@ def test_the_first_step_that_differs_is_told(recorded):
         def step(self, action):
             found = super().step(action)
             if self._steps == 4:
-                self._point = self._point + [0.0, 0.25]
+                self._point = self._point + np.array([0.0, 0.25])
                 return self._observation(), *found[1:]
             return found
 

@@ -37,7 +37,8 @@ def _say_health(path: str) -> None:
     print(f"health     {health.line()}")
 
 
-def _write_page(config: RecordRoot, result: Recorded) -> None:
+def write_page(config: RecordRoot, result: Recorded) -> None:
+    """Writes the page of the shadow that watched."""
     from flowhand.pages.shadow import write_shadow_page
 
     assert result.shadow is not None
@@ -56,7 +57,7 @@ def run(cfg: DictConfig) -> int:
     for line in result.lines:
         print(line)
     if result.shadow is not None:
-        _write_page(config, result)
+        write_page(config, result)
     if config.health and result.kept:
         _say_health(config.data.path)
     print(closing_line(config, result))
