@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import av
@@ -379,3 +380,18 @@ def test_the_exchange_of_two_folders_is_the_house_s_own(tmp_path):
         (tmp_path / name / name).touch()
     assert durable.exchange(tmp_path / "one", tmp_path / "other")
     assert (tmp_path / "one" / "other").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("FLOWHAND_LEROBOT" not in os.environ, reason="FLOWHAND_LEROBOT names no Python with lerobot 0.6.1")
+def test_lerobot_itself_trains_on_a_recorded_set(tmp_path):
+    recorded(tmp_path / "set", 3, camera=True)
+    side = Path(__file__).parents[1] / "real" / "lerobot_trains.py"
+    words = [os.environ["FLOWHAND_LEROBOT"], str(side), str(tmp_path / "set")]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-1000:]
+    frames, inputs, loss = done.stdout.split()[-3:]
+    assert (frames, inputs) == ("18", "2")
+    assert np.isfinite(float(loss))

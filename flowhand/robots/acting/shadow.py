@@ -130,7 +130,8 @@ class Shadow(Observer):
     def compared(self) -> list[Comparison]:
         """Of the last seconds, by dimension."""
         if not self._recent:
-            return compared(self.names, *np.zeros((2, 0, len(self.names))), self._ranges)
+            nothing = np.zeros((0, len(self.names)))
+            return compared(self.names, nothing, nothing, self._ranges)
         policy, person = (np.stack(each) for each in zip(*self._recent, strict=True))
         return compared(self.names, policy, person, self._ranges)
 
