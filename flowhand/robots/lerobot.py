@@ -98,11 +98,11 @@ def device(config: DeviceConfig, room: str, base: str, make: str) -> Any:
     _register(import_module("lerobot.cameras"))
     import_module("lerobot.utils.import_utils").register_third_party_plugins()
     kind = getattr(configs, base)
-    known = sorted(kind.get_known_choices())
-    if config.type not in known:
-        raise ValueError(f"lerobot has no {config.type!r} in {room}; it has {', '.join(known)}")
+    given, known = config.passed_on, sorted(kind.get_known_choices())
+    if given["type"] not in known:
+        raise ValueError(f"lerobot has no {given['type']!r} in {room}; it has {', '.join(known)}")
     try:
-        return getattr(utils, make)(draccus.decode(kind, config.passed_on))
+        return getattr(utils, make)(draccus.decode(kind, given))
     except Exception as error:  # lerobot and draccus raise classes of their own
         raise ValueError(f"lerobot does not take this {config.type}: {_one_line(error)}") from error
 
@@ -147,6 +147,7 @@ class LeRobotRobot:
         self.observed_at = 0.0
         self.command: np.ndarray | None = None
         self.took: np.ndarray | None = None
+        self._home: np.ndarray | None = None
         self._timed: list[Any] = []  # cameras that say when their frame was taken
 
     def connect(self) -> None:

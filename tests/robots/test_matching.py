@@ -68,6 +68,12 @@ def test_units_that_differ_are_refused_in_a_line_that_names_both_and_converted_w
     np.testing.assert_allclose(robot.command, [math.radians(1), math.radians(2), 0.75])  # type: ignore[attr-defined]
 
 
+def test_a_state_without_a_range_has_that_of_the_action_of_the_same_name():
+    arm, policy = Arm(spec()), spec(unit="rad", low=(-3, -3, 0.0), high=(3, 3, 1.5))
+    policy = Spec({"state": Feature((3,), "float32", "rad", names=NAMES)}, policy.action, 0.02)
+    assert matched(arm, policy, convert=True).read()["state"][2] == pytest.approx(0.3 * 1.5)
+
+
 def test_a_share_of_a_range_needs_its_ends_and_an_unknown_unit_is_refused():
     with pytest.raises(ValueError, match=r"gripper\.pos .* 0\.\.100 .* rad .* only where low and high are known"):
         matched(Arm(spec(unit="rad,rad,0..100")), spec(unit="rad"), convert=True)
