@@ -11,7 +11,7 @@ import pytest
 import envs
 from conf import cli
 from conf.verbs.check import CheckRoot
-from flowhand.commands import check as command
+from flowhand.commands.check import measure as command
 from flowhand.contracts.features import Feature, Spec
 from flowhand.robots import ROBOTS, RobotConfig
 from flowhand.robots.check.config import CheckConfig
@@ -72,13 +72,13 @@ def test_a_camera_that_is_exchanged_from_the_start_is_seen_beside_demonstrations
 def test_a_loop_that_is_too_slow_says_what_takes_the_time():
     class Slow(Planted):
         def read(self):
-            self.clock.now += 0.06
+            self.clock.now += 0.05
             return super().read()
 
     clock = Clock()
     trace = Probe(Slow(Lagging(1, 0), SPEC, "", clock), SPEC, QUICK, clock=clock, wait_until=clock.wait).run()
     found = {each.kind: each.text for each in judged(trace, SPEC, QUICK).faults}
-    assert "the loop runs at 15 Hz, 30 are wanted: a reading takes 6" in found["loop"]
+    assert "the loop runs at 15 Hz, 30 are wanted: a reading takes 5" in found["loop"]
 
 
 def test_old_observations_and_failures_and_nan_are_faults():

@@ -27,6 +27,7 @@ from flowhand.robots.check.findings import Checked, Fault, judged
 from flowhand.robots.check.probe import STILL, Probe, Trace, image_features, thumb
 
 READING_S = 2.0  # longest wait for a reading, in seconds
+LASTING = 1_000_000  # control steps of a world's episode
 MOST_EPISODES = 20  # of the demonstrations, whose first pictures are the reference
 
 
@@ -83,13 +84,15 @@ def _world_of(config: CheckRoot) -> Callable[[], World] | None:
         raise ValueError("which robot? Give robot=NAME, or env=NAME for a world in its place")
     import envs
 
-    return partial(envs.make, config.env)
+    # An episode must not end before the check does.
+    lasting = {"max_steps": LASTING} if hasattr(config.env, "max_steps") else {}
+    return partial(envs.make, replace(config.env, **lasting))
 
 
 def _spec(config: CheckRoot, world: World | None, data: Any) -> Spec | None:
     """What the robot is compared with: the policy's, or that of the demonstrations; None: nothing is given."""
     if config.checkpoint:
-        from .control import planner_of
+        from ..control import planner_of
 
         return planner_of(config.checkpoint, "cpu", {}).spec
     return learnable(data.spec) if data is not None else None
