@@ -35,6 +35,11 @@ def address(where: str) -> tuple[str, str] | None:
     return repo, revision or "main"
 
 
+def on_hub(where: str) -> bool:
+    """Whether it may name something on the hub: "owner/name", with "@revision" after it or hf:// before it."""
+    return address(where) is not None or is_repo_id(where.partition("@")[0])
+
+
 def fetched(
     repo: str,
     revision: str = "main",
