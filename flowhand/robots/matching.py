@@ -137,7 +137,15 @@ def vector(
         places = [_place(dimension, name, given, giver, taker) for dimension in wanted.names]
     else:
         places = _in_order(name, given, wanted, giver, taker)
-    return Vector(places, [_line(name, given, wanted, i, places[i], convert, giver, taker) for i in range(wanted.size)])
+    lines = [_line(name, given, wanted, i, places[i], convert, giver, taker) for i in range(wanted.size)]
+    known = {key: units(feature) for key, feature in given.items()}
+    unsaid = [bool(known[key][index]) != bool(want) for (key, index), want in zip(places, units(wanted), strict=True)]
+    if any(unsaid):
+        who = taker if any(known[key][index] for key, index in places) else giver
+        logger.warning(
+            "%s says no unit of %r, so that nothing is compared: flowhand check looks at the ranges", who, name
+        )
+    return Vector(places, lines)
 
 
 def _line(

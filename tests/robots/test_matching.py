@@ -119,6 +119,13 @@ def test_an_action_with_a_value_that_the_robot_has_not_is_refused():
         matched(Arm(spec()), wider)
 
 
+def test_a_policy_without_units_is_taken_at_its_word_and_a_line_says_so(caplog):
+    arm = Arm(spec())
+    assert matched(arm, spec(unit="")).read()["state"].tolist() == [10, 20, 30]
+    LINES.drain(1)
+    assert "the policy says no unit of 'state', so that nothing is compared" in caplog.text
+
+
 def test_a_robot_that_says_nothing_is_taken_as_it_is():
     arm = Arm(spec())
     arm.features = None

@@ -22,7 +22,6 @@ from flowhand.contracts.features import Spec, dimension_name
 from flowhand.contracts.planner import learnable
 from flowhand.contracts.world import World
 from flowhand.control.background import TimeLimited
-from flowhand.pages.check import Curves, write_check_page
 from flowhand.robots.check.findings import Checked, Fault, judged
 from flowhand.robots.check.probe import STILL, Probe, Trace, image_features, thumb
 
@@ -141,15 +140,21 @@ def _write(config: CheckRoot, kind: str, spec: Spec, checked: Checked, trace: Tr
         ),
     }
     faults = [(fault.kind, fault.where, fault.text) for fault in checked.faults]
-    curves = _curves(trace, spec) if trace is not None else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_check_page(path, f"robot={kind}", summary, faults, checked.notes, tables, curves)
     for fault in checked.faults:
         print(f"{fault.kind}: {f'{fault.where}: ' if fault.where else ''}{fault.text}")
-    print(f"{summary.split(';')[0].rstrip('.')}; page: {path}")
+    try:
+        from flowhand.pages.check import write_check_page
+    except ImportError as error:  # a robot's computer may be without what draws
+        where = f"no page, which needs matplotlib ({error})"
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        curves = _curves(trace, spec) if trace is not None else {}
+        write_check_page(path, f"robot={kind}", summary, faults, checked.notes, tables, curves)
+        where = f"page: {path}"
+    print(f"{summary.split(';')[0].rstrip('.')}; {where}")
 
 
-def _curves(trace: Trace, spec: Spec) -> Curves:
+def _curves(trace: Trace, spec: Spec) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """What each dimension was told while it was moved, and where it was."""
     phase, seconds = np.array(trace.phase), np.array(trace.read_s)
     found = {}
