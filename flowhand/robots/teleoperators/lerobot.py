@@ -10,7 +10,7 @@ import numpy as np
 
 from flowhand.contracts.features import Spec
 
-from ..lerobot import DeviceConfig, device, motors, uncalibrated, vector_feature
+from ..lerobot import DeviceConfig, device, motors, require_file, uncalibrated, vector_feature
 from ..matching import vector
 from .base import DriverConfig, Observation
 
@@ -67,8 +67,7 @@ class LeRobotDriver:
         Raises:
             ValueError: it is not calibrated.
         """
-        if list(motors(self.device)) and not getattr(self.device, "calibration", True):
-            raise ValueError(uncalibrated(self.config, "teleop"))
+        require_file(self.device, self.config, "teleop")
         self.device.connect(calibrate=False)
         if not self.device.is_calibrated:
             self.device.disconnect()
