@@ -18,7 +18,7 @@ from flowhand.evaluation.records import read_records
 
 ROOT = Path(__file__).parents[2]
 PYTHON = os.environ.get("FLOWHAND_LEROBOT", "")
-WORLD = envs.SO101Config(pixels=32, max_steps=6)
+WORLD = envs.SO101Config(pixels=96, max_steps=6)
 needs_lerobot = pytest.mark.skipif(not PYTHON, reason="FLOWHAND_LEROBOT names no Python with lerobot==0.6.1")
 
 
@@ -71,7 +71,7 @@ def test_flowhand_eval_judges_it_on_the_same_seeds_whatever_the_number_of_lanes(
             "env=so101",
             f"out={out}",
         ]
-        more = ["env.pixels=32", "env.max_steps=6", "eval.episodes=2", f"eval.n_envs={lanes}", "eval.videos=0"]
+        more = ["env.pixels=96", "env.max_steps=6", "eval.episodes=2", f"eval.n_envs={lanes}", "eval.videos=0"]
         run = subprocess.run(
             [sys.executable, *words, *more, "eval.expert=false"], cwd=ROOT, capture_output=True, text=True
         )

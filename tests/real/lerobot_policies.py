@@ -16,7 +16,7 @@ import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
 
-SIZE = 32
+SIZE = 96
 SMALL: dict[str, dict[str, Any]] = {
     "act": {
         "chunk_size": 8, "n_action_steps": 4, "dim_model": 32, "n_heads": 2, "dim_feedforward": 32,

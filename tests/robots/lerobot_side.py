@@ -151,19 +151,24 @@ def driven(settings: dict[str, Any], spec: Spec) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with ready(follower(settings, convert=True), spec, 1 / 30) as robot:
         found["command"] = robot.command.tolist()
-        ages, numbers = [], []
+        observed, numbers = [], []
         for step in range(30):
             began = time.monotonic()
             observation = robot.read()
-            ages.append(began - robot.observed_at)
-            numbers.append(int(observation["front"][0, 0, 0]))
+            observed.append(robot.observed_at)
+            numbers.append(int(observation["front"][0, 0, :2] @ [256, 1]))
             target = np.array(found["command"])
             target[0] += 0.02 * min(step, 20)
             target[5] = 0.8
             robot.write(target)
             time.sleep(max(0.0, 1 / 30 - (time.monotonic() - began)))
         time.sleep(0.3)
-        found |= {"state": robot.read()["state"].tolist(), "target": target.tolist(), "ages": ages, "numbers": numbers}
+        found |= {
+            "state": robot.read()["state"].tolist(),
+            "target": target.tolist(),
+            "observed": observed,
+            "numbers": numbers,
+        }
         found |= {"took": robot.took.tolist(), "dtype": str(robot.read()["state"].dtype), "blocked": robot.blocked}
         found["shape"] = list(observation["front"].shape)
     return found
