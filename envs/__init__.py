@@ -20,6 +20,7 @@ from .metaworld import MetaWorldConfig, MetaWorldEnv
 from .mujoco import RenderingUnavailable
 from .perturb import PerturbConfig, PerturbedEnv
 from .pusht import PushTConfig, PushTEnv
+from .so101 import SO101Config, SO101Env
 
 # A config is always given to the function beside its own class, which the type cannot say.
 ENVS: dict[str, tuple[type[EnvConfig], Callable[[Any], Env]]] = {
@@ -28,6 +29,7 @@ ENVS: dict[str, tuple[type[EnvConfig], Callable[[Any], Env]]] = {
     "gymnasium": (GymnasiumConfig, GymnasiumEnv),
     "metaworld": (MetaWorldConfig, MetaWorldEnv),
     "pusht": (PushTConfig, PushTEnv),
+    "so101": (SO101Config, SO101Env),
 }
 
 
@@ -97,6 +99,7 @@ __all__ = [
     "PerturbConfig",
     "PushTConfig",
     "RenderingUnavailable",
+    "SO101Config",
     "Spec",
     "env_of",
     "import_modules",

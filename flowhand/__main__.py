@@ -22,6 +22,8 @@ VERBS = {
     "export": "write a checkpoint's decision as one file that needs no torch",
     "serve": "serve a checkpoint or an export to robots",
     "control": "control a robot, or a simulated world, in real time",
+    "push": "put a checkpoint, an export or recorded demonstrations on the Hugging Face hub",
+    "check": "measure a robot before a policy runs: rates, delays, signs, units, limits",
     "verify": "make every decision of a journal again and compare",
 }
 

@@ -33,7 +33,7 @@ from flowhand.contracts.resize import resized
 from flowhand.demos.config import COLLECTED, TrainingDataConfig
 from flowhand.demos.decoded.rows import read_features, row_bytes, training_rows
 from flowhand.demos.formats import open_dataset
-from flowhand.demos.hub import is_repo_id
+from flowhand.demos.hub import on_hub
 from flowhand.demos.interventions import step_weights
 from flowhand.demos.native import Store
 from flowhand.demos.observed import Observed
@@ -206,7 +206,7 @@ def demonstrations(config: TrainRoot) -> tuple[Store | StateEpisodes, StateEpiso
     """
     path, sees = Path(config.data.path), config.vision.kind != "none"
     reads = config.env.kind == "none" or envs.reads_recorded(config.env)
-    if config.data.path and not path.exists() and not (reads and is_repo_id(config.data.path)):
+    if config.data.path and not path.exists() and not (reads and on_hub(config.data.path)):
         made = argument("data.path", path)
         raise ValueError(
             f"there are no demonstrations at {path}; correct the path, or collect them: flowhand collect {made}"

@@ -5,7 +5,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import envs
-from envs import ENVS, AlohaConfig, DetourConfig, GymnasiumConfig, MetaWorldConfig, PushTConfig
+from envs import ENVS, AlohaConfig, DetourConfig, GymnasiumConfig, MetaWorldConfig, PushTConfig, SO101Config
 from envs.spaces import FeatureSpace
 from flowhand.contracts.features import Feature
 
@@ -15,6 +15,7 @@ WORLDS = {
     "gymnasium": [GymnasiumConfig(id="CartPole-v1", success_return=195.0), GymnasiumConfig(id="Reacher-v5")],
     "metaworld": [MetaWorldConfig(task="reach-v3")],
     "pusht": [PushTConfig(observation="keypoints"), PushTConfig(observation="image")],
+    "so101": [SO101Config(observes="state")],
 }
 # What Gymnasium advises against, and a world may do all the same.
 ADVICE = (
