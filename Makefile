@@ -35,6 +35,7 @@ test-all: install
 # The packages whose formats are read and written, each in a virtual environment of its own below .real (some GB).
 real-packages: install
 	$(BIN)/python -m benchmarks.real_packages --python $(PYTHON312)
+	FLOWHAND_LEROBOT=.real/lerobot/bin/python $(BIN)/python -m pytest tests/robots/test_lerobot.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -33,7 +33,7 @@ from flowhand.demos.reader import Reader
 
 SIDES = Path(__file__).parents[1] / "tests" / "real"
 REQUIREMENTS = {
-    "lerobot": ["lerobot[dataset]==0.6.1"],
+    "lerobot": ["lerobot[dataset,feetech]==0.6.1"],
     "robomimic": ["robomimic==0.3.0"],
     "zarr": ["zarr<3", "numcodecs<0.16"],
     "minari": ["minari[hdf5]", "pillow", "jax"],  # its collector stores trees of arrays by way of jax

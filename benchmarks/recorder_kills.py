@@ -1,12 +1,12 @@
-"""kill -9 and full disks while demonstrations are recorded: LeRobot opens what is left, with every earlier episode whole.
+"""kill -9 and full disks while demonstrations are recorded: LeRobot opens what is left, with all earlier episodes.
 
     FLOWHAND_LEROBOT=PYTHON python -m benchmarks.recorder_kills [--kills N] [--compactions N] [--full N] [--out FILE]
 
 A recorder in a process of its own records short episodes of states and one camera, whose pictures show their own
 number, and notes each episode that it was told is finished. It is killed at a random moment: while it records, or while
-it joins files; or its disk (a small tmpfs, which needs the right to mount) is filled by another file. The folder is then
-opened, as it was left, by LeRobot in the Python that FLOWHAND_LEROBOT names: every noted episode must be there, with
-the states and pictures that were recorded. Afterwards recording goes on in the folder, and it is opened again. The
+it joins files; or its disk (a small tmpfs, which needs the right to mount) is filled by another file. The folder is
+then opened, as it was left, by LeRobot in the Python that FLOWHAND_LEROBOT names: every noted episode must be there,
+with the states and pictures that were recorded. Afterwards recording goes on in the folder, and it is opened again. The
 cells are kept in the result file, so that a run that was stopped goes on.
 """
 
@@ -92,11 +92,13 @@ class LeRobot:
         self._process = subprocess.Popen(
             [python, "-c", OPENS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tempfile.gettempdir()
         )
-        assert self._process.stdout is not None and self._process.stdout.readline().strip() == "ready"
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline().strip() == "ready"
 
     def opens(self, path: Path, least: int) -> dict[str, Any]:
         """How many episodes it finds, or what is wrong."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         print(json.dumps([str(path), least]), file=self._process.stdin, flush=True)
         return json.loads(self._process.stdout.readline())
 

@@ -1,6 +1,6 @@
 """Small, fast policies that generate motion: what a user of a trained one needs, looked up when it is used.
 
-    policy = flowhand.load("outputs/demo")      # a checkpoint, a run's folder, an exported policy, or ws://host:port
+    policy = flowhand.load("outputs/demo")      # a checkpoint, an export, hf://owner/name, ws://host:port
     controller = flowhand.Controller(policy)
     controller.reset(seed=0)
     action = controller.step(observation)
@@ -36,8 +36,9 @@ def load(where: Path | str, *, device: str = "cpu", trust: bool = False, threads
     """The policy that lies there, ready to plan.
 
     Args:
-        where: a checkpoint, the folder of a training run, an exported policy, or the address of a server (ws://, wss://),
-            whose key, if it wants one, stands in the environment variable FLOWHAND_API_KEY.
+        where: a checkpoint, the folder of a training run, an exported policy, one of these on the Hugging Face hub
+            (hf://owner/name or hf://owner/name@revision), or the address of a server (ws://, wss://), whose key, if it
+            wants one, stands in the environment variable FLOWHAND_API_KEY.
         device: of a checkpoint: auto (cuda if there is one) | cpu | cuda | cuda:N.
         trust: run an export that is a program; ONNX files are looked through first and need no trust.
         threads: CPU threads of a decision, for ONNX; the others take torch's.
@@ -53,6 +54,11 @@ def load(where: Path | str, *, device: str = "cpu", trust: bool = False, threads
         from .deploy import remote
 
         return remote.load(str(where), os.environ.get("FLOWHAND_API_KEY"))
+    if str(where).startswith("hf://"):
+        from .demos import hub
+
+        repo, revision = hub.address(str(where)) or ("", "")
+        where = hub.fetched(repo, revision, kind="model")
     from flowhand.contracts.export import artifact
 
     if not artifact.is_export(where):

@@ -11,6 +11,8 @@ from .contracts.strict import nearest
 
 VERBS = {
     "collect": "let a world's scripted expert record demonstrations",
+    "record": "record demonstrations with a person, a policy or an expert, on a robot or in a world",
+    "replay": "play a recorded episode again, and compare where it leads",
     "train": "train a policy from demonstrations, and evaluate it",
     "eval": "evaluate a checkpoint or an export: success rate, records, report page",
     "compare": "compare evaluations on the same start states, with paired tests",
@@ -20,6 +22,8 @@ VERBS = {
     "export": "write a checkpoint's decision as one file that needs no torch",
     "serve": "serve a checkpoint or an export to robots",
     "control": "control a robot, or a simulated world, in real time",
+    "push": "put a checkpoint, an export or recorded demonstrations on the Hugging Face hub",
+    "check": "measure a robot before a policy runs: rates, delays, signs, units, limits",
     "verify": "make every decision of a journal again and compare",
 }
 

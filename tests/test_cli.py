@@ -17,7 +17,7 @@ from flowhand.__main__ import main
 ROOT = Path(__file__).parents[1]
 VERBS = [verb for verb in program_of_all.VERBS if (ROOT / "conf/verbs" / f"{verb}.py").exists()]  # composed by Hydra
 GIVEN = {**dict.fromkeys(("eval", "export", "serve", "control", "calibrate"), "checkpoint"), "verify": "journal"}
-GIVEN |= {"inspect": "where"}
+GIVEN |= {"inspect": "where", "push": "where"}
 SELF_EVIDENT = {"kind"}
 
 
@@ -105,7 +105,7 @@ def test_the_help_of_a_verb_fits_on_a_screen_and_knows_every_setting(verb):
     assert all(f"\n  {key}=" in whole for key in keys)
     assert set(import_module(f"conf.verbs.{verb}").MATTER) <= set(keys)
     assert "  execution.mode=receding_horizon  receding_horizon | temporal_ensembling" in whole or verb in (
-        *("collect", "convert", "export", "inspect", "serve", "verify"),
+        *("check", "collect", "convert", "export", "inspect", "push", "serve", "verify"),
     )
 
 

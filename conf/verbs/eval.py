@@ -71,7 +71,8 @@ class RecordedConfig:
 class EvalRoot:
     """What `flowhand eval` reads."""
 
-    checkpoint: str = MISSING  # folder of a checkpoint, of the run that wrote it, or of an export
+    checkpoint: str = MISSING  # folder of a checkpoint, of the run that wrote it, of an export, or of a lerobot policy
+    lerobot: str = ""  # Python with lerobot 0.6.1, in which its policies decide; empty: FLOWHAND_LEROBOT says it
     trust: bool = False  # run an export that holds a program of torch or native code: only one that you made
     env: EnvConfig | None = None  # another environment than the checkpoint's own
     modules: list[str] = field(

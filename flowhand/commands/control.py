@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 import flowhand
 from conf import cli
 from conf.verbs.control import ControlRoot
+from conf.verbs.record import RecordRoot
 from flowhand import robots
 from flowhand.contracts.data.tasks import SOURCE, TASK, given
 from flowhand.contracts.durable import opened
@@ -66,7 +67,7 @@ def control(config: ControlRoot) -> tuple[str, str]:
         viewing(port, fresh, spec, make_env, control_dt_s=dt) as view,
     ):
         if config.monitor:
-            planner, monitor = _watched(own, config, view.observers)
+            planner, monitor = watched(own, config, view.observers)
         inference_thread = InferenceThread(
             planner, config.execution, config.noise_seed, config.asynchronous, observers=view.observers
         )
@@ -74,7 +75,7 @@ def control(config: ControlRoot) -> tuple[str, str]:
         if env:
             if config.robot is None:  # then nothing is converted, and the world has just what the policy knows
                 require_drives(spec, env.features, env.task)
-            config.safety = _resting(config.safety, env)
+            config.safety = resting(config.safety, env)
         safety = safety_of(spec, config.safety, config.workspace, dt)
         chosen = config.robot or robots.SimulatedConfig()
         simulated = {"stop_at_success": config.stop_at_success, "picture_every": view.picture_every} if env else {}
@@ -156,7 +157,7 @@ def _told_to_go_on(runtime: Runtime) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _resting(config: SafetyConfig, env: World) -> SafetyConfig:
+def resting(config: SafetyConfig, env: World) -> SafetyConfig:
     """The limits, with what this world knows of standing still where they do not say it."""
     if config.safe_action != "hold" or config.rest is not None:
         return config
@@ -196,7 +197,7 @@ def one_thread(planner: LoadedPlanner) -> AbstractContextManager[None]:
     return cpu_threads(1)
 
 
-def _watched(planner: Any, config: ControlRoot, observers: Sequence[Observer]) -> tuple[Planner, Monitor]:
+def watched(planner: Any, config: ControlRoot | RecordRoot, observers: Sequence[Observer]) -> tuple[Planner, Monitor]:
     """The policy as it decides under the monitor that was calibrated for it, and the monitor."""
     if planner.identity is not None:
         calibrated: Any = planner.manifest.monitor

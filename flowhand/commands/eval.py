@@ -39,6 +39,7 @@ from policies.training.train_state import require_history
 
 from . import held_out
 from .collect import attempt
+from .lerobot.planner import is_lerobot, open_lerobot
 from .runs import log_results, wandb_run
 from .tasks.episodes import agent_of, evaluate, evaluate_expert, seeds_of, world_of
 from .tasks.judge import Judged, gathered, write_joint
@@ -282,9 +283,10 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
         raise ValueError("eval.episodes=0 leaves nothing to evaluate; give 1 or more")
     device = select_device(config.device, config.threads)
     checkpoint = Path(config.checkpoint)
-    exported = is_export(checkpoint)
-    checkpoint = checkpoint if exported else policies.checkpoint_in(checkpoint)
-    policy = open_export(config) if exported else open_checkpoint(config, device)
+    exported, foreign = is_export(checkpoint), is_lerobot(checkpoint)
+    checkpoint = checkpoint if exported or foreign else policies.checkpoint_in(checkpoint)
+    opens: Any = open_lerobot if foreign else open_export if exported else partial(open_checkpoint, device=device)
+    policy: LoadedPlanner = opens(config)
     if config.data.path:
         return held_out.judged_again(config, policy, checkpoint)
     name = f"eval-{config.eval.seed}-{config.eval.episodes}"

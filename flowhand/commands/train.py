@@ -32,7 +32,8 @@ from flowhand.contracts.planner import learnable
 from flowhand.contracts.provenance import revision
 from flowhand.demos.config import COLLECTED, TrainingDataConfig
 from flowhand.demos.formats import open_dataset
-from flowhand.demos.hub import is_repo_id
+from flowhand.demos.hub import on_hub
+from flowhand.demos.interventions import step_weights
 from flowhand.demos.mixture import Mixture
 from flowhand.demos.native import Store
 from flowhand.demos.observed import Observed
@@ -66,6 +67,11 @@ def trainer_of(
 ) -> Trainer:
     """The trainer of a run; see `Trainer`."""
     windows = windows_of(config, spec, episodes, device)
+    data, numbers = (episodes.data, episodes.numbers) if isinstance(episodes, StateEpisodes) else (episodes, None)
+    if isinstance(data, Store | Reader):
+        chosen = range(len(data)) if numbers is None else numbers
+        if (weights := step_weights(data, chosen, config.data.intervention_weight)) is not None:
+            windows.weigh(weights)
     return Trainer(config.train, config.policy, spec, windows, device, config.seed, fitted, processes)
 
 
@@ -163,7 +169,7 @@ def demonstrations(config: TrainRoot) -> tuple[Demonstrations, Unseen]:
         return of_sets(config.data, config.vision.kind != "none")
     path, sees = Path(config.data.path), config.vision.kind != "none"
     reads = config.env.kind == "none" or envs.reads_recorded(config.env)
-    if config.data.path and not path.exists() and not (reads and is_repo_id(config.data.path)):
+    if config.data.path and not path.exists() and not (reads and on_hub(config.data.path)):
         made = argument("data.path", path)
         raise ValueError(
             f"there are no demonstrations at {path}; correct the path, or collect them: flowhand collect {made}"

@@ -254,7 +254,7 @@ def _discard_previous(path: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swaps the names of two files or folders in one step; False where the system or the file system has no such step."""
+    """Swaps two names in one step; False where the system or the file system has no such step."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     here, swap = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fs.h
     if rename is None:

@@ -137,6 +137,10 @@ class Runtime:
         """Ends the run at the next control step; may be called from a signal handler or another thread."""
         self._stopped = self._stopped or reason
 
+    def end_episode(self, reason: str) -> None:
+        """Ends the present episode alone at the next control step; may be called from another thread."""
+        self._ending = self._ending or reason
+
     def close(self) -> None:
         """Ends the threads and closes the journal."""
         self._sensors.close()

@@ -106,6 +106,8 @@ class TrainingDataConfig(DataConfig):
     # episodes of a recorded set that are kept from the training, which they judge: below 1 their share, from 1 on their
     # number; -1: a tenth, at most 50. Where there is a world they are 0: it judges on seeds of its own
     held_out: float = field(default=-1, metadata={"before": 0})
+    # times that a step at which somebody had taken over from a policy is drawn as often as another one
+    intervention_weight: float = field(default=1.0, metadata={"before": 1.0})
     # of the draw of the episodes that are held out
     held_out_seed: int = field(default=0, metadata={"before": 0})
     # learn each recorded demonstration also as in a mirror, where the world's task is symmetric
@@ -128,6 +130,8 @@ class TrainingDataConfig(DataConfig):
         for name in ("memory_gb", "cache_gb", "prefetch"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"data.{name} is {getattr(self, name)}: expected a number, 0 or more")
+        if not 0 <= self.intervention_weight < math.inf:
+            raise ValueError(f"data.intervention_weight is {self.intervention_weight}: expected a number, 0 or more")
         self.held_out_seed = whole("data.held_out_seed", self.held_out_seed)
         if self.held_out_seed < 0:
             raise ValueError(f"data.held_out_seed is {self.held_out_seed}: expected a number in [0, inf]")

@@ -10,7 +10,7 @@ from typing import Any
 from .hdf5_files.hdf5 import child, numbered, opened
 from .hdf5_files.minari import MinariDataset
 from .hdf5_files.robomimic import RobomimicDataset
-from .hub import fetched, is_repo_id
+from .hub import SCHEME, address, fetched, is_repo_id
 from .lerobot.dataset import LeRobotDataset
 from .native import Store
 from .reader import Reader
@@ -26,15 +26,16 @@ def open_dataset(where: Path | str, **options: Any) -> Store | Reader:
 
     Args:
         where: a folder or a file, or the name of a data set on the Hugging Face hub, "owner/name" or
-            "owner/name@revision".
+            "owner/name@revision"; with hf:// before it no file here is looked for.
         options: of the format's reader, such as `observation`, `action`, `rate_hz`, `failed`, `filter_key`.
 
     Raises:
         ValueError: there are none, of no known format, or they are damaged; the line says what was found.
     """
-    path = Path(where)
-    if os.path.lexists(path) or not isinstance(where, str):
-        return _opened(path, options)
+    if isinstance(where, str) and address(where):
+        where = where.removeprefix(SCHEME)
+    elif os.path.lexists(where) or not isinstance(where, str):
+        return _opened(Path(where), options)
     repo, _, revision = where.partition("@")
     if not is_repo_id(repo):
         raise ValueError(f"{where} does not exist; expected a path, or OWNER/NAME of a data set on the hub")

@@ -244,7 +244,7 @@ class Reader:
         plain = [name for name, column in self.columns.items() if column.encoding == "numbers" and name != "action"]
         view = self.only(plain)
         with damage(f"{self.path}: episode 0", str(self.path)):
-            return set(view._arrays(view._stored[0], 0, 1, list(view.columns))[1])
+            return set(view._arrays(view._stored[0], 0, 1, list(view.columns))[1]) & {"reward", "success", "seed"}
 
     @property
     def cameras(self) -> list[str]:

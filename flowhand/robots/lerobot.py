@@ -98,11 +98,11 @@ def device(config: DeviceConfig, room: str, base: str, make: str) -> Any:
     _register(import_module("lerobot.cameras"))
     import_module("lerobot.utils.import_utils").register_third_party_plugins()
     kind = getattr(configs, base)
-    known = sorted(kind.get_known_choices())
-    if config.type not in known:
-        raise ValueError(f"lerobot has no {config.type!r} in {room}; it has {', '.join(known)}")
+    given, known = config.passed_on, sorted(kind.get_known_choices())
+    if given["type"] not in known:
+        raise ValueError(f"lerobot has no {given['type']!r} in {room}; it has {', '.join(known)}")
     try:
-        return getattr(utils, make)(draccus.decode(kind, config.passed_on))
+        return getattr(utils, make)(draccus.decode(kind, given))
     except Exception as error:  # lerobot and draccus raise classes of their own
         raise ValueError(f"lerobot does not take this {config.type}: {_one_line(error)}") from error
 
@@ -147,6 +147,7 @@ class LeRobotRobot:
         self.observed_at = 0.0
         self.command: np.ndarray | None = None
         self.took: np.ndarray | None = None
+        self._home: np.ndarray | None = None
         self._timed: list[Any] = []  # cameras that say when their frame was taken
 
     def connect(self) -> None:
@@ -155,8 +156,7 @@ class LeRobotRobot:
         Raises:
             ValueError: it is not calibrated.
         """
-        if motors(self.device) and not getattr(self.device, "calibration", True):
-            raise ValueError(uncalibrated(self.config, "robot"))
+        require_file(self.device, self.config, "robot")
         self.device.connect(calibrate=False)
         try:
             if not self.device.is_calibrated:
@@ -178,7 +178,7 @@ class LeRobotRobot:
         if not self.device.is_connected:
             return
         try:
-            if self.config.at_end == "return" and self._home is not None and not self._returned(self._home):
+            if self.config.at_end == "return" and not (self._home is not None and self._returned(self._home)):
                 where = "its torque is kept: switch it off by hand" if self._keeps else "hold it"
                 logger.warning("the robot has not come back to where it stood at connecting; %s", where)
                 if self._keeps:
@@ -275,6 +275,23 @@ def vector_feature(keys: list[str], known: Mapping[str, tuple[str, float, float]
     text = names[0] if len(set(names)) == 1 else ",".join(names)
     low, high = tuple(each[1] for each in of_each), tuple(each[2] for each in of_each)
     return Feature((len(keys),), "float32", text, low, high, kind="state", names=tuple(keys))
+
+
+def require_file(found: Any, config: DeviceConfig, part: str) -> None:
+    """Raises `ValueError` before a device is connected whose serial motors need a calibration, and that has none.
+
+    Connected without one, lerobot would already have switched the torque on.
+    """
+    buses = (found, *(getattr(found, name, None) for name in ARMS.values()))
+    serial = any(hasattr(getattr(each, "bus", each), "model_resolution_table") for each in buses if each is not None)
+    if serial and not getattr(found, "calibration", None) and not _arms_calibrated(found):
+        raise ValueError(uncalibrated(config, part))
+
+
+def _arms_calibrated(found: Any) -> bool:
+    """Whether a device of two arms has a calibration for each."""
+    arms = [arm for name in ("left_arm", "right_arm") if (arm := getattr(found, name, None)) is not None]
+    return bool(arms) and all(getattr(arm, "calibration", None) for arm in arms)
 
 
 def uncalibrated(config: DeviceConfig, part: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,15 +48,17 @@ class Matched:
     def __init__(self, robot: Robot, own: Spec, spec: Spec, convert: bool):
         self.robot = robot
         self.features = spec
-        states = {name: f for name, f in own.sensed.items() if f.kind == "state" and len(f.shape) == 1}
+        states = {
+            name: _ranged(f, own.action) for name, f in own.sensed.items() if f.kind == "state" and len(f.shape) == 1
+        }
         self._states: dict[str, Vector] = {}
         self._others: dict[str, str] = {}  # name in the specification -> the robot's
         for name, feature in spec.sensed.items():
             if feature.kind == "state" and len(feature.shape) == 1:
-                self._states[name] = vector(name, states, feature, convert)
+                self._states[name] = vector(name, states, _ranged(feature, spec.action), convert)
             else:
                 self._others[name] = _same(name, feature, own)
-        commanded = {"action": spec.action}
+        self._taken, commanded = own.action, {"action": spec.action}
         self._action = vector("action", commanded, own.action, convert, "the policy", "the robot")
         if own.action.size != spec.action.size:
             unknown = set(map(_bare, spec.action.names or ())) - set(map(_bare, own.action.names or ()))
@@ -76,6 +79,11 @@ class Matched:
         """(A,) what the robot holds before the first command, where that is known."""
         held = getattr(self.robot, "command", None)
         return None if held is None else self._action.back(np.asarray(held, float))
+
+    def limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Smallest and largest action (A,) that the robot says it takes, in units of the specification."""
+        one, other = (self._action.back(end.astype(float)) for end in self._taken.bounds())
+        return np.minimum(one, other), np.maximum(one, other)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.robot, name)
@@ -129,7 +137,15 @@ def vector(
         places = [_place(dimension, name, given, giver, taker) for dimension in wanted.names]
     else:
         places = _in_order(name, given, wanted, giver, taker)
-    return Vector(places, [_line(name, given, wanted, i, places[i], convert, giver, taker) for i in range(wanted.size)])
+    lines = [_line(name, given, wanted, i, places[i], convert, giver, taker) for i in range(wanted.size)]
+    known = {key: units(feature) for key, feature in given.items()}
+    unsaid = [bool(known[key][index]) != bool(want) for (key, index), want in zip(places, units(wanted), strict=True)]
+    if any(unsaid):
+        who = taker if any(known[key][index] for key, index in places) else giver
+        logger.warning(
+            "%s says no unit of %r, so that nothing is compared: flowhand check looks at the ranges", who, name
+        )
+    return Vector(places, lines)
 
 
 def _line(
@@ -207,6 +223,17 @@ def _same(name: str, wanted: Feature, own: Spec) -> str:
             "size of the robot's camera"
         )
     return found[0]
+
+
+def _ranged(state: Feature, action: Feature) -> Feature:
+    """The state with the range of the action of the same name and unit where it does not say its own."""
+    places = {name: place for place, name in enumerate(action.names or ())}
+    ends = [list(end.reshape(-1).astype(float)) for end in state.bounds()]
+    for index, name in enumerate(state.names or ()):
+        if name in places and units(state)[index] == units(action)[places[name]]:
+            for end, known in zip(ends, _range(action, places[name]), strict=True):
+                end[index] = end[index] if math.isfinite(end[index]) else known
+    return replace(state, low=tuple(ends[0]), high=tuple(ends[1]))
 
 
 def _bare(name: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +45,9 @@ class SimulatedRobot:
 
     Attributes:
         picture: of the world after the last command (H, W, 3), where it was drawn.
+        info: what the world said beside the last observation.
+        reward: of the last command.
+        success: whether the task is solved after the last command.
         over: whether the episode has ended, or the world has failed; further commands do nothing.
         outcomes: of the episodes that have ended by themselves.
     """
@@ -57,6 +62,8 @@ class SimulatedRobot:
         self.over = True
         self.outcomes: list[Outcome] = []
         self._observation: dict[str, np.ndarray] = {}
+        self.info: dict[str, Any] = {}
+        self.reward, self.success = 0.0, False
 
     @property
     def features(self) -> Spec:
@@ -65,7 +72,23 @@ class SimulatedRobot:
 
     def reset(self, seed: int) -> None:
         """Starts the episode that belongs to the seed."""
-        self._observation, _, _ = world.begin(self.env, seed)
+        self._begun(seed, *world.begin(self.env, seed))
+
+    def begin_at(self, recorded: Mapping[str, np.ndarray]) -> None:
+        """Starts an episode where a recorded one is, at a control step with this observation.
+
+        Raises:
+            ValueError: this world cannot.
+        """
+        begin = getattr(self.env, "begin_at", None)
+        if begin is None:
+            raise ValueError(f"{self.env.task} cannot begin at a recorded state, and the recording has no seed")
+        observation, info = begin(recorded)
+        self._begun(0, observation, info, False)
+
+    def _begun(self, seed: int, observation: dict[str, np.ndarray], info: dict[str, Any], success: bool) -> None:
+        self._observation, self.info, self.success = observation, info, success
+        self.reward = 0.0
         self._seed, self._steps, self._success = seed, 0, False
         self.over = False
 
@@ -83,7 +106,8 @@ class SimulatedRobot:
         except WorldError:
             self.over = True  # without an outcome: what would have come is not known
             raise
-        self._observation = step.observation
+        self._observation, self.info = step.observation, step.info
+        self.reward, self.success = step.reward, step.success
         self._steps += 1
         self._success |= step.success
         self.over = step.terminated or step.truncated or (self.stop_at_success and self._success)

@@ -63,3 +63,9 @@ def balance_of(
     sizes = [int(counts[sources == number].sum()) for number in range(len(episodes.weights))]
     balance = Balance(sizes, list(episodes.weights), device)
     return balance, torch.repeat_interleave(sources, counts).to(device)
+
+
+def require_one_set(balance: Balance | None) -> None:
+    """Raises `ValueError` where data sets have shares of their own, for steps with weights of their own."""
+    if balance is not None:
+        raise ValueError("data sets with shares of their own take no weights of steps; set data.intervention_weight=1")

@@ -17,8 +17,9 @@ from flowhand.contracts.data.rows import Rows, RowSet
 
 from ..batch import DTYPES, Batch
 from ..policy import Policy
-from .balance import balance_of
+from .balance import balance_of, require_one_set
 from .statistics import take_statistics
+from .weighted import Draws
 
 ORDER = 0x6F72646572  # makes the seed of the batches another than that of the training's other randomness
 ROWS_AT_ONCE = 2**16  # that are held beside the tensors while these are filled
@@ -40,10 +41,14 @@ class WindowSource(Protocol):
         ...
 
     def draw(self, batch_size: int, generator: torch.Generator, part: slice = slice(None)) -> Batch:
-        """A batch of windows drawn uniformly, with replacement, or a part of its rows.
+        """A batch of windows drawn with replacement, uniformly unless weighed, or a part of its rows.
 
         The generator alone decides which, and goes on as for the whole batch.
         """
+        ...
+
+    def weigh(self, weights: np.ndarray) -> None:
+        """Draws each step (N,) in proportion to its weight; `ValueError` where data sets have shares of their own."""
         ...
 
     def order(self, generator: torch.Generator, seed: int) -> torch.Generator:
@@ -122,6 +127,7 @@ class Stream:
         self.balance, source = balance_of(rows, rows.lengths)
         self._source = None if source is None else source.numpy()  # of each control step
         self._back, self._ahead_steps = np.arange(1 - history, 1), np.arange(prediction_horizon)
+        self._draws = Draws(len(self))
         self.resident: dict[str, Tensor] = {}
         self._fill(resident_bytes)
         self._read = {name: each for name, each in rows.rows.items() if name not in self.resident}
@@ -200,7 +206,12 @@ class Stream:
     def _drawn(self, batch_size: int, generator: torch.Generator) -> Tensor:
         if self.balance is not None:
             return self.balance.draw(batch_size, generator)
-        return torch.randint(len(self), (batch_size,), generator=generator)
+        return self._draws(batch_size, generator, torch.device("cpu"))
+
+    def weigh(self, weights: np.ndarray) -> None:
+        """Draws each step (N,) in proportion to its weight; `ValueError` where data sets have shares of their own."""
+        require_one_set(self.balance)
+        self._draws = Draws(len(self), weights)
 
     def _restart(self, state: Tensor) -> None:
         for waiting in self._queue:

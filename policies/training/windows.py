@@ -16,7 +16,8 @@ from flowhand.contracts.screen.plans import counted, cut
 
 from ..batch import DTYPES, Batch
 from ..policy import Policy
-from .balance import balance_of
+from .balance import balance_of, require_one_set
+from .weighted import Draws
 
 
 @runtime_checkable
@@ -116,6 +117,7 @@ class Windows:
         self.device = self.action.device
         self.back = torch.arange(1 - history, 1, device=device)
         self.ahead = torch.arange(prediction_horizon, device=device)
+        self._draws = Draws(len(self))
 
     def __len__(self) -> int:
         """Number of windows: one for each control step."""
@@ -137,12 +139,16 @@ class Windows:
     def draw(self, batch_size: int, generator: torch.Generator, part: slice = slice(None)) -> Batch:
         """A batch of windows drawn with replacement, or a part of its rows.
 
-        They are drawn uniformly, or of each data set of a mixture its share.
+        They are drawn uniformly, as they were weighed, or of each data set of a mixture its share.
         """
         if self.balance is not None:
             return self.gather(self.balance.draw(batch_size, generator)[part])
-        index = torch.randint(len(self), (batch_size,), generator=generator, device=self.action.device)
-        return self.gather(index[part])
+        return self.gather(self._draws(batch_size, generator, self.action.device)[part])
+
+    def weigh(self, weights: np.ndarray) -> None:
+        """Draws each step (N,) in proportion to its weight; `ValueError` where data sets have shares of their own."""
+        require_one_set(self.balance)
+        self._draws = Draws(len(self), weights)
 
     def order(self, generator: torch.Generator, seed: int) -> torch.Generator:
         """The training's own generator: a batch is drawn when it is needed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import av
@@ -79,8 +80,10 @@ def test_what_was_recorded_is_read_again(tmp_path):
     assert rows["action_asked"][1] == [2.0, 1.0]
     assert rows["intervention"][:5] == [False, False, False, True, True]
     episode = data.read(1)
-    assert episode.intervention is not None and episode.intervention.tolist() == [False] * 3 + [True] * 3
-    assert episode.reward.tolist() == [0, 1, 2, 3, 4, 5] and episode.success.tolist() == [False] * 5 + [True]
+    assert episode.intervention is not None
+    assert episode.intervention.tolist() == [False] * 3 + [True] * 3
+    assert episode.reward.tolist() == [0, 1, 2, 3, 4, 5]
+    assert episode.success.tolist() == [False] * 5 + [True]
 
 
 def test_statistics_are_those_of_all_rows(tmp_path):
@@ -186,11 +189,12 @@ def test_after_a_kill_between_any_two_renames_earlier_episodes_are_whole(tmp_pat
 
 @pytest.mark.parametrize("stage", ["_join_tables", "_join_videos", "_require_same", "exchange"])
 def test_joining_that_is_stopped_leaves_the_set_as_it_was(tmp_path, monkeypatch, stage):
-    with Recorder(tmp_path / "set", spec(camera=True), task="push", judged=True) as recorder:
-        for number in range(2):
-            take(recorder, number, camera=True)
-        monkeypatch.setattr(compaction, stage, lambda *_: (_ for _ in ()).throw(Killed()))
-        monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as after a kill
+    recorder = Recorder(tmp_path / "set", spec(camera=True), task="push", judged=True).__enter__()
+    for number in range(2):
+        take(recorder, number, camera=True)
+    monkeypatch.setattr(compaction, stage, lambda *_: (_ for _ in ()).throw(Killed()))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as after a kill
         with pytest.raises(Killed):
             recorder.__exit__(None, None, None)
     monkeypatch.undo()
@@ -213,13 +217,15 @@ def test_without_an_exchange_files_stay_as_they_are(tmp_path, monkeypatch):
 @pytest.mark.parametrize("lost", ["sync", "write"])
 def test_a_full_disk_loses_the_episode_alone(tmp_path, monkeypatch, lost):
     full = OSError(28, "No space left on device")
-    with pytest.raises(OSError, match="No space"), Recorder(tmp_path / "set", spec(), judged=True) as recorder:
-        take(recorder, 0)
-        if lost == "sync":
-            monkeypatch.setattr("flowhand.demos.recording.files.sync", lambda *_: (_ for _ in ()).throw(full))
-        else:
-            monkeypatch.setattr(pq, "write_table", lambda *_, **__: (_ for _ in ()).throw(full))
+    recorder = Recorder(tmp_path / "set", spec(), judged=True).__enter__()
+    take(recorder, 0)
+    if lost == "sync":
+        monkeypatch.setattr("flowhand.demos.recording.files.sync", lambda *_: (_ for _ in ()).throw(full))
+    else:
+        monkeypatch.setattr(pq, "write_table", lambda *_, **__: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError, match="No space"):
         take(recorder, 1)
+    recorder.__exit__(OSError, full, None)
     monkeypatch.undo()
     require_whole(tmp_path / "set", 1)
 
@@ -259,7 +265,8 @@ def test_frames_wait_on_the_disk_and_none_is_dropped_without_a_word(tmp_path):
     queue.put(picture(3))  # there is room again
     queue.close()
     assert [frame[0, 0, 0] for frame in taken] == [1, 2, 3]
-    assert room.taken == 0 and not list((tmp_path / "queue").iterdir())
+    assert room.taken == 0
+    assert not list((tmp_path / "queue").iterdir())
 
 
 def test_too_many_waiting_frames_end_the_episode(tmp_path, monkeypatch):
@@ -267,9 +274,10 @@ def test_too_many_waiting_frames_end_the_episode(tmp_path, monkeypatch):
     config = RecorderConfig(queue_gb=2.5 * SIDE * SIDE * 3 / 2**30)
     with Recorder(tmp_path / "set", spec(camera=True), config) as recorder:
         recorder.begin()
+        for level in range(2):
+            recorder.add({"state": np.zeros(2), "front": picture(level)}, np.zeros(2))
         with pytest.raises(QueueFull):
-            for level in range(3):
-                recorder.add({"state": np.zeros(2), "front": picture(level)}, np.zeros(2))
+            recorder.add({"state": np.zeros(2), "front": picture(9)}, np.zeros(2))
     assert not (tmp_path / "set").exists()
 
 
@@ -277,7 +285,7 @@ def test_a_camera_slower_than_the_control_repeats_its_frame(tmp_path):
     with Recorder(tmp_path / "set", spec(camera=True)) as recorder:
         recorder.begin()
         for step in range(6):
-            frame = picture(40 * (step // 3)) if step % 3 == 0 else frame  # noqa: F821
+            frame = picture(40 * (step // 3)) if step % 3 == 0 else frame
             recorder.add({"state": np.zeros(2), "front": frame}, np.zeros(2))
         recorder.end()
     levels = LeRobotDataset(tmp_path / "set").read(0).observation["front"].reshape(6, -1).mean(1)
@@ -319,15 +327,19 @@ def test_what_does_not_fit_is_not_recorded(tmp_path, observation, action, words)
 )
 def test_what_lerobot_has_no_place_for_is_recorded_natively(tmp_path, made, words):
     with Recorder(tmp_path / "set", made, task="push") as recorder:
-        assert recorder.format == "native" and words in recorder.lines[0]
+        assert recorder.format == "native"
+        assert words in recorder.lines[0]
         recorder.begin()
         values = {name: np.zeros(feature.shape, np.float32) for name, feature in made.observation.items()}
         recorder.add(values, np.ones(2), asked=np.full(2, 2.0), intervention=True)
         recorder.end()
     episode = Store.open(tmp_path / "set")[0]
-    assert episode.action.tolist() == [[1, 1]] and episode.task == "push"
-    assert episode.asked is not None and episode.asked.tolist() == [[2, 2]]
-    assert episode.intervention is not None and episode.intervention.tolist() == [True]
+    assert episode.action.tolist() == [[1, 1]]
+    assert episode.task == "push"
+    assert episode.asked is not None
+    assert episode.asked.tolist() == [[2, 2]]
+    assert episode.intervention is not None
+    assert episode.intervention.tolist() == [True]
 
 
 def test_pictures_can_be_kept_to_the_last_bit(tmp_path):
@@ -368,3 +380,18 @@ def test_the_exchange_of_two_folders_is_the_house_s_own(tmp_path):
         (tmp_path / name / name).touch()
     assert durable.exchange(tmp_path / "one", tmp_path / "other")
     assert (tmp_path / "one" / "other").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("FLOWHAND_LEROBOT" not in os.environ, reason="FLOWHAND_LEROBOT names no Python with lerobot 0.6.1")
+def test_lerobot_itself_trains_on_a_recorded_set(tmp_path):
+    recorded(tmp_path / "set", 3, camera=True)
+    side = Path(__file__).parents[1] / "real" / "lerobot_trains.py"
+    words = [os.environ["FLOWHAND_LEROBOT"], str(side), str(tmp_path / "set")]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-1000:]
+    frames, inputs, loss = done.stdout.split()[-3:]
+    assert (frames, inputs) == ("18", "2")
+    assert np.isfinite(float(loss))

@@ -1,4 +1,4 @@
-"""The file that a video is written into. The video library crashes where a disk takes no more, so it never hears of it."""
+"""The file that a video is written into. The video library crashes on a full disk, and so never hears of one."""
 
 from __future__ import annotations
 

@@ -51,6 +51,7 @@ def compact(root: Path, new: Path, data_mb: float, video_mb: float) -> str:
     groups = {what: _groups(root, rows, what, *about) for what, about in whats.items()}
     if all(len(group) == 1 for found in groups.values() for group in found):
         return ""
+    shutil.rmtree(new, ignore_errors=True)  # of one that was killed
     before = sum(len(group) for found in groups.values() for group in found)
     try:
         _write(root, new, rows, info, groups)

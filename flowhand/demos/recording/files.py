@@ -74,6 +74,7 @@ class GrowingSet:
         self.tasks: dict[str, int] = {}
         self.stats: dict[str, Any] = {}
         self.episodes = self.steps = 0
+        self.seeds: list[int] = []  # of the episodes that a world has made
         self._schemas: dict[str, Any] = {}  # of the tables that are there
         self._next: dict[str, int] = {}  # numbers of the next files
         self._videos = [layout.columns[name] for name in layout.videos]
@@ -114,6 +115,7 @@ class GrowingSet:
         self._next["data"] = 1 + max((number_of(row, "data") for row in kept), default=-1)
         files = [NUMBERED.search(str(row["_file"])) for row in kept]
         self._next["meta/episodes"] = 1 + max((int(m[1]) * FILES_OF_CHUNK + int(m[2]) for m in files if m), default=-1)
+        self.seeds = [row["seed"] for row in kept if row.get("seed") is not None]
         self._take_out(rows[len(kept) :])
         if len(rows) > len(kept) or self._is_uncounted():
             parts = [of_episode(row) for row in kept]
@@ -229,6 +231,7 @@ class GrowingSet:
         self._put_in(moves)
         self.info, self.tasks, self.stats = info, tasks, {**self.stats, **stats}
         self.episodes, self.steps = totals[:2]
+        self.seeds += [] if row["seed"] is None else [row["seed"]]
         for what in ("data", "meta/episodes", *(f"videos/{column}" for column in self._videos)):
             self._next[what] = self._next.get(what, 0) + 1
 

@@ -131,6 +131,13 @@ class Recorder:
         return self._set.episodes if self._set is not None else len(self._store or ())
 
     @property
+    def seeds(self) -> list[int]:
+        """Of the episodes that are there, where a world has made them."""
+        if self._store is not None:
+            return self._store.seeds
+        return [] if self._set is None else self._set.seeds
+
+    @property
     def steps(self) -> int:
         """Control steps of the episode that is recorded."""
         return len(self._rows or ())

@@ -10,7 +10,7 @@ import numpy as np
 
 from flowhand.contracts.features import Spec
 
-from ..lerobot import DeviceConfig, device, motors, uncalibrated, vector_feature
+from ..lerobot import DeviceConfig, device, motors, require_file, uncalibrated, vector_feature
 from ..matching import vector
 from .base import DriverConfig, Observation
 
@@ -50,7 +50,7 @@ class LeRobotDriver:
         self._keys, self._spec, self._step = list(self.device.action_features), spec, config.lead_speed * spec.seconds()
         self.leads = bool(self.device.feedback_features)
         self._matched()
-        self._held = False
+        self._goal: np.ndarray | None = None  # where its motors hold it
 
     def _matched(self) -> None:
         own = vector_feature(self._keys, dict(motors(self.device)), self.config.unit)
@@ -67,8 +67,7 @@ class LeRobotDriver:
         Raises:
             ValueError: it is not calibrated.
         """
-        if list(motors(self.device)) and not getattr(self.device, "calibration", True):
-            raise ValueError(uncalibrated(self.config, "teleop"))
+        require_file(self.device, self.config, "teleop")
         self.device.connect(calibrate=False)
         if not self.device.is_calibrated:
             self.device.disconnect()
@@ -91,19 +90,21 @@ class LeRobotDriver:
         """
         there, here = self._action.back(np.asarray(action, float)), self._standing()
         if self.leads:
-            if not self._held and (enable := getattr(self.device, "enable_torque", None)):
-                enable()
-            self._held = True
-            goal = here + np.clip(there - here, -self._step, self._step)
-            self.device.send_feedback({key: float(value) for key, value in zip(self._keys, goal, strict=True)})
+            if self._goal is None:
+                self._goal = here
+                if enable := getattr(self.device, "enable_torque", None):
+                    enable()
+            # From the last goal, not from where it stands: its weight keeps it a little below every goal.
+            self._goal = self._goal + np.clip(there - self._goal, -self._step, self._step)
+            self.device.send_feedback({key: float(value) for key, value in zip(self._keys, self._goal, strict=True)})
         sizes = np.array([360.0 if "deg" in self._unit(key) else 100.0 for key in self._keys])
         return bool((np.abs(there - here) <= CLOSE * sizes).all())
 
     def release(self) -> None:
         """Takes the torque off the motors, so that a person may move them."""
-        if self._held and (disable := getattr(self.device, "disable_torque", None)):
+        if self._goal is not None and (disable := getattr(self.device, "disable_torque", None)):
             disable()
-        self._held = False
+        self._goal = None
 
     def _unit(self, key: str) -> str:
         return dict(motors(self.device)).get(key, ("", 0, 0))[0]

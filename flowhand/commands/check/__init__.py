@@ -1,0 +1,5 @@
+"""`flowhand check`: a robot is measured before a policy runs."""
+
+from .measure import main
+
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""A robot is measured before any policy runs."""
