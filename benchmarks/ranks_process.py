@@ -33,10 +33,10 @@ COMMON = ["wandb.mode=disabled", "eval.episodes=0", "train.threads=1", "train.st
 def data(pixels: bool) -> tuple[Spec, list[Episode]]:
     """Random demonstrations: states, or states and one camera."""
     random = np.random.default_rng(0)
-    features = {"state": Feature((39,), "float32")}
+    features = {"state": Feature((39,), "float32", "")}
     if pixels:
-        features["camera"] = Feature((PIXELS, PIXELS, 3), "uint8", kind="image")
-    spec, episodes = Spec(features, Feature((4,), "float32"), 0.05), []
+        features["camera"] = Feature((PIXELS, PIXELS, 3), "uint8", "", kind="image")
+    spec, episodes = Spec(features, Feature((4,), "float32", ""), 0.05), []
     for seed in range(4 if pixels else 20):
         n = 100
         seen = {"state": random.normal(size=(n, 39)).astype(np.float32)}
