@@ -210,7 +210,7 @@ class Processes(OneProcess):
         others = [rank for rank in range(self.count) if rank != self.rank]
         try:
             before = [self._store.get(f"beat/{rank}") for rank in others]
-            time.sleep(LOOK_S)
+            time.sleep(LOOK_S if self.first else 2 * LOOK_S)  # the first one knows what was saved, and speaks first
             gone = [r for r, beat in zip(others, before, strict=True) if self._store.get(f"beat/{r}") == beat]
         except RuntimeError:  # who keeps the store is gone itself
             gone = [0]
