@@ -158,6 +158,8 @@ def require_startable(config: TrainRoot, new: bool, processes: int) -> None:
         config.head.require_reference()
     if processes > 1:
         config.head.require_separable()
+    if processes > 1 and config.train.compile:
+        raise ValueError("train.compile=true is for one process: torch cannot compile a loss that several share")
 
 
 def judge(run: evaluation.Run, device: torch.device, log: Any) -> None:

@@ -49,10 +49,11 @@ def both(alone, tmp_path_factory):
         for rank in range(2)
     ]
     try:
-        assert [each.wait(timeout=120) for each in running] == [0, 9]
+        assert [each.wait(timeout=300) for each in running] == [0, 9]
     finally:
         for each in running:
             each.kill()
+            each.wait()
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
