@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from ..draws import Share
 
@@ -88,7 +89,7 @@ class Processes(OneProcess):
         timeout_s: how long it waits for another one.
     """
 
-    def __init__(self, rank: int, count: int, store: dist.Store, device: torch.device, timeout_s: float):
+    def __init__(self, rank: int, count: int, store: Store, device: torch.device, timeout_s: float):
         self.rank, self.count, self.first = rank, count, rank == 0
         self.device, self.timeout_s = device, timeout_s
         self._store, self._turns = store, 0
@@ -96,7 +97,7 @@ class Processes(OneProcess):
         self._views: list[Tensor] = []
         self._looked = False
         self._stopping = threading.Event()
-        beating = store.clone()  # a connection of its own: one that waits holds up all that share it
+        beating = cast(Any, store).clone()  # a connection of its own: one that waits holds up all that share it
         self._beats = threading.Thread(target=self._beat, args=(beating,), daemon=True)
         self._beats.start()
 
@@ -110,7 +111,6 @@ class Processes(OneProcess):
         """One that draws the numbers of the whole batch and keeps those of this part."""
         return Share.of(generator, self.part(batch_size), batch_size, self.summed)
 
-    @torch.compiler.disable
     def summed(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
         total = value.clone()
@@ -124,7 +124,7 @@ class Processes(OneProcess):
         gradients = [parameter.grad for parameter in given if parameter.grad is not None]
         if [view.shape for view in self._views] != [gradient.shape for gradient in gradients]:
             self._make_room(parameters, gradients)
-        torch._foreach_copy_(self._views, gradients)
+        torch._foreach_copy_(self._views, gradients)  # pyright: ignore[reportPrivateImportUsage]
         self._flat[-1] = loss.detach()
         with self._told():
             dist.all_reduce(self._flat)
@@ -230,7 +230,7 @@ class Processes(OneProcess):
         with suppress(RuntimeError):
             dist.destroy_process_group()
 
-    def _beat(self, store: dist.Store) -> None:
+    def _beat(self, store: Store) -> None:
         beats = 0
         with suppress(RuntimeError):  # the store is gone, which the training finds out by itself
             while not self._stopping.is_set():
@@ -291,7 +291,7 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[OneProcess]:
         torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if own_card else "gloo",
-        store=dist.PrefixStore("group", store),
+        store=PrefixStore("group", store),
         rank=rank,
         world_size=count,
         timeout=timedelta(seconds=timeout_s),
@@ -308,12 +308,12 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[OneProcess]:
         processes.leave()
 
 
-def _store(rank: int, timeout_s: float) -> dist.Store:
+def _store(rank: int, timeout_s: float) -> Store:
     """What the processes read and write; `torchrun` keeps it, or the first process."""
     global _joined
     _joined += 1
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     wait = timedelta(seconds=timeout_s)
-    store = dist.TCPStore(host, port, is_master=rank == 0 and not kept, timeout=wait, wait_for_workers=False)
-    return dist.PrefixStore(f"flowhand/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_joined}", store)
+    store = TCPStore(host, port, is_master=rank == 0 and not kept, timeout=wait, wait_for_workers=False)
+    return PrefixStore(f"flowhand/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_joined}", store)
