@@ -12,14 +12,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from ..draws import Share
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 T = TypeVar("T")
 BEAT_S = 0.5  # between the signs of life of a process
@@ -284,14 +286,15 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[OneProcess]:
         yield OneProcess()
         return
     store = _store(rank, timeout_s)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    own_card = device.type == "cuda" and torch.cuda.device_count() >= local  # nccl wants a card for each process
+    # nccl wants a card for each process
+    enough = device.type == "cuda" and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    own_card = enough and device.index == int(os.environ["LOCAL_RANK"])
     options: dict[str, Any] = {"device_id": device} if own_card else {}
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if own_card else "gloo",
-        store=PrefixStore("group", store),
+        store=store,
         rank=rank,
         world_size=count,
         timeout=timedelta(seconds=timeout_s),
@@ -310,6 +313,8 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[OneProcess]:
 
 def _store(rank: int, timeout_s: float) -> Store:
     """What the processes read and write; `torchrun` keeps it, or the first process."""
+    from torch._C._distributed_c10d import PrefixStore, TCPStore  # not in every build of torch
+
     global _joined
     _joined += 1
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
