@@ -24,6 +24,7 @@ from policies.training.trainer import Trainer
 from policies.training.windows import Windows
 
 STEPS, HALF = 12, 6
+TRIED = ("flow", "drift", "mean_flow")  # all heads: test_draws.py in threads, benchmarks/ranks.py in processes
 BATCH = 13  # which does not divide
 
 
@@ -97,7 +98,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     with distributed.joined(torch.device("cpu"), timeout_s=30) as processes:
         rank, found = processes.rank, {}
-        for head in HEADS:
+        for head in TRIED:
             trainer = advanced(trainer_of(head, processes), HALF)
             found[head, "half"] = copy.deepcopy(trainer.state()) if head == "flow" else {}
             found[head, "whole"] = advanced(trainer, STEPS - HALF).state()
