@@ -83,18 +83,22 @@ def weights(cells: Path, device: str) -> None:
             cell = cells / f"weights-{head}-{precision}.json"
             if cell.is_file():
                 continue
-            folder = cells / f"{head}-{precision}"
             overrides = [*SMALL, f"head={head}", f"train.precision={precision}"]
-            states = []
-            for count in (1, 2):
-                kept = folder / f"{count}.pt"
-                case = {"case": "weights", "overrides": overrides, "steps": STEPS, "weights": str(kept)}
-                processes({**case, "device": device}, count, folder)
-                states.append(torch.cat([value.double().flatten() for value in torch.load(kept).values()]))
-            differs = ((states[1] - states[0]).norm() / states[0].norm()).item()
-            shutil.rmtree(folder)
+            differs = difference(overrides, STEPS, device, cells / f"{head}-{precision}")
             cell.write_text(json.dumps({"head": head, "precision": precision, "differs": differs}))
             print(f"{head} {precision}: {differs:.2g}", flush=True)
+
+
+def difference(overrides: Sequence[str], steps: int, device: str, folder: Path) -> float:
+    """Of the weights that two processes and one come to, in norms of the weights."""
+    states = []
+    for count in (1, 2):
+        kept = folder / f"{count}.pt"
+        case = {"case": "weights", "overrides": list(overrides), "steps": steps, "weights": str(kept)}
+        processes({**case, "device": device}, count, folder)
+        states.append(torch.cat([value.double().flatten() for value in torch.load(kept).values()]))
+    shutil.rmtree(folder)
+    return ((states[1] - states[0]).norm() / states[0].norm()).item()
 
 
 def speed(cells: Path, device: str) -> None:

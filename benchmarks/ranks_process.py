@@ -33,13 +33,13 @@ COMMON = ["wandb.mode=disabled", "eval.episodes=0", "train.threads=1", "train.st
 def data(pixels: bool) -> tuple[Spec, list[Episode]]:
     """Random demonstrations: states, or states and one camera."""
     random = np.random.default_rng(0)
-    features = {"state": Feature((39,), "float32")}
+    features = {"state": Feature((39,), "float32", "")}
     if pixels:
-        features["camera"] = Feature((PIXELS, PIXELS, 3), "uint8", kind="image")
-    spec, episodes = Spec(features, Feature((4,), "float32"), 0.05), []
+        features["camera"] = Feature((PIXELS, PIXELS, 3), "uint8", "", kind="image")
+    spec, episodes = Spec(features, Feature((4,), "float32", ""), 0.05), []
     for seed in range(4 if pixels else 20):
         n = 100
-        seen = {"state": random.normal(size=(n, 39)).astype(np.float32)}
+        seen: dict[str, np.ndarray] = {"state": random.normal(size=(n, 39)).astype(np.float32)}
         if pixels:
             seen["camera"] = random.integers(0, 256, (n, PIXELS, PIXELS, 3), dtype=np.uint8)
         action = np.tanh(seen["state"][:, :4] + random.normal(size=(n, 4))).astype(np.float32)
@@ -80,7 +80,7 @@ def speed(case: dict[str, Any], processes: OneProcess) -> dict[str, Any]:
             processes.agree(0, 0)  # all begin together
             size = whole // processes.count if name == "linked" else trainer.config.batch_size
             rate = steady(trainer, processes, case["seconds"], name == "linked") * size
-            total = processes.summed(torch.tensor(rate, dtype=torch.float64))
+            total = processes.summed(torch.tensor(rate, dtype=torch.float64, device=trainer.bad_step.device))
             rates[name].append(float(total))
     return {"samples_per_s": rates, "checkpoint_s": checkpoints(config, linked, processes, case["rounds"])}
 

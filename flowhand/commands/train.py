@@ -84,14 +84,7 @@ def train(
     """
     started, out, processes = time.perf_counter(), Path(config.out), processes or OneProcess()
     device = device_of(config.train)
-    if state is None and exists(out / "checkpoint"):
-        raise ValueError(
-            f"{out} already holds a run; go on with it by {argument('resume', out)}, or choose another folder with out="
-        )
-    if state is None:
-        config.head.require_reference()  # before the demonstrations are collected
-    if processes.count > 1:
-        config.head.require_separable()
+    require_startable(config, state is None, processes.count)
     _, before, earlier = policies.read_config(out / "checkpoint") if state else (None, None, None)
     seconds: dict[str, float] = {}
 
@@ -104,11 +97,8 @@ def train(
 
     store, unseen, trainer = processes.in_turn(prepared)
     if state is not None:
-        require_same(
-            completed(with_names_of_now(state.get("config")), OmegaConf.structured(config)),
-            asdict(config),
-            config.resume,
-        )
+        saved = completed(with_names_of_now(state.get("config")), OmegaConf.structured(config))
+        require_same(saved, asdict(config), config.resume)
         trainer.restore(state)
     say = print if processes.first else silent
     size = sum(p.numel() for p in trainer.policy.parameters())
@@ -141,6 +131,21 @@ def train(
             run = evaluation.Run(out / "checkpoint", out, *what, trainer.history, seconds, started)
             judge(run, device, log)
     return 0
+
+
+def require_startable(config: TrainRoot, new: bool, processes: int) -> None:
+    """Raises `ValueError`, before demonstrations are collected, for what cannot be trained."""
+    out = Path(config.out)
+    if new and exists(out / "checkpoint"):
+        raise ValueError(
+            f"{out} already holds a run; go on with it by {argument('resume', out)}, or choose another folder with out="
+        )
+    if new:
+        config.head.require_reference()
+    if processes > 1:
+        config.head.require_separable()
+    if processes > 1 and config.train.compile:
+        raise ValueError("train.compile=true is for one process: torch cannot compile a loss that several share")
 
 
 def judge(run: evaluation.Run, device: torch.device, log: Any) -> None:

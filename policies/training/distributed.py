@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ..draws import Share
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 T = TypeVar("T")
 BEAT_S = 0.5  # between the signs of life of a process
@@ -88,7 +91,7 @@ class Processes(OneProcess):
         timeout_s: how long it waits for another one.
     """
 
-    def __init__(self, rank: int, count: int, store: dist.Store, device: torch.device, timeout_s: float):
+    def __init__(self, rank: int, count: int, store: Store, device: torch.device, timeout_s: float):
         self.rank, self.count, self.first = rank, count, rank == 0
         self.device, self.timeout_s = device, timeout_s
         self._store, self._turns = store, 0
@@ -96,7 +99,7 @@ class Processes(OneProcess):
         self._views: list[Tensor] = []
         self._looked = False
         self._stopping = threading.Event()
-        beating = store.clone()  # a connection of its own: one that waits holds up all that share it
+        beating = cast(Any, store).clone()  # a connection of its own: one that waits holds up all that share it
         self._beats = threading.Thread(target=self._beat, args=(beating,), daemon=True)
         self._beats.start()
 
@@ -110,7 +113,6 @@ class Processes(OneProcess):
         """One that draws the numbers of the whole batch and keeps those of this part."""
         return Share.of(generator, self.part(batch_size), batch_size, self.summed)
 
-    @torch.compiler.disable
     def summed(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
         total = value.clone()
@@ -124,7 +126,7 @@ class Processes(OneProcess):
         gradients = [parameter.grad for parameter in given if parameter.grad is not None]
         if [view.shape for view in self._views] != [gradient.shape for gradient in gradients]:
             self._make_room(parameters, gradients)
-        torch._foreach_copy_(self._views, gradients)
+        torch._foreach_copy_(self._views, gradients)  # pyright: ignore[reportPrivateImportUsage]
         self._flat[-1] = loss.detach()
         with self._told():
             dist.all_reduce(self._flat)
@@ -210,7 +212,7 @@ class Processes(OneProcess):
         others = [rank for rank in range(self.count) if rank != self.rank]
         try:
             before = [self._store.get(f"beat/{rank}") for rank in others]
-            time.sleep(LOOK_S)
+            time.sleep(LOOK_S if self.first else 2 * LOOK_S)  # the first one knows what was saved, and speaks first
             gone = [r for r, beat in zip(others, before, strict=True) if self._store.get(f"beat/{r}") == beat]
         except RuntimeError:  # who keeps the store is gone itself
             gone = [0]
@@ -230,7 +232,7 @@ class Processes(OneProcess):
         with suppress(RuntimeError):
             dist.destroy_process_group()
 
-    def _beat(self, store: dist.Store) -> None:
+    def _beat(self, store: Store) -> None:
         beats = 0
         with suppress(RuntimeError):  # the store is gone, which the training finds out by itself
             while not self._stopping.is_set():
@@ -284,14 +286,15 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[OneProcess]:
         yield OneProcess()
         return
     store = _store(rank, timeout_s)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    own_card = device.type == "cuda" and torch.cuda.device_count() >= local  # nccl wants a card for each process
+    # nccl wants a card for each process
+    enough = device.type == "cuda" and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    own_card = enough and device.index == int(os.environ["LOCAL_RANK"])
     options: dict[str, Any] = {"device_id": device} if own_card else {}
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if own_card else "gloo",
-        store=dist.PrefixStore("group", store),
+        store=store,
         rank=rank,
         world_size=count,
         timeout=timedelta(seconds=timeout_s),
@@ -308,12 +311,14 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[OneProcess]:
         processes.leave()
 
 
-def _store(rank: int, timeout_s: float) -> dist.Store:
+def _store(rank: int, timeout_s: float) -> Store:
     """What the processes read and write; `torchrun` keeps it, or the first process."""
+    from torch._C._distributed_c10d import PrefixStore, TCPStore  # not in every build of torch
+
     global _joined
     _joined += 1
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     wait = timedelta(seconds=timeout_s)
-    store = dist.TCPStore(host, port, is_master=rank == 0 and not kept, timeout=wait, wait_for_workers=False)
-    return dist.PrefixStore(f"flowhand/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_joined}", store)
+    store = TCPStore(host, port, is_master=rank == 0 and not kept, timeout=wait, wait_for_workers=False)
+    return PrefixStore(f"flowhand/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_joined}", store)

@@ -5,33 +5,52 @@ from __future__ import annotations
 import copy
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+import policies
+from flowhand.contracts.features import Feature, Spec
+from policies.encoders.state import StateEncoderConfig
 from policies.heads import HEADS
+from policies.nets.mlp import MLPConfig
 from policies.training import distributed
+from policies.training.config import TrainingConfig
 from policies.training.distributed import LostProcessError, OneProcess
 from policies.training.trainer import Trainer
-from tests import test_train
+from policies.training.windows import Windows
 
 STEPS, HALF = 12, 6
+TRIED = ("flow", "drift", "mean_flow")  # all heads: test_draws.py in threads, benchmarks/ranks.py in processes
 BATCH = 13  # which does not divide
 
 
+@dataclass
+class Recorded:
+    """What training reads of an episode."""
+
+    observation: dict[str, np.ndarray]
+    action: np.ndarray
+    task: str = ""
+
+
 def trainer_of(head: str, processes: OneProcess | None = None) -> Trainer:
-    """A small training of the head."""
-    words = [
-        f"head={head}",
-        f"train.steps={STEPS}",
-        f"train.batch_size={BATCH}",
-        "train.draws=2",
-        "train.warmup_steps=5",
-    ]
-    trainer = test_train.make_trainer(*words)
-    trainer.processes = processes or OneProcess()
-    return trainer
+    """A small training of the head, on random demonstrations."""
+    random = np.random.default_rng(0)
+    shapes = [(20, 3), (20, 2)]
+    drawn = [[random.normal(size=shape).astype(np.float32) for shape in shapes] for _ in range(4)]
+    spec = Spec({"state": Feature((3,), "float32", "m")}, Feature((2,), "float32", ""), 0.05)
+    config = policies.PolicyConfig(
+        encoder=StateEncoderConfig(width=16), net=MLPConfig(width=16, blocks=1), head=HEADS[head][0]()
+    )
+    chunk = config.chunk
+    episodes = [Recorded({"state": state}, action) for state, action in drawn]
+    windows = Windows(episodes, spec, chunk.history, chunk.prediction_horizon)
+    training = TrainingConfig(steps=STEPS, batch_size=BATCH, draws=2, warmup_steps=5, threads=1, precision="fp32")
+    return Trainer(training, config, spec, windows, torch.device("cpu"), processes=processes)
 
 
 def advanced(trainer: Trainer, steps: int) -> Trainer:
@@ -79,7 +98,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     with distributed.joined(torch.device("cpu"), timeout_s=30) as processes:
         rank, found = processes.rank, {}
-        for head in HEADS:
+        for head in TRIED:
             trainer = advanced(trainer_of(head, processes), HALF)
             found[head, "half"] = copy.deepcopy(trainer.state()) if head == "flow" else {}
             found[head, "whole"] = advanced(trainer, STEPS - HALF).state()

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from policies.heads import HEADS
 from policies.training.distributed import OneProcess, card_of, started_by
-from tests.policies.distributed_cases import HALF, STEPS, advanced, trainer_of
+from tests.policies.distributed_cases import HALF, STEPS, TRIED, advanced, trainer_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +24,7 @@ def alone():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     found = {}
-    for head in HEADS:
+    for head in TRIED:
         trainer = advanced(trainer_of(head), HALF)
         if head == "flow":
             found["half"] = copy.deepcopy(trainer.state())
@@ -49,10 +48,11 @@ def both(alone, tmp_path_factory):
         for rank in range(2)
     ]
     try:
-        assert [each.wait(timeout=120) for each in running] == [0, 9]
+        assert [each.wait(timeout=300) for each in running] == [0, 9]
     finally:
         for each in running:
             each.kill()
+            each.wait()
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -62,7 +62,7 @@ def distance(a, b) -> float:
     return ((x - y).norm() / y.norm()).item()
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", TRIED)
 def test_two_processes_learn_what_one_learns(head, alone, both):
     states = [each[head, "whole"] for each in both]
     for name in ("policy", "ema"):

@@ -36,7 +36,7 @@ class Together:
             self.values[rank] = value
             self.turn.release()
             self.barrier.wait()
-            total = sum(each for each in self.values if each is not None)
+            total = torch.stack([each for each in self.values if each is not None]).sum(dim=0)
             self.barrier.wait()
             self.turn.acquire()
             return total

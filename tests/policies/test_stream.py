@@ -136,6 +136,22 @@ def test_what_cannot_be_read_is_raised_where_the_batch_is_drawn():
         drawn(stream, generator, 8)
 
 
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_part_of_a_batch_is_a_part_of_the_whole_one(prefetch):
+    """As each of several processes draws it; the generator goes on as for the whole batch."""
+    rows, part = FakeSet(), slice(2, 5)
+    whole, own = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    expected = [Windows(rows, SPEC, *SHAPE).draw(6, whole) for _ in range(3)]
+    stream = Stream(rows, *SHAPE, prefetch=prefetch)
+    for batch in expected:
+        mine = stream.draw(6, own, part)
+        assert torch.equal(mine.action, batch.action[part])
+        assert torch.equal(mine.observation["image"], batch.observation["image"][part])
+    assert torch.equal(own.get_state(), whole.get_state())
+    whole.manual_seed(3)
+    assert torch.equal(Windows(rows, SPEC, *SHAPE).draw(6, whole, part).action, expected[0].action[part])
+
+
 def test_a_thread_ends_with_its_stream():
     before = set(threading.enumerate())
     stream = Stream(FakeSet(), *SHAPE)
