@@ -1,5 +1,6 @@
 """Many tasks: collected and trained as one, judged one by one; records depend on nothing but seed and task."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from conf.cli import compose
 from envs import DetourConfig, MetaWorldConfig
 from flowhand.commands import eval as evaluation
 from flowhand.commands import train
+from flowhand.commands.tasks import gather
 from flowhand.commands.tasks.told import Words, read_wordings, words_for
 from flowhand.demos.mixture import Mixture
 from flowhand.evaluation.records import read_records
@@ -114,13 +116,34 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, finished):
     trainers = [train.trainer_of(config, train.observed(config, store), store, torch.device("cpu")) for _ in range(2)]
     for _ in range(2):
         trainers[0].advance()
-    trainers[1].restore(trainers[0].state())
+    trainers[1].restore(copy.deepcopy(trainers[0].state()))
     for _ in range(2):
         [trainer.advance() for trainer in trainers]
     for a, b in zip(trainers[0].policy.parameters(), trainers[1].policy.parameters(), strict=True):
         assert (a == b).all()
     kept = trainers[0].ema.module.state_dict()
     assert all((state["ema"][name] == value).all() for name, value in kept.items())
+
+
+def test_a_run_that_goes_on_takes_its_vectors_from_its_checkpoint(tmp_path, monkeypatch):
+    """The text model is asked once, when the training begins, and not where all texts are known."""
+    asked = []
+
+    class Model:
+        def __init__(self, folder):
+            asked.append(folder)
+
+        def vectors(self, texts):
+            return np.stack([np.full(4, 1.0 + len(text)) * [1, 0, 0, len(text)] for text in texts])
+
+    monkeypatch.setattr(gather, "SentenceModel", Model)
+    config = compose([*TINY, *SIDES, "words=sentence", "words.model=there", f"data.cache_dir={tmp_path}"])
+    store = train.demonstrations(config)[0]
+    spec = train.observed(config, store)
+    assert asked == ["there"]
+    assert spec.observation["task"].shape == (4,)
+    assert train.observed(config, store, spec) == spec
+    assert asked == ["there"]
 
 
 def test_other_wordings_and_a_source_are_told_and_what_is_not_taken_is_refused(finished, tmp_path):
