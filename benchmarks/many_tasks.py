@@ -31,7 +31,7 @@ from flowhand.commands.tasks.episodes import evaluate, evaluate_expert
 from flowhand.evaluation.statistics import compare_paired, wilson
 
 WORDINGS = Path(__file__).parent / "wordings_mt10.json"
-SHORT = ["train.steps=6000"]
+SHORT = ["net.width=256", "train.steps=6000"]
 DETOUR = ["env=detour", "env.task=[left,right]", "data.episodes=20", "train.steps=1500"]
 ARMS: dict[str, list[str]] = {
     "mt10-index": ["experiment=mt10"],
