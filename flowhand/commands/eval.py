@@ -132,7 +132,8 @@ def conclude(run: Run, policy: LoadedPlanner) -> dict[str, Any]:
     """
     if len(worlds := run.env.each()) > 1:
         return conclude_all(run, policy, worlds)
-    metrics, _ = conclude_one(run, policy)
+    metrics, *_ = conclude_one(run, policy)
+    discard_unfinished(run.out)
     sweep.note(metrics, run.out)
     return metrics
 
@@ -149,6 +150,8 @@ def conclude_all(run: Run, policy: LoadedPlanner, worlds: Sequence[envs.EnvConfi
     records, expert = [r for each in judged for r in each.records], [r for each in judged for r in each.expert]
     metrics = summary(run, policy, policy.changed_head, records, expert) | gathered(envs.name_of(run.env), judged)
     write_joint(run.out, judged, metrics, policy.words, run.history)
+    for each in judged:  # only now, so that an evaluation that is killed repeats no task
+        discard_unfinished(run.out / "tasks" / each.name)
     sweep.note(metrics, run.out)
     return metrics
 
@@ -177,7 +180,7 @@ def conclude_one(run: Run, policy: LoadedPlanner) -> tuple[dict[str, Any], list[
     write_whole(run.out / "episodes.jsonl", lines(records))
     data = ReportData(
         title=f"{records[0].task}: {policy.words}{metrics['conditions']}",
-        task=source.task,
+        task=source.task or "; ".join(words.texts),
         command=sweep.command_line(),
         records=records,
         expert_records=expert or None,
@@ -196,7 +199,6 @@ def conclude_one(run: Run, policy: LoadedPlanner) -> tuple[dict[str, Any], list[
     )
     write_report(data, run.out / "report.html")
     write_whole(run.out / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
-    discard_unfinished(run.out)
     return metrics, records, expert
 
 

@@ -71,6 +71,33 @@ def test_records_do_not_depend_on_how_many_run_at_once(finished, tmp_path):
     assert found[0] == expected
 
 
+def test_an_evaluation_that_is_killed_repeats_no_episode(finished, tmp_path, monkeypatch):
+    policy, config = (
+        policies.load(finished),
+        compose([*SIDES, "eval.episodes=3", "eval.workers=inline", "eval.videos=0"]),
+    )
+    ran = []
+    one = evaluation.conclude_one
+
+    def until_the_second(run, policy):
+        if run.out.name == "right" and not ran:
+            raise KeyboardInterrupt
+        return one(run, policy)
+
+    monkeypatch.setattr(evaluation, "conclude_one", until_the_second)
+    about = (finished, tmp_path, config.env, config.eval, config.execution, {}, [], {}, 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.conclude(evaluation.Run(*about), policy)
+    kept = (tmp_path / "tasks" / "left" / "episodes.unfinished.jsonl").read_text()
+    monkeypatch.setattr(evaluation, "conclude_one", one)
+    ran.append(1)
+    evaluation.conclude(evaluation.Run(*about), policy)
+    lines = (tmp_path / "episodes.jsonl").read_text().splitlines()
+    assert lines[:3] == kept.splitlines()[1:]  # with their wall time: they are those that were kept
+    assert len(lines) == 6
+    assert not list(tmp_path.glob("tasks/*/*.unfinished.jsonl"))
+
+
 def test_demonstrations_of_a_task_are_those_that_it_has_alone(tmp_path):
     many = train.demonstrations(compose([*SIDES, f"data.cache_dir={tmp_path}"]))[0]
     assert isinstance(many, Mixture)
