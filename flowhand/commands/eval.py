@@ -291,8 +291,8 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
         name += "".join(f"-{field}-{value}" for field, value in policy.changed_head.items())
     name += "".join(f"-{field}-{value}" for field, value in changes(config.execution).items())
     name += "".join(f"-{field}-{value}" for field, value in changes(config.eval.perturb).items())
-    if config.compile != "no":
-        name = f"{name}-{config.compile}"
+    told = (Path(config.eval.wordings).stem, config.eval.source, config.compile.removeprefix("no"))
+    name = "-".join([name, *(part for part in told if part)])
     name = re.sub(r"[^\w.-]+", "-", name)
     out = Path(config.out or checkpoint.parent / name)
     # A checkpoint made lighter for a robot has no training state, and so no learning curve to show.
