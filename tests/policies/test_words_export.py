@@ -17,12 +17,14 @@ from policies import Policy, PolicyConfig
 from policies.encoders import ENCODERS, WORDS
 from policies.heads import HEADS
 from policies.nets import NETS
+from tests.deploy import unchecked
 
 TEXTS = ("left", "right")
 
 
-def test_an_export_is_told_what_its_checkpoint_is_told(spec, tiny, randomize, tmp_path):
+def test_an_export_is_told_what_its_checkpoint_is_told(spec, tiny, randomize, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
+    unchecked.here(monkeypatch)
     task = Feature((2,), "float32", "", kind="task", texts=TEXTS)
     source = Feature((2,), "float32", "", kind="source", names=TEXTS)
     seen = replace(spec, observation={**spec.observation, "task": task, "source": source})
