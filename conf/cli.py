@@ -43,6 +43,11 @@ OUTSIDE = {  # what the system says that is no defect of the program, and what t
 }
 
 
+ROUNDS = 5  # of a sweep whose workers are lost
+# What launchers raise when a worker has died, of joblib, submitit and Ray.
+LOST = ("TerminatedWorkerError", "BrokenProcessPool", "UncompletedJobError", "WorkerCrashedError")
+
+
 def program(verb: str, body: Callable[[DictConfig], int | None]) -> None:
     """Composes the verb's configuration from the command line, and runs the body with it.
 
@@ -61,19 +66,44 @@ def program(verb: str, body: Callable[[DictConfig], int | None]) -> None:
     @hydra.main(version_base="1.3", config_path="pkg://conf", config_name=verb)
     def main(cfg: DictConfig) -> None:
         ended = None
-        with one_line_errors(verb=verb):
-            ended = body(cfg)
+        with one_line_errors(verb=verb), sweep.turn() as is_mine:
+            ended = body(cfg) if is_mine else None
+            if is_mine and not ended:
+                sweep.end()
         if ended:
             sys.exit(128 + ended)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits itself, and hides where other errors come from
     failed.clear()
     sweep.results.clear()
+    planned = None
     with one_line_errors(of_one_run=False, verb=verb):
-        main()
-    print(*sweep.table(), sep="\n", end="\n" if len(sweep.results) > 1 else "")  # noqa: T201
+        if planned := sweep.planned(verb, words):
+            sys.argv = [*sys.argv, *planned[1]]
+        run_cells(main, planned is not None)
+    lines = sweep.table(planned[0] if planned else None)
+    print(*lines, sep="\n", end="\n" if lines else "")  # noqa: T201
+    if planned and (left := sweep.missing(planned[0])):
+        names = ", ".join(cell.folder for cell in left[:5]) + (", ..." if len(left) > 5 else "")
+        sys.exit(f"error: {len(left)} cells of the sweep have no result ({names}); the same command runs them")
     if failed:
         sys.exit(f"error: {len(failed)} runs of the sweep failed; their lines are above")
+
+
+def run_cells(main: Callable[[], object], again: bool) -> None:
+    """Runs a sweep, or a single run; with `again`, once more for the cells of workers that were lost."""
+    for rounds_left in reversed(range(ROUNDS if again else 1)):
+        try:
+            main()
+        except Exception as error:
+            if type(error).__name__ not in LOST or not again:
+                raise
+            told = f"a worker of the sweep was lost ({type(error).__name__})"
+            if not rounds_left:
+                raise ValueError(f"{told} in each of {ROUNDS} rounds; the same command goes on") from error
+            print(f"{told}; what it left is run again", file=sys.stderr)  # noqa: T201
+        else:
+            return
 
 
 def import_named(modules: Sequence[str]) -> None:
@@ -126,9 +156,9 @@ def typed(config: DictConfig, given: Sequence[str] | None = None) -> Any:
     """
     _require_own_fields(config, "")
     modules = list(config.get("modules") or ())
-    if modules and not any(
-        word.lstrip("+").startswith("modules=") for word in (sys.argv[1:] if given is None else given)
-    ):
+    if given is None:  # a worker of a sweep has another command line than the person's
+        given = HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:]
+    if modules and not any(word.lstrip("+").startswith("modules=") for word in given):
         raise ValueError(
             f"modules={modules} stands in a file, and only you may name code to run: repeat it as an argument"
         )

@@ -44,7 +44,7 @@ FREE_ON_RESUME = (
     "data.memory_gb",
     "data.prefetch",
     "data.workers",
-    *(f"train.{name}" for name in ("save_every", "log_every", "eval_every", "device", "threads")),
+    *(f"train.{name}" for name in ("save_every", "log_every", "eval_every", "device", "threads", "timeout_s")),
 )
 
 

@@ -90,12 +90,14 @@ def execute(page: str) -> None:
 
 def compose(words: list[str]) -> None:
     """Composes the configuration that a command line asks for, once for every run of a sweep."""
+    if words[0] == "torchrun":
+        words = ["python", *itertools.dropwhile(lambda word: word.startswith("-"), words[1:])]
     assert words[0] in ("python", "flowhand"), f"no test understands this command: {words}"
     verb = PROGRAMS[words[1]] if words[0] == "python" else words[1]
     assert verb in VERBS
     if not (ROOT / "conf" / "verbs" / f"{verb}.py").exists():
         return  # a verb without settings
-    choices = [[word] for word in words[2:] if not word.startswith("--")]
+    choices = [[word] for word in words[2:] if not word.startswith(("--", "hydra"))]
     if "--multirun" in words:
         pairs = [word[0].split("=", 1) for word in choices]
         choices = [[f"{key}={value}" for value in values.split(",")] for key, values in pairs]

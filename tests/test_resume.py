@@ -77,7 +77,7 @@ def test_a_second_training_into_a_folder_is_refused(tmp_path):
 
 def test_a_sweep_goes_on_after_a_run_that_cannot_be_and_fails_at_its_end(tmp_path, capsys, monkeypatch):
     done = []
-    monkeypatch.setattr(train, "train", lambda config, overrides, state: done.append(config.seed) or 0)
+    monkeypatch.setattr(train, "train", lambda config, *_: done.append(config.seed) or 0)
     with claimed(tmp_path / "b"):
         told = call("-m", f"out={tmp_path}/a,{tmp_path}/b,{tmp_path}/c", f"hydra.sweep.dir={tmp_path}/sweep")
     assert told == "error: 1 runs of the sweep failed; their lines are above"
@@ -86,7 +86,7 @@ def test_a_sweep_goes_on_after_a_run_that_cannot_be_and_fails_at_its_end(tmp_pat
 
 
 def test_a_sweep_ends_with_a_table_of_what_its_runs_came_to(tmp_path, capsys, monkeypatch):
-    def trained(config, overrides, state):
+    def trained(config, *_):
         solved = 7 + config.seed
         interval = {"wilson_low": 0.25, "wilson_high": 0.875, "expert_rate": 1.0 if config.seed else None}
         sweep.note({"successes": solved, "n": 10, "rate": solved / 10, **interval}, Path(config.out))
@@ -137,7 +137,7 @@ def resumed(monkeypatch, tmp_path):
     def go_on(saved, overrides, *words):
         seen = []
         monkeypatch.setattr(policies, "load_train_state", lambda _: {"overrides": overrides, "config": saved})
-        monkeypatch.setattr(train, "train", lambda config, overrides, state: seen.append(config) or 0)
+        monkeypatch.setattr(train, "train", lambda config, *_: seen.append(config) or 0)
         told = call(f"resume={tmp_path}/run", *words)
         assert not told, told
         resume.require_same(resume.completed(saved, OmegaConf.structured(seen[0])), asdict(seen[0]), "here")

@@ -23,6 +23,7 @@ LIMITS_S = {  # in the order of what is wanted most
     "decisions": 200.0,
     "training": 150.0,
     "parity": 60.0,
+    "processes": 100.0,
     "task": 120.0,
     "tests": 150.0,
     "many_tasks": 420.0,
@@ -68,6 +69,7 @@ def judge(folder: Path) -> Found:
     captured = [speed["p99_ms"] for name, speed in one.items() if name in ("captured-fp32", "captured-bf16")]
     share = many.get("captured-bf16", {}).get("share_of_matmul_rate")
     step = load(folder / "training.json").get("captured_step", {}).get("over_matmul_time")
+    differs = load(folder / "processes.json").get("weights_differ_by", {})
     parity, tests = load(folder / "parity.json").get("all_within"), load(folder / "tests.json").get("failures")
     return {
         "transformer of 20 M parameters, batch 1, K = 10: p99 below 1 ms": _judged(
@@ -75,6 +77,9 @@ def judge(folder: Path) -> Found:
         ),
         "the same at batch 4,096: at least .4 of the bf16 matmul rate": _judged(share, at_least=0.4),
         "one captured training step of the demo's policy: at most 3 times its matmul time": _judged(step, below=3.0),
+        "two processes on the card have the weights of one: to 1e-5": _judged(
+            max(differs.values(), default=None), below=1e-5
+        ),
         "losses and samples are those of the CPU": {"value": parity, "met": parity},
         "failures of the CUDA tests: none": {"value": tests, "met": None if tests is None else tests == 0},
     }

@@ -19,7 +19,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import policies
-from benchmarks import latency_cuda, training
+from benchmarks import latency_cuda, ranks, training
 from benchmarks.gpu.kit import load, store
 from benchmarks.latency_floor import Machine, timed
 from benchmarks.latency_turns import random_policy
@@ -201,6 +201,22 @@ def compared(policy: policies.Policy, device: torch.device) -> dict[str, float]:
     }
 
 
+def processes(step: Step) -> None:
+    """Two processes on one card, by gloo: the weights that one comes to, and samples per second beside two alone."""
+    few = ["train.batch_size=8", *TINY]
+    for head in ("flow", "mean_flow") if step.dry else HEADS:
+        with folder() as out:
+            words = [f"head={head}", "train.precision=fp32", *(few if step.dry else ranks.SMALL)]
+            differs = ranks.difference(words, 2 if step.dry else ranks.STEPS, step.device.type, out / "weights")
+            step.note(weights_differ_by={head: differs})
+    rounds = {"rounds": 1, "seconds": 0.1} if step.dry else {"rounds": 3, "seconds": 2.0}
+    for name, case in ranks.SPEEDS.items():
+        small = {"batch": 16, "overrides": [*case["overrides"], *TINY]} if step.dry else {}
+        with folder() as out:
+            whole = {"case": "speed", "device": step.device.type, **case, **rounds, **small}
+            step.note(speed={name: ranks.processes(whole, 2, out / "speed")})
+
+
 def task(step: Step) -> None:
     """Small tasks from demonstrations to success rate: detour, then the README's demo where Meta-World is there."""
     few = ["train.steps=3", "data.episodes=3", "eval.episodes=2", "eval.n_envs=1", "train.batch_size=8"]
@@ -288,6 +304,7 @@ STEPS: dict[str, Callable[[Step], None]] = {
     "decisions": decisions,
     "training": learning,
     "parity": parity,
+    "processes": processes,
     "task": task,
     "many_tasks": many_tasks,
     "tests": tests,

@@ -49,7 +49,9 @@ class TrainRoot:
     init: str = field(default="", metadata={"before": ""})  # a checkpoint, or its run's folder: start with its weights
     # keep (the checkpoint's, for the features that it has) | recompute (those of the new data)
     init_statistics: str = field(default="keep", metadata={"before": "keep"})
-    resume: str = ""  # a run's folder or its checkpoint: go on with that run exactly where it stopped
+    # a run's folder or its checkpoint: go on with that run exactly where it stopped; auto: with the one in `out`, if
+    # there is one
+    resume: str = ""
 
     def __post_init__(self) -> None:
         if not -(2**63) <= self.seed < 2**63:

@@ -294,7 +294,7 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
     told = (Path(config.eval.wordings).stem, config.eval.source, config.compile.removeprefix("no"))
     name = "-".join([name, *(part for part in told if part)])
     name = re.sub(r"[^\w.-]+", "-", name)
-    out = Path(config.out or checkpoint.parent / name)
+    out = Path(sweep.cell_folder() or config.out or checkpoint.parent / name)
     # A checkpoint made lighter for a robot has no training state, and so no learning curve to show.
     has_state = (checkpoint / "train_state.pt").is_file()
     history = require_history(policies.load_train_state(checkpoint).get("history")) if has_state else []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 import envs
 import policies
-from conf import cli
+from conf import cli, sweep
 from conf.resume import as_it_began, completed, require_same, stored_overrides, with_names_of_now
 from conf.verbs.train import TrainRoot
 from flowhand.commands import eval as evaluation
@@ -29,7 +30,6 @@ from flowhand.contracts.features import PREVIOUS, Spec
 from flowhand.contracts.modules import imported_modules
 from flowhand.contracts.planner import learnable
 from flowhand.contracts.provenance import revision
-from flowhand.contracts.resize import resized
 from flowhand.demos.config import COLLECTED, TrainingDataConfig
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.hub import is_repo_id
@@ -42,11 +42,13 @@ from policies.checkpoint import MOST_TENSOR_BYTES
 from policies.device import select_device
 from policies.encoders.vision import pretrained
 from policies.training import start as starting
+from policies.training.config import TrainingConfig
+from policies.training.distributed import OneProcess, card_of, joined, started_by
 from policies.training.trainer import Trainer
 
 from . import held_out
 from .collect import collect
-from .runs import StopRequest
+from .runs import Save, fit
 from .tasks.gather import given_by, of_sets, of_tasks
 from .tasks.reading import windows_of
 
@@ -55,118 +57,94 @@ Unseen = StateEpisodes | list[StateEpisodes | None] | None  # what is held out, 
 
 
 def trainer_of(
-    config: TrainRoot, spec: Spec, episodes: Iterable[Episode], device: torch.device, fitted: bool = False
+    config: TrainRoot,
+    spec: Spec,
+    episodes: Iterable[Episode],
+    device: torch.device,
+    fitted: bool = False,
+    processes: OneProcess | None = None,
 ) -> Trainer:
     """The trainer of a run; see `Trainer`."""
     windows = windows_of(config, spec, episodes, device)
-    return Trainer(config.train, config.policy, spec, windows, device, config.seed, fitted)
+    return Trainer(config.train, config.policy, spec, windows, device, config.seed, fitted, processes)
 
 
-def golden_observation(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Four histories that are stored beside the action that they give; images of the size that the camera has."""
-    index = torch.arange(4, device=trainer.windows.device) * (len(trainer.windows) // 4)
-    observation = trainer.policy.observed(trainer.windows.gather(index))
-    for name in trainer.policy.image_sizes:
-        shape, images = trainer.policy.spec.observation[name].shape, observation[name]
-        values = images.cpu().numpy().reshape(*images.shape[:4], -1)  # depth may have no axis of channels
-        whole = resized(values, (shape[0], shape[1])).reshape(*images.shape[:2], *shape)
-        observation[name] = torch.from_numpy(whole).to(images.device)
-    return observation
-
-
-def fit(
-    trainer: Trainer, save: Callable[[], None], score: Callable[[], dict[str, Any]], log: Callable[..., None]
+def train(
+    config: TrainRoot, overrides: list[str], state: dict[str, Any] | None, processes: OneProcess | None = None
 ) -> int:
-    """Trains to the last step, or until a signal arrives; returns the signal's number, 0 when finished."""
-    config = trainer.config
-    logged, started, chooser = trainer.step, time.perf_counter(), trainer.thread_chooser()
-    waited = trainer.waited_s
-    bar = tqdm(total=config.steps, initial=trainer.step, desc="train", unit="step", mininterval=1)
-    with bar, StopRequest() as stop:
-        while trainer.step < config.steps and not stop.signal:
-            loss = trainer.advance()
-            step = trainer.step
-            bar.update()
-            evaluate = config.eval_every > 0 and step % config.eval_every == 0 and step < config.steps
-            if step % config.log_every == 0 or step == config.steps or evaluate:
-                trainer.require_finite()
-                seconds = time.perf_counter() - started
-                rate = (step - logged) * config.batch_size / seconds
-                entry: dict[str, Any] = {"step": step, "loss": loss.item(), "lr": trainer.learning_rate()}
-                waits = (trainer.waited_s - waited) / seconds  # share of the time that the training waits for data
-                entry |= {"samples_per_s": rate, "data_wait": waits, "threads": trainer.threads[-1][1]}
-                bar.set_postfix_str(f"loss {entry['loss']:.4f}, {rate:,.0f} samples/s, {waits:.0%} waiting for data")
-                if evaluate:
-                    entry["success"] = score()
-                trainer.seconds += seconds
-                trainer.history.append(entry)
-                log(entry, step=step)
-                logged, started, waited = step, time.perf_counter(), trainer.waited_s
-            switched = step < config.steps and chooser.after_step(trainer.gradient_s)
-            if switched:
-                trainer.use_threads(chooser.count)
-            if switched or (step % config.save_every == 0 and step < config.steps):
-                save()
-        save()
-    return stop.signal
+    """One run from demonstrations to report; returns the number of the signal that stopped it, 0 when finished.
 
-
-def train(config: TrainRoot, overrides: list[str], state: dict[str, Any] | None) -> int:
-    """One run from demonstrations to report; returns the number of the signal that stopped it, 0 when finished."""
-    started, out = time.perf_counter(), Path(config.out)
-    device = select_device(config.train.device, config.train.threads)
-    if state is None and exists(out / "checkpoint"):
-        raise ValueError(
-            f"{out} already holds a run; go on with it by {argument('resume', out)}, or choose another folder with out="
-        )
-    if state is None:
-        config.head.require_reference()  # before the demonstrations are collected
-    store, unseen = demonstrations(config)
-    collect_seconds = time.perf_counter() - started
+    Of several processes the first one collects, saves, evaluates and speaks.
+    """
+    started, out, processes = time.perf_counter(), Path(config.out), processes or OneProcess()
+    device = device_of(config.train)
+    require_startable(config, state is None, processes.count)
+    seconds: dict[str, float] = {}
     _, before, earlier = policies.read_config(out / "checkpoint") if state else (None, None, None)
-    trainer = trainer_of(config, observed(config, store, before), store, device, fitted=state is not None)
-    if state is not None:
-        require_same(
-            completed(with_names_of_now(state.get("config")), OmegaConf.structured(config)),
-            asdict(config),
-            config.resume,
-        )
-        trainer.restore(state)
-    size = sum(p.numel() for p in trainer.policy.parameters())
-    print(f"{len(store)} demonstrations, {len(trainer.windows)} windows, {size:,} parameters, {device}, -> {out}")
 
-    golden = golden_observation(trainer)
+    def prepared() -> tuple[Demonstrations, Unseen, Trainer]:
+        begun = time.perf_counter()
+        store, unseen = demonstrations(config)
+        seconds["collect"] = time.perf_counter() - begun
+        spec = observed(config, store, before)
+        return store, unseen, trainer_of(config, spec, store, device, state is not None, processes)
+
+    store, unseen, trainer = processes.in_turn(prepared)
+    if state is not None:
+        saved = completed(with_names_of_now(state.get("config")), OmegaConf.structured(config))
+        require_same(saved, asdict(config), config.resume)
+        trainer.restore(state)
+    say = print if processes.first else silent
+    size = sum(p.numel() for p in trainer.policy.parameters())
+    say(f"{len(store)} demonstrations, {len(trainer.windows)} windows, {size:,} parameters, {device}, -> {out}")
+
     source = provenance(config, store, unseen, earlier)
     if earlier is None and config.init:
-        start(config, trainer, source)
+        say(*start(config, trainer, source), sep="\n")
 
-    def save() -> None:
-        trainer.require_finite()
-        source.train_steps = trainer.step
-        extra = {"overrides": overrides, "config": asdict(config)}
-        policies.save(out / "checkpoint", trainer.ema.module, source, golden, {**trainer.state(), **extra})
+    save = Save(trainer, config, overrides, source)
 
     def score() -> dict[str, Any]:
         records = evaluation.evaluate(trainer.ema.module, config.env, config.eval, config.execution)
         return {"n": len(records), "successes": sum(record.success for record in records)}
 
-    with evaluation.wandb_run(config.wandb, out, asdict(config)) as log:
-        stopped = fit(trainer, save, score, log.log if log else lambda entry, step: None)
+    speaks = evaluation.wandb_run(config.wandb, out, asdict(config), state is not None)
+    with speaks if processes.first else nullcontext() as log:
+        stopped = fit(trainer, save, lambda: processes.alone(score), log.log if log else lambda entry, step: None, out)
         if stopped:
-            print(f"stopped at step {trainer.step}; go on with: python train.py {argument('resume', out)}")
+            say(f"stopped at step {trainer.step}; go on with: python train.py {argument('resume', out)}")
+        if stopped or not processes.first:
             return stopped
         words = ["python", "train.py", *overrides]
         for trained, kept, source_name, folder in held_out.judged_on(store, unseen, out):
             policy = policies.load(out / "checkpoint", device)
             print(held_out.conclude(policy, trained, kept, words, folder, log, source_name))
         if config.eval.episodes:
-            seconds = {"collect": collect_seconds, "train": trainer.seconds}
+            seconds["train"] = trainer.seconds
             what = config.env, config.eval, config.execution, asdict(config)
             run = evaluation.Run(out / "checkpoint", out, *what, trainer.history, seconds, started)
-            metrics = evaluation.conclude(run, policies.load(out / "checkpoint", device))
-            evaluation.log_results(log, metrics, out)
-            print(evaluation.closing_line(metrics, out))
+            judge(run, device, log)
     return 0
+
+
+def require_startable(config: TrainRoot, new: bool, processes: int) -> None:
+    """Raises `ValueError`, before demonstrations are collected, for what cannot be trained."""
+    out = Path(config.out)
+    if new and exists(out / "checkpoint"):
+        raise ValueError(
+            f"{out} already holds a run; go on with it by {argument('resume', out)}, or choose another folder with out="
+        )
+    if new:
+        config.head.require_reference()
+    if processes > 1:
+        config.head.require_separable()
+
+
+def judge(run: evaluation.Run, device: torch.device, log: Any) -> None:
+    """Evaluates the checkpoint of a run that has come to its end."""
+    metrics = evaluation.conclude(run, policies.load(run.checkpoint, device))
+    evaluation.log_results(log, metrics, run.out)
+    print(evaluation.closing_line(metrics, run.out))
 
 
 def demonstrations(config: TrainRoot) -> tuple[Demonstrations, Unseen]:
@@ -263,8 +241,8 @@ def provenance(
     )
 
 
-def start(config: TrainRoot, trainer: Trainer, source: policies.Provenance) -> None:
-    """Gives the trainer the weights of the checkpoint of `init`, says what differs, and notes where they come from."""
+def start(config: TrainRoot, trainer: Trainer, source: policies.Provenance) -> list[str]:
+    """Gives the trainer the weights of the checkpoint of `init`, and notes where they come from; says what differs."""
     with policies.snapshot(config.init) as files:
         old = policies.load(files, trainer.windows.device)
         digest = hashlib.sha256(files.read("model.safetensors", MOST_TENSOR_BYTES)).hexdigest()
@@ -275,7 +253,7 @@ def start(config: TrainRoot, trainer: Trainer, source: policies.Provenance) -> N
     about = {"weights": digest, "statistics": config.init_statistics, **{each: getattr(before, each) for each in names}}
     source.started_from = [*before.started_from, about]
     source.demonstration_seeds = sorted({*before.demonstration_seeds, *source.demonstration_seeds})
-    print(f"starts from {config.init}, trained for {before.train_steps} steps", *lines, sep="\n")
+    return [f"starts from {config.init}, trained for {before.train_steps} steps", *lines]
 
 
 def compose(cfg: DictConfig) -> tuple[TrainRoot, list[str], dict[str, Any] | None]:
@@ -283,9 +261,9 @@ def compose(cfg: DictConfig) -> tuple[TrainRoot, list[str], dict[str, Any] | Non
 
     A resumed run takes the overrides it was started with, defaults of then that are others now, and what is given now.
     """
-    now, state, folder = list(HydraConfig.get().overrides.task), None, Path(cfg.resume)
+    now, state, folder = list(HydraConfig.get().overrides.task), None, Path(resumed(cfg))
     overrides = now
-    if cfg.resume:
+    if resumed(cfg):
         folder = folder / "checkpoint" if folder.name != "checkpoint" else folder
         state = policies.load_train_state(folder)
         stored = stored_overrides(state, folder)
@@ -293,22 +271,54 @@ def compose(cfg: DictConfig) -> tuple[TrainRoot, list[str], dict[str, Any] | Non
         overrides = [*stored_overrides({"overrides": [*stored, *began]}, folder), *now]
         cfg = hydra.compose("train", overrides)
     config: TrainRoot = cli.typed(cfg)
+    config.resume = "" if state is None else str(folder.parent)
     if config.resume:
         config.out = str(folder.parent)
         given = {override.key_or_group for override in OverridesParser.create().parse_overrides(now)}
         if ":" in str(getattr(config.env, "id", "")) and "env.id" not in given:
             raise ValueError(f"{folder} asks to import {config.env.id!r}; give env=gymnasium env.id=... yourself")  # pyright: ignore[reportAttributeAccessIssue]
-    config.out = config.out or f"outputs/{envs.name_of(config.env)}-{config.head.kind}-{config.seed}"
+    config.out = folder_of(config)
     return config, overrides, state
+
+
+def folder_of(config: TrainRoot) -> str:
+    """Where a run writes: in a sweep that has a folder, below that."""
+    default = f"outputs/{envs.name_of(config.env)}-{config.head.kind}-{config.seed}"
+    return sweep.cell_folder() or config.out or default
+
+
+def resumed(cfg: DictConfig) -> str:
+    """The folder of the run that is gone on with; with resume=auto, and in a sweep, the own one if it holds a run."""
+    if cfg.resume != "auto" and not sweep.cell_folder():
+        return str(cfg.resume)
+    own = folder_of(cli.typed(cfg))
+    return own if exists(Path(own) / "checkpoint") else ""
 
 
 def run(cfg: DictConfig) -> int:
     """Trains as the configuration says; returns the number of the signal that stopped it, 0 when finished."""
     config, overrides, state = compose(cfg)
-    with claimed(config.out):
+    if started_by()[1] > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ValueError("torchrun starts one training, and --multirun many; give a sweep a launcher (docs/scale.md)")
+    with (
+        joined(device_of(config.train), config.train.timeout_s) as processes,
+        claimed(config.out) if processes.first else nullcontext(),
+    ):
         if state is not None:  # again, now that nobody else writes
             state = policies.load_train_state(Path(config.out) / "checkpoint")
-        return train(config, overrides, state)
+        return train(config, overrides, state, processes)
+
+
+def device_of(config: TrainingConfig) -> torch.device:
+    """The device of this process: of several, each takes one CPU thread if nothing else is said."""
+    count = started_by()[1]
+    if count == 1:
+        return select_device(config.device, config.threads)
+    return select_device(card_of(config.device), config.threads or 1)
+
+
+def silent(*words: object, sep: str = "") -> None:
+    """Says nothing, where another process does."""
 
 
 def main() -> None:

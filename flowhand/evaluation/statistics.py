@@ -61,6 +61,16 @@ def compare_paired(
     return PairedComparison(n, a_only, b_only, difference, p, margin, float(bound), confidence, bool(bound > -margin))
 
 
+def holm(p: Sequence[float]) -> list[float]:
+    """The p values of several tests, corrected so that all are right together (Holm 1979), in the same order."""
+    order = sorted(range(len(p)), key=lambda at: p[at])
+    corrected, largest = [0.0] * len(p), 0.0
+    for place, at in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - place) * p[at]))
+        corrected[at] = largest
+    return corrected
+
+
 def bootstrap_mean(
     values: np.ndarray, confidence: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,15 @@ COUPLINGS = ("independent", "optimal_transport")
 
 
 @torch.no_grad()
+def require_separable(coupling: str) -> None:
+    """Raises `ValueError` for a coupling that needs all rows of a batch in one process."""
+    if coupling == "optimal_transport":
+        raise ValueError(
+            "head.coupling='optimal_transport' pairs noise and chunks of the whole batch in one process; train on one "
+            "device, or with head.coupling=independent"
+        )
+
+
 def couple(x0_NBTA: Tensor, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, condition_weight: float) -> Tensor:
     """Reorders each of N draws of noise (N, B, T, A) so that noise and chunks paired up are as near as they can be.
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..draws import drawn
+
 PREDICTIONS = ("velocity", "data", "noise")
 TIMES = ("uniform", "beta", "logit_normal")
 SMALLEST = 1e-4  # alpha and sigma count as at least this where they divide, if nothing else is said
@@ -164,18 +166,18 @@ def _require_known(prediction: str) -> None:
 
 
 def sample_time(kind: str, shape: tuple[int, ...], reference: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Training times in [0, 1) of the given shape, on the device of `reference`.
+    """Training times in [0, 1) of the given shape (..., B), on the device of `reference`.
 
     uniform: U(0, 1). beta: 0.999 (1 - Beta(1.5, 1)), more mass near the noise and none above 0.999 (Black 2024, pi0).
     logit_normal: sigmoid of N(0, 1), more mass in the middle (Esser 2024).
     """
-    options = {"device": reference.device, "dtype": torch.float32, "generator": generator}
+    options = {"device": reference.device, "dtype": torch.float32}
     if kind == "uniform":
-        return torch.rand(shape, **options)
+        return drawn(torch.rand, shape, generator, -1, **options)
     if kind == "beta":  # u ** (1 / a) is the inverse distribution function of Beta(a, 1)
-        return 0.999 * (1 - torch.rand(shape, **options) ** (1 / 1.5))
+        return 0.999 * (1 - drawn(torch.rand, shape, generator, -1, **options) ** (1 / 1.5))
     if kind == "logit_normal":
-        return torch.sigmoid(torch.randn(shape, **options))
+        return torch.sigmoid(drawn(torch.randn, shape, generator, -1, **options))
     raise ValueError(f"time distribution {kind!r} is unknown; choices: {', '.join(TIMES)}")
 
 
@@ -191,9 +193,9 @@ def sample_log_ratio(
 
     The uniform share visits both ends, where a normal distribution too narrow or too far to one side teaches nothing.
     """
-    options = {"device": reference.device, "dtype": reference.dtype, "generator": generator}
-    log_ratio = mean + std * torch.randn(shape, **options)
+    options = {"device": reference.device, "dtype": reference.dtype}
+    log_ratio = mean + std * drawn(torch.randn, shape, generator, -1, **options)
     if not uniform_share:
         return log_ratio
-    uniform = -torch.logit(torch.rand(shape, **options), eps=SMALLEST)
-    return torch.where(torch.rand(shape, **options) < uniform_share, uniform, log_ratio)
+    uniform = -torch.logit(drawn(torch.rand, shape, generator, -1, **options), eps=SMALLEST)
+    return torch.where(drawn(torch.rand, shape, generator, -1, **options) < uniform_share, uniform, log_ratio)

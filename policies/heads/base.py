@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flowhand.contracts.strict import build
 
 from ..conditioning import Conditioning
+from ..draws import over_all
 from ..generation.paths import Coefficients
 from ..generation.prefix import Prefix
 from ..nets.base import Net
@@ -56,6 +57,9 @@ class HeadConfig:
         if changes:
             config.require_reference()
         return config
+
+    def require_separable(self) -> None:
+        """Raises `ValueError` where the loss of a row depends on other rows in a way that processes cannot share."""
 
     def require_reference(self) -> None:
         """Raises `ValueError` for a setting that leaves the reference; a stored policy may have it, no new one."""
@@ -135,7 +139,10 @@ class Head(nn.Module):
         raise NotImplementedError
 
 
-def masked_mean(error: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean of an error (..., B, T, A) over the steps where the mask (B, T) is True."""
+def masked_mean(error: Tensor, mask_BT: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Mean of an error (..., B, T, A) over the steps where the mask (B, T) is True.
+
+    Where several processes share the batch, it is this one's part of the mean: all parts together are the mean.
+    """
     weight = mask_BT.unsqueeze(-1).to(error.dtype).expand_as(error)
-    return (error * weight).sum() / weight.sum().clamp(min=1)
+    return (error * weight).sum() / over_all(weight.sum(), generator).clamp(min=1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from flowhand.contracts.strict import require_within
 
 from ..conditioning import Conditioning
+from ..draws import drawn
 from ..nets.base import Net
 from .base import Head, HeadConfig, masked_mean
 from .mean_flow import TIME_SCALE
@@ -80,10 +81,11 @@ class ConsistencyHead(Head):
         the mean square over an action's numbers. In the last interval f(x_r, r) is the chunk itself.
         """
         N, huber = self.config.intervals, self.config.huber
-        options = {"generator": generator, "device": x1_BTA.device, "dtype": x1_BTA.dtype}
-        log_level = self.config.log_mean + self.config.log_std * torch.randn(len(x1_BTA), **options)
+        options = {"device": x1_BTA.device, "dtype": x1_BTA.dtype}
+        normal = drawn(torch.randn, (len(x1_BTA),), generator, **options)
+        log_level = self.config.log_mean + self.config.log_std * normal
         index = (N * torch.sigmoid(-log_level)).floor().clamp(max=N - 1)
-        x0 = torch.randn(x1_BTA.shape, **options)
+        x0 = drawn(torch.randn, x1_BTA.shape, generator, **options)
 
         def end(t: Tensor) -> Tensor:
             return self.end(net, torch.lerp(x0, x1_BTA, t[:, None, None]), t, cond)
@@ -93,7 +95,7 @@ class ConsistencyHead(Head):
             ahead = end((index + 1) / N)
         square = (here - ahead).square().mean(dim=-1, keepdim=True)
         # The fraction is sqrt(square + huber^2) - huber without the cancellation.
-        return N * masked_mean(square / ((square + huber**2).sqrt() + huber), mask_BT)
+        return N * masked_mean(square / ((square + huber**2).sqrt() + huber), mask_BT, generator)
 
     def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """The end of the trajectory from the noise: at t=0 what the net itself gives."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from flowhand.contracts.strict import require_within
 
 from ..conditioning import Conditioning
+from ..draws import drawn
 from ..generation.grids import log_ratios, power, tabulated
 from ..generation.paths import (
     PREDICTIONS,
@@ -184,7 +186,7 @@ class DiffusionHead(Head):
         """Mean squared error of the prediction at random noise levels (Ho 2020, Eq. 14)."""
         config = self.config
         index = self._levels(x1_BTA, generator)
-        x0 = torch.randn(x1_BTA.shape, generator=generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
+        x0 = drawn(torch.randn, x1_BTA.shape, generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
         c = along_angle(*self.table[:, index, None, None])
         x_t = c.alpha * x1_BTA + c.sigma * x0
         if config.prediction == "preconditioned":
@@ -192,13 +194,13 @@ class DiffusionHead(Head):
         else:
             target = {"data": x1_BTA, "noise": x0, "velocity": c.d_alpha * x1_BTA + c.d_sigma * x0}[config.prediction]
         output = net(x_t, net.prepare(self._time(index), cond))
-        return masked_mean((output - target).square(), mask_BT)
+        return masked_mean((output - target).square(), mask_BT, generator)
 
     def _levels(self, x1_BTA: Tensor, generator: torch.Generator | None) -> Tensor:
         """An index (B,) of the noise levels for each row."""
         config, rows = self.config, x1_BTA.shape[:1]
         if config.time == "uniform":
-            return torch.randint(config.train_steps, rows, generator=generator, device=x1_BTA.device)
+            return drawn(partial(torch.randint, config.train_steps), rows, generator, device=x1_BTA.device)
         noise = (config.log_mean, config.log_std, config.uniform_share)
         return torch.bucketize(sample_log_ratio(rows, *noise, x1_BTA, generator), self.between)
 

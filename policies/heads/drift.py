@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..conditioning import Conditioning
+from ..draws import drawn, over_all
 from ..nets.base import Net
 from .base import Head, HeadConfig, masked_mean
 
@@ -72,18 +73,24 @@ class DriftHead(Head):
         distance, where it stays as large as it is at the start.)
         """
         G, (B, T, A) = self.config.samples, x1_BTA.shape
-        noise = torch.randn((G, B, T, A), generator=generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
+        noise = drawn(torch.randn, (G, B, T, A), generator, 1, device=x1_BTA.device, dtype=x1_BTA.dtype)
         prepared = net.prepare(torch.zeros_like(x1_BTA[:, 0, 0]), cond)
         own_GBTA = net(noise.flatten(0, 1), prepared.repeat(G, 1)).unflatten(0, (G, B)).float()
-        target = own_GBTA.detach() + drift(own_GBTA.detach(), x1_BTA, mask_BT, self.config.temperatures)
-        return masked_mean((own_GBTA - target).square(), mask_BT)
+        move = drift(own_GBTA.detach(), x1_BTA, mask_BT, self.config.temperatures, generator)
+        return masked_mean((own_GBTA - (own_GBTA.detach() + move)).square(), mask_BT, generator)
 
     def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """What the net makes of the noise, or of a part of it."""
         return net(self.config.noise * noise_BTA, net.prepare(torch.zeros_like(noise_BTA[:, 0, 0]), cond))
 
 
-def drift(own_GBTA: Tensor, x1_BTA: Tensor, mask_BT: Tensor, temperatures: list[float]) -> Tensor:
+def drift(
+    own_GBTA: Tensor,
+    x1_BTA: Tensor,
+    mask_BT: Tensor,
+    temperatures: list[float],
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Where each of G samples is moved: to the demonstrated chunk and away from the other samples; (G, B, T, A).
 
     The distance of two chunks is their root mean square difference over the steps that count, so that it does not grow
@@ -95,16 +102,18 @@ def drift(own_GBTA: Tensor, x1_BTA: Tensor, mask_BT: Tensor, temperatures: list[
     numbers_B = weight_BT1.expand_as(x1_BTA).sum(dim=(-1, -2))
     distance = (toward.square().sum(dim=(-1, -2)) / numbers_B.clamp(min=1)).sqrt()  # (G, G + 1, B)
     pairs = G * G * mask_BT.any(dim=-1).sum()  # without those of a sample with itself
-    scale = (distance.sum() / pairs.clamp(min=1)).clamp(min=TINY)
+    total, pairs = over_all(torch.stack([distance.sum(), pairs.to(distance.dtype)]), generator)
+    scale = (total / pairs.clamp(min=1)).clamp(min=TINY)
     if not temperatures:
         pull = 1 / (distance / scale).clamp(min=TINY)
         return force(toward, -pull[:, :G] / (G - 1), pull[:, G:])
-    total = torch.zeros_like(own_GBTA)
+    moved = torch.zeros_like(own_GBTA)
     for temperature in temperatures:
         repel, attract = affinities(distance / scale, temperature).split([G, 1], dim=1)
         move = force(toward, -repel * attract, attract * repel.sum(dim=1, keepdim=True))
-        total += move * (scale / masked_mean(move.square(), mask_BT).sqrt().clamp(min=TINY))
-    return total / len(temperatures)
+        size = over_all(masked_mean(move.square(), mask_BT, generator), generator).sqrt()
+        moved += move * (scale / size.clamp(min=TINY))
+    return moved / len(temperatures)
 
 
 def force(toward: Tensor, own: Tensor, demonstrated: Tensor) -> Tensor:

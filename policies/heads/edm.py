@@ -12,6 +12,7 @@ from torch import Tensor
 from flowhand.contracts.strict import require_within
 
 from ..conditioning import Conditioning
+from ..draws import drawn
 from ..generation.paths import Coefficients, preconditioned_target, read, readings, sample_log_ratio, scale
 from ..generation.solvers import descend
 from ..nets.base import Net
@@ -101,12 +102,12 @@ class EDMHead(Head):
         config, rows = self.config, x1_BTA.shape[:1]
         noise = (config.log_mean, config.log_std, config.uniform_share)
         log_level = sample_log_ratio(rows, *noise, x1_BTA, generator)
-        x0 = torch.randn(x1_BTA.shape, generator=generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
+        x0 = drawn(torch.randn, x1_BTA.shape, generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
         c = exploding(log_level.exp()[:, None, None])
         target = preconditioned_target(x1_BTA, x0, c, config.sigma_data)
         x = (x1_BTA + c.sigma * x0) / scale(c, config.sigma_data)
         output = net(x, net.prepare(log_level / 4, cond))
-        return masked_mean((output - target).square(), mask_BT)
+        return masked_mean((output - target).square(), mask_BT, generator)
 
     def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """Heun's method down the noise levels (Karras 2022, Algorithm 1), the last step to 0 by Euler's."""

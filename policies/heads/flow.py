@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from flowhand.contracts.strict import require_within
 
 from ..conditioning import Conditioning
-from ..generation.coupling import COUPLINGS, couple
+from ..draws import drawn
+from ..generation.coupling import COUPLINGS, couple, require_separable
 from ..generation.grids import GRIDS, tabulated, times_on
 from ..generation.guidance import combined, predictor
 from ..generation.paths import (
@@ -107,6 +109,10 @@ class FlowConfig(HeadConfig):
                 "head.condition_dropout above 0, for example 0.1"
             )
 
+    def require_separable(self) -> None:
+        """Raises `ValueError` for a coupling of the whole batch."""
+        require_separable(self.coupling)
+
 
 class FlowHead(Head):
     """Learns the velocity of the path and integrates it from noise to data."""
@@ -161,12 +167,12 @@ class FlowHead(Head):
         """
         config, (B, T, A) = self.config, x1_BTA.shape
         t = self._times((config.draws, B), x1_BTA, generator)
-        x0 = torch.randn((config.draws, B, T, A), generator=generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
+        x0 = drawn(torch.randn, (config.draws, B, T, A), generator, 1, device=x1_BTA.device, dtype=x1_BTA.dtype)
         if config.coupling == "optimal_transport":
             x0 = couple(x0, x1_BTA, cond.flat_BF, mask_BT, config.coupling_condition)
         if config.condition_dropout:
             # Some rows are told nothing (Ho & Salimans 2022, Algorithm 1).
-            draw = torch.rand((len(cond), 1), generator=generator, device=x1_BTA.device)
+            draw = drawn(torch.rand, (len(cond), 1), generator, device=x1_BTA.device)
             assert self.null is not None
             cond = cond.without(self.null, draw[:, 0] < config.condition_dropout)
         if config.prefix_max:
@@ -179,7 +185,7 @@ class FlowHead(Head):
             target = c.d_alpha * x1_BTA + c.d_sigma * x0 if config.prediction == "velocity" else x1_BTA.expand_as(x0)
         modulation = net.prepare(t, cond, per_action=config.prefix_max > 0)
         output = net(x_t.flatten(0, 1), modulation.flatten(0, 1)).unflatten(0, (config.draws, B))
-        return masked_mean((output - target).square(), mask_BT)
+        return masked_mean((output - target).square(), mask_BT, generator)
 
     def _times(self, shape: tuple[int, ...], x1_BTA: Tensor, generator: torch.Generator | None) -> Tensor:
         """Training times of the given shape."""
@@ -201,7 +207,7 @@ class FlowHead(Head):
                 f"head.prefix_max={self.config.prefix_max} leaves nothing to predict of a chunk of {horizon} steps; "
                 f"choose at most {horizon - 1}"
             )
-        count = torch.randint(self.config.prefix_max + 1, t.shape, generator=generator, device=t.device)
+        count = drawn(partial(torch.randint, self.config.prefix_max + 1), t.shape, generator, -1, device=t.device)
         held = first(count, horizon)
         return torch.where(held, 1, t.unsqueeze(-1)), mask_BT & ~held
 

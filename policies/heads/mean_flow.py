@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..conditioning import Conditioning
+from ..draws import drawn, everywhere, own, permutation
 from ..generation.paths import TIMES, linear, sample_time, to_velocity
 from ..generation.solvers import jump
 from ..nets.base import Modulation, Net
@@ -110,7 +111,7 @@ class MeanFlowHead(Head):
         drawn noise and chunk but x_t, so that dividing by it leaves the optimum where it is.
         """
         t, length, rows = self.intervals(x1_BTA, generator)
-        x0 = torch.randn(x1_BTA.shape, generator=generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
+        x0 = drawn(torch.randn, x1_BTA.shape, generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
         time, velocity = t[:, None, None], x1_BTA - x0
         x_t = x0 + time * velocity
         output = self.average(net, x_t, t, length, cond)
@@ -120,15 +121,15 @@ class MeanFlowHead(Head):
         weight = weight.index_copy(0, rows, self.config.interval_weight * weight[rows])
         if self.config.prediction == "data":
             weight = (1 - time) ** 2 * weight
-        return masked_mean(weight * (output - velocity - move).square(), mask_BT)
+        return masked_mean(weight * (output - velocity - move).square(), mask_BT, generator)
 
     def intervals(self, x1_BTA: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         """Start and length (B,) of every row's interval, and the indices of the rows whose length is not 0."""
         B = len(x1_BTA)
         times = sample_time(self.config.time, (2, B), x1_BTA, generator)
-        rows = torch.randperm(B, generator=generator, device=x1_BTA.device)
-        rows = rows[: max(1, round((1 - self.config.flow_share) * B))]
-        whole = rows[: round(self.config.to_data * len(rows))]
+        rows = permutation(B, generator, x1_BTA.device)
+        rows = rows[: max(1, round((1 - self.config.flow_share) * everywhere(B, generator)))]
+        (whole,), (rows,) = own(rows[: round(self.config.to_data * len(rows))], generator), own(rows, generator)
         t = times.amin(dim=0).index_copy(0, whole, times[0, whole])
         end = t.index_copy(0, rows, times.amax(dim=0)[rows]).index_fill(0, whole, 1.0)
         return t, end - t, rows
@@ -141,6 +142,8 @@ class MeanFlowHead(Head):
 
         Forward mode, exact up to the training's precision: nothing is subtracted, so bf16 costs its own rounding only.
         """
+        if not len(x):  # all such rows are with other processes, and not every net takes none
+            return x
         end = t + length
 
         def average(x: Tensor, t: Tensor) -> Tensor:

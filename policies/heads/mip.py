@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..conditioning import Conditioning
+from ..draws import drawn
 from ..nets.base import Modulation, Net
 from .base import Head, HeadConfig, masked_mean
 
@@ -44,12 +45,12 @@ class MIPHead(Head):
     ) -> Tensor:
         """`|net(0, 0) - x1|^2 / t* + |net(t* x1 + (1-t*) z, t*) - x1|^2 / (1-t*)`, z normal (arXiv 2512.01809)."""
         time = self.config.time
-        z = torch.randn(x1_BTA.shape, generator=generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
+        z = drawn(torch.randn, x1_BTA.shape, generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
         x_t = torch.stack([torch.zeros_like(x1_BTA), time * x1_BTA + (1 - time) * z])
         prepared = self._prepare(net, x1_BTA, cond)
         output = net(x_t.flatten(0, 1), prepared.flatten(0, 1)).unflatten(0, (2, len(x1_BTA)))
         first, second = ((part - x1_BTA).square() for part in output)
-        return masked_mean(first, mask_BT) / time + masked_mean(second, mask_BT) / (1 - time)
+        return masked_mean(first, mask_BT, generator) / time + masked_mean(second, mask_BT, generator) / (1 - time)
 
     def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """The refined chunk; the noise gives only the shape."""

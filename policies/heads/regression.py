@@ -43,7 +43,7 @@ class RegressionHead(Head):
         self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         """Mean squared or absolute error of the predicted chunk; uses no randomness."""
-        return masked_mean(ERRORS[self.config.error](self.sample(net, x1_BTA, cond) - x1_BTA), mask_BT)
+        return masked_mean(ERRORS[self.config.error](self.sample(net, x1_BTA, cond) - x1_BTA), mask_BT, generator)
 
     def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """The predicted chunk; the noise gives only the shape."""

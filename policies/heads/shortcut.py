@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..conditioning import Conditioning
+from ..draws import drawn, everywhere, own, permutation, source
 from ..generation.paths import TIMES, linear, sample_time, to_velocity
 from ..generation.solvers import jump
 from ..nets.base import Modulation, Net
@@ -83,10 +84,11 @@ class ShortcutHead(Head):
         paper takes an average of its weights). With prediction=data the error is that of the data, as in flow matching.
         """
         B, finest = len(x1_BTA), self.config.halvings
-        options = {"generator": generator, "device": x1_BTA.device}
-        x0 = torch.randn(x1_BTA.shape, dtype=x1_BTA.dtype, **options)
-        rows = torch.randperm(B, **options)[: max(1, round(self.config.bootstrap_share * B))]
-        level = torch.randint(finest, rows.shape, **options)
+        x0 = drawn(torch.randn, x1_BTA.shape, generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
+        share = max(1, round(self.config.bootstrap_share * everywhere(B, generator)))
+        rows = permutation(B, generator, x1_BTA.device)[:share]
+        level = torch.randint(finest, rows.shape, generator=source(generator), device=x1_BTA.device)
+        rows, level = own(rows, generator, level)
         halvings = torch.full((B,), finest, device=x1_BTA.device).index_copy(0, rows, level)
         starts = 2.0**halvings
         t = (starts * sample_time(self.config.time, (B,), x1_BTA, generator)).floor() / starts
@@ -96,11 +98,13 @@ class ShortcutHead(Head):
         error = output - (x1_BTA - x0).index_copy(0, rows, bootstrap)
         if self.config.prediction == "data":
             error = (1 - t[:, None, None]) * error
-        return masked_mean(error.square(), mask_BT)
+        return masked_mean(error.square(), mask_BT, generator)
 
     @torch.no_grad()
     def two_steps(self, net: Net, x: Tensor, t: Tensor, halvings: Tensor, cond: Conditioning) -> Tensor:
         """The velocity of two steps of length 2^-halvings from t, without gradient."""
+        if not len(x):  # all such rows are with other processes, and not every net takes none
+            return x
         length = 0.5**halvings
         first = self.shortcut(net, x, t, halvings, cond)
         second = self.shortcut(net, x + length[:, None, None] * first, t + length, halvings, cond)

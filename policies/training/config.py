@@ -25,6 +25,7 @@ class TrainingConfig:
     device: str = "auto"  # auto (cuda if there is one) | cpu | cuda | cuda:N
     precision: str = "auto"  # fp32 | bf16 (autocast) | auto: bf16 where the device has matrix units for it
     compile: bool = False  # compile the loss and its gradient, not the optimizer's step (on a CPU needs a C++ compiler)
+    timeout_s: float = 120.0  # seconds that one of several processes waits for another before it ends the run
     threads: int = 0  # CPU threads of torch; 0: measured while training, at most as many as this process may use
 
     def __post_init__(self) -> None:
@@ -36,7 +37,7 @@ class TrainingConfig:
         for name in ("warmup_steps", "weight_decay", "eval_every", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)} must not be negative")
-        for name in ("learning_rate", "clip_norm"):
+        for name in ("learning_rate", "clip_norm", "timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be positive")
         if self.precision not in ("auto", "fp32", "bf16"):

@@ -39,8 +39,11 @@ class WindowSource(Protocol):
         """The windows that start at the given steps (B,)."""
         ...
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """A batch of windows drawn uniformly, with replacement. The generator alone decides which."""
+    def draw(self, batch_size: int, generator: torch.Generator, part: slice = slice(None)) -> Batch:
+        """A batch of windows drawn uniformly, with replacement, or a part of its rows.
+
+        The generator alone decides which, and goes on as for the whole batch.
+        """
         ...
 
     def order(self, generator: torch.Generator, seed: int) -> torch.Generator:
@@ -69,6 +72,7 @@ class _Ahead:
     """A batch that is being read for a generator that will be in this state."""
 
     size: int
+    part: slice  # of its rows that is read
     before: Tensor  # states of the generator
     after: Tensor
     gathered: Future[_Gathered]
@@ -153,16 +157,16 @@ class Stream:
         """The windows that start at the given steps (B,)."""
         return self._complete(self._gather(index.cpu()))
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """A batch of windows drawn as in `Windows`, by a generator of the CPU."""
+    def draw(self, batch_size: int, generator: torch.Generator, part: slice = slice(None)) -> Batch:
+        """A batch of windows drawn as in `Windows`, or a part of its rows; by a generator of the CPU."""
         if self._thread is None:
-            return self._complete(self._gather(self._drawn(batch_size, generator)))
+            return self._complete(self._gather(self._drawn(batch_size, generator)[part]))
         before = generator.get_state()
         first = self._queue[0] if self._queue else None
-        if first is None or first.size != batch_size or not torch.equal(first.before, before):
+        if first is None or (first.size, first.part) != (batch_size, part) or not torch.equal(first.before, before):
             self._restart(before)
         while len(self._queue) <= self.prefetch:
-            self._read_ahead(batch_size, self._thread)
+            self._read_ahead(batch_size, part, self._thread)
         ready = self._queue.popleft()
         generator.set_state(ready.after)
         return self._complete(ready.gathered.result())
@@ -204,11 +208,11 @@ class Stream:
         self._queue.clear()
         self._shadow.set_state(state)
 
-    def _read_ahead(self, batch_size: int, thread: ThreadPoolExecutor) -> None:
+    def _read_ahead(self, batch_size: int, part: slice, thread: ThreadPoolExecutor) -> None:
         before = self._shadow.get_state()
-        index = self._drawn(batch_size, self._shadow)
+        index = self._drawn(batch_size, self._shadow)[part]
         after = self._shadow.get_state()
-        self._queue.append(_Ahead(batch_size, before, after, thread.submit(self._gather, index)))
+        self._queue.append(_Ahead(batch_size, part, before, after, thread.submit(self._gather, index)))
 
     def _gather(self, index: Tensor) -> _Gathered:
         """What of a batch needs no device; in the thread."""

@@ -17,6 +17,7 @@ from ..device import has_bf16_units, usable_threads
 from ..encoders.vision.pretrained import take_pretrained
 from ..policy import Policy, PolicyConfig
 from .config import TrainingConfig
+from .distributed import LostProcessError, OneProcess
 from .ema import EMA
 from .stream import WindowSource
 from .threads import ThreadChooser, ladder
@@ -34,6 +35,7 @@ class Trainer:
         device: where all is computed.
         seed: of the weights, the batches and the training noise.
         fitted: the statistics come with `restore`: those that the run began with.
+        processes: those that share the training; None: this one alone.
     """
 
     def __init__(
@@ -45,10 +47,12 @@ class Trainer:
         device: torch.device,
         seed: int = 0,
         fitted: bool = False,
+        processes: OneProcess | None = None,
     ):
         torch.manual_seed(seed)  # of the initial weights; all later randomness comes from the generator
         self.config = config
         self.windows = windows
+        self.processes = processes or OneProcess()
         self.policy = Policy(policy, spec).to(device)
         if not fitted:
             take_pretrained(self.policy.encoder, policy.vision)
@@ -84,12 +88,7 @@ class Trainer:
         """One optimizer step; returns the loss without waiting for the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        started = time.perf_counter()
-        self.batch = self.windows.draw(self.config.batch_size, self.order)
-        drawn = time.perf_counter()
-        loss = self._differentiate(self.batch, self.generator)
-        self.gradient_s = time.perf_counter() - drawn
-        self.waited_s += drawn - started
+        loss = self._gradient() if self.processes.count == 1 else self._shared_gradient()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip_norm)
         self._guard(loss, norm)
         self.optimizer.step()
@@ -98,10 +97,32 @@ class Trainer:
         self.step += 1
         return loss.detach()
 
+    def _gradient(self) -> torch.Tensor:
+        """The loss of the next batch, or of this process's part of it, whose gradient is then with the parameters."""
+        started, size = time.perf_counter(), self.config.batch_size
+        self.batch = self.windows.draw(size, self.order, self.processes.part(size))
+        drawn = time.perf_counter()
+        loss = self._differentiate(self.batch, self.processes.share(self.generator, size))
+        self.gradient_s = time.perf_counter() - drawn
+        self.waited_s += drawn - started
+        return loss
+
+    def _shared_gradient(self) -> torch.Tensor:
+        """`_gradient` of the whole batch; where a process is lost, all is as it was before the step."""
+        before = self.order.get_state(), self.generator.get_state()
+        try:
+            return self.processes.combine(list(self.policy.parameters()), self._gradient())
+        except LostProcessError:
+            self.order.set_state(before[0])
+            self.generator.set_state(before[1])
+            self.optimizer.zero_grad()
+            raise
+
     def _differentiate(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """The loss of a batch, whose gradient is then with the parameters."""
         with self.autocast:
             loss = self.loss(batch, generator, self.config.draws)
+        self.processes.require_shared(generator)
         loss.backward()
         return loss
 
@@ -117,9 +138,17 @@ class Trainer:
         if count != self.threads[-1][1]:
             self.threads.append([self.step, count])
 
+    @property
+    def fixed_threads(self) -> int:
+        """The number of CPU threads that stays as it is; 0: it may be chosen anew.
+
+        Processes that wait for each other cannot each choose, and are themselves what uses more cores: one for each.
+        """
+        return self.config.threads or (1 if self.processes.count > 1 else 0)
+
     def thread_chooser(self) -> ThreadChooser:
         """What chooses the number of CPU threads, unless the configuration does or a GPU computes."""
-        count, free = self.threads[-1][1], self.config.threads == 0 and self.bad_step.device.type == "cpu"
+        count, free = self.threads[-1][1], self.fixed_threads == 0 and self.bad_step.device.type == "cpu"
         return ThreadChooser(count, ladder(usable_threads()) if free else [count], self.trial)
 
     def _guard(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
@@ -140,6 +169,13 @@ class Trainer:
                 f"the loss or its gradient was not finite at step {int(bad)}; nothing was learned from it. "
                 "Lower train.learning_rate, or look at the demonstrations"
             )
+
+    def require_together(self) -> None:
+        """Raises `ValueError` unless all processes have the same weights, demonstrations and step."""
+        if self.processes.count > 1 and not self.processes.lost:
+            weights = [p.detach().view(torch.int32).sum(dtype=torch.int64) for p in self.policy.parameters()]
+            digest = int(torch.stack(weights).sum()) % 2**52
+            self.processes.require_same(steps=self.step, windows=len(self.windows), weights=digest)
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, as tensors, numbers, strings, lists and dicts."""
@@ -172,4 +208,4 @@ class Trainer:
             self.order.set_state(state["order"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
         self.threads = state.get("threads", self.threads)  # an earlier version did not note them
-        self.use_threads(self.config.threads or self.threads[-1][1])
+        self.use_threads(self.fixed_threads or self.threads[-1][1])

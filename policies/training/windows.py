@@ -125,12 +125,15 @@ class Windows:
             source=None if self.source is None else self.source[index],
         )
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """A batch of windows drawn with replacement: uniformly, or of each data set of a mixture its share."""
+    def draw(self, batch_size: int, generator: torch.Generator, part: slice = slice(None)) -> Batch:
+        """A batch of windows, or a part of its rows, drawn with replacement.
+
+        Uniformly, or of each data set of a mixture its share.
+        """
         if self.balance is not None:
-            return self.gather(self.balance.draw(batch_size, generator))
+            return self.gather(self.balance.draw(batch_size, generator)[part])
         index = torch.randint(len(self), (batch_size,), generator=generator, device=self.action.device)
-        return self.gather(index)
+        return self.gather(index[part])
 
     def order(self, generator: torch.Generator, seed: int) -> torch.Generator:
         """The training's own generator: a batch is drawn when it is needed."""

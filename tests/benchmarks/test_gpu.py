@@ -72,7 +72,8 @@ def test_what_is_wanted_is_judged(tmp_path, good):
     kit.store(tmp_path / "training.json", {"captured_step": {"over_matmul_time": 2.9 if good else 3.1}})
     kit.store(tmp_path / "parity.json", {"all_within": good})
     kit.store(tmp_path / "tests.json", {"failures": 0 if good else 1})
-    assert [found["met"] for found in kit.judge(tmp_path).values()] == [good] * 5
+    kit.store(tmp_path / "processes.json", {"weights_differ_by": {"flow": 1e-7, "mip": 1e-7 if good else 1e-3}})
+    assert [found["met"] for found in kit.judge(tmp_path).values()] == [good] * 6
 
 
 def test_the_wanted_net_has_20_million_parameters():

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Generator, Tensor
+
+from ...draws import drawn
 
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue in brightness (ITU-R BT.601)
 
@@ -37,8 +41,11 @@ def shifted(images: Tensor, size: tuple[int, int], reach: int, generator: Genera
 
 def _places(rows: int, spare: int, reach: int, generator: Generator) -> Tensor:
     """Where a part begins, (rows,), counted from `reach` pixels before the image."""
-    where = {"generator": generator, "device": generator.device}
-    return torch.randint(spare + 1, (rows,), **where) + torch.randint(2 * reach + 1, (rows,), **where)
+    part, moved = (
+        drawn(partial(torch.randint, most + 1), (rows,), generator, device=generator.device)
+        for most in (spare, 2 * reach)
+    )
+    return part + moved
 
 
 def coloured(
@@ -53,7 +60,7 @@ def coloured(
     if generator is None or not (brightness or contrast or saturation):
         return images
     most = torch.tensor([brightness, contrast, saturation], device=images.device)
-    draw = torch.rand((3, len(images)), generator=generator, device=images.device)
+    draw = drawn(torch.rand, (3, len(images)), generator, 1, device=images.device)
     b, c, s = (1 + most[:, None] * (2 * draw - 1))[..., None, None, None, None]
     channels = images.shape[2]
     share = GREY if channels == 3 else (1 / channels,) * channels
