@@ -196,6 +196,8 @@ def test_each_set_has_the_statistics_that_it_has_alone_and_the_source_chooses_th
         assert means[number].numpy() == pytest.approx(np.tile(of.mean, (16, 1)), abs=1e-5)
         assert tops[number].numpy() == pytest.approx(np.tile(of.mean + of.std, (16, 1)), abs=1e-5)
         assert policy.code(tops, rows)[number].numpy() == pytest.approx(np.ones((16, 3)), abs=1e-5)
+    filling = {**rows, "source": torch.zeros(2, 2, 2)}  # rows of zeros, as they fill a batch
+    assert torch.isfinite(policy.sample(filling, torch.zeros(2, *policy.noise_shape))).all()
     chunks = policy.sample(rows, torch.randn(1, *policy.noise_shape).expand(2, -1, -1))
     assert not torch.allclose(chunks[0], chunks[1])
 
