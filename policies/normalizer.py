@@ -160,8 +160,11 @@ class Normalizer(nn.Module):
         assert source_BK is not None
         found, chosen_BK = [], source_BK.float()
         nobody_B1 = 1 - chosen_BK.sum(-1, keepdim=True)  # rows that only fill a batch have no source, and the scale 1
-        for statistics, other in ((self.shift, 0), (self.scale, nobody_B1)):  # a product with ones and zeros is exact
-            rows = (chosen_BK @ statistics.flatten(1) + other).unflatten(-1, statistics.shape[1:])
+        # Products with ones and zeros are exact; those of matrices would be rounded where a training autocasts.
+        for statistics, other in ((self.shift, 0), (self.scale, nobody_B1)):
+            rows = ((chosen_BK.unsqueeze(-1) * statistics.flatten(1)).sum(1) + other).unflatten(
+                -1, statistics.shape[1:]
+            )
             while rows.ndim < x.ndim:
                 rows = rows.unsqueeze(1)
             found.append(rows)
