@@ -115,7 +115,7 @@ def trained(
             store = demonstrations() if demonstrations else collected(config)
             trainer, about = learn(config, store)
             source = train.provenance(config, store)
-            golden = trainer.windows.gather(torch.arange(4)).observation
+            golden = trainer.policy.observed(trainer.windows.gather(torch.arange(4)))
             policies.save(checkpoint, trainer.ema.module, source, golden, {"step": trainer.step, "history": []})
             save({"name": name, **about})
     return policies.load(checkpoint) if (folder / f"{name}.trained.json").exists() else None

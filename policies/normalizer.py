@@ -158,9 +158,13 @@ class Normalizer(nn.Module):
         if not self.sources:
             return self.shift, self.scale
         assert source_BK is not None
-        found = []
-        for statistics in (self.shift, self.scale):  # a product with ones and zeros is exact
-            rows = (source_BK.float() @ statistics.flatten(1)).unflatten(-1, statistics.shape[1:])
+        found, chosen_BK = [], source_BK.float()
+        nobody_B1 = 1 - chosen_BK.sum(-1, keepdim=True)  # rows that only fill a batch have no source, and the scale 1
+        # Products with ones and zeros are exact; those of matrices would be rounded where a training autocasts.
+        for statistics, other in ((self.shift, 0), (self.scale, nobody_B1)):
+            rows = ((chosen_BK.unsqueeze(-1) * statistics.flatten(1)).sum(1) + other).unflatten(
+                -1, statistics.shape[1:]
+            )
             while rows.ndim < x.ndim:
                 rows = rows.unsqueeze(1)
             found.append(rows)

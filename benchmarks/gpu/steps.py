@@ -235,6 +235,26 @@ def task(step: Step) -> None:
             step.note(runs={name: {**load(out / "run" / "metrics.json"), "wall_s": round(time.monotonic() - start, 1)}})
 
 
+def many_tasks(step: Step) -> None:
+    """MT10 from states, one policy that is told its task: demonstrations, training and 20 episodes a task."""
+    if step.dry:
+        tiny = ["train.steps=3", "data.episodes=2", "eval.episodes=1", "eval.n_envs=1", "train.batch_size=8", *TINY]
+        overrides = ["env=detour", "env.task=[left,right]", "words=index", *tiny]
+    elif not installed("metaworld"):
+        step.note(skipped="metaworld is not installed")
+        return
+    else:
+        overrides = ["experiment=mt10", "eval.episodes=20", "data.workers=8", "eval.n_envs=8"]
+    with folder() as out:
+        quiet = ["wandb.mode=disabled", "eval.videos=0", f"data.cache_dir={out}/demos", f"out={out}/run"]
+        start = time.monotonic()
+        words = [sys.executable, "train.py", *overrides, *quiet, f"train.device={step.device.type}"]
+        done = subprocess.run(words, check=False)
+        if done.returncode:
+            raise ValueError(f"train.py ended with exit status {done.returncode} on many tasks")
+        step.note(overrides=overrides, metrics=load(out / "run" / "metrics.json"), wall_s=time.monotonic() - start)
+
+
 def tests(step: Step) -> None:
     """The tests that need CUDA; without it all are skipped."""
     count: dict[str, int] = {}
@@ -286,6 +306,7 @@ STEPS: dict[str, Callable[[Step], None]] = {
     "parity": parity,
     "processes": processes,
     "task": task,
+    "many_tasks": many_tasks,
     "tests": tests,
 }
 

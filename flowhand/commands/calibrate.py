@@ -23,6 +23,7 @@ from conf import cli
 from conf.resume import with_names_of_now
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.export.band import fit
+from flowhand.contracts.features import GIVEN
 from flowhand.contracts.strict import build, mapping
 from flowhand.control.alarm import Trace, WatchedAgent
 from flowhand.demos.config import DataConfig, TrainingDataConfig
@@ -105,6 +106,8 @@ def calibrate(config: Any) -> str:
     checkpoint = checkpoint_in(config.checkpoint)
     with policies.snapshot(checkpoint) as files:
         policy, source = policies.load(files), policies.read_config(files)[2]
+    if set(GIVEN) & policy.spec.observation.keys():
+        raise ValueError("calibrate does not yet know policies that are told a task or a source; train one without")
     env = config.env or envs.env_of(source)
     execution, seeds = config.execution, range(config.seed, config.seed + config.episodes)
     chosen = config.calibration

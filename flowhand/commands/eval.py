@@ -135,7 +135,8 @@ def conclude(run: Run, policy: LoadedPlanner) -> dict[str, Any]:
     """
     if len(worlds := run.env.each()) > 1:
         return conclude_all(run, policy, worlds)
-    metrics, _ = conclude_one(run, policy)
+    metrics, *_ = conclude_one(run, policy)
+    discard_unfinished(run.out)
     sweep.note(metrics, run.out)
     return metrics
 
@@ -152,6 +153,8 @@ def conclude_all(run: Run, policy: LoadedPlanner, worlds: Sequence[envs.EnvConfi
     records, expert = [r for each in judged for r in each.records], [r for each in judged for r in each.expert]
     metrics = summary(run, policy, policy.changed_head, records, expert) | gathered(envs.name_of(run.env), judged)
     write_joint(run.out, judged, metrics, policy.words, run.history)
+    for each in judged:  # only now, so that an evaluation that is killed repeats no task
+        discard_unfinished(run.out / "tasks" / each.name)
     sweep.note(metrics, run.out)
     return metrics
 
@@ -183,7 +186,7 @@ def conclude_one(run: Run, policy: LoadedPlanner) -> tuple[dict[str, Any], list[
     write_whole(run.out / "episodes.jsonl", lines(records))
     data = ReportData(
         title=f"{records[0].task}: {policy.words}{metrics['conditions']}",
-        task=source.task,
+        task=source.task or "; ".join(words.texts),
         command=sweep.command_line(),
         records=records,
         expert_records=expert or None,
@@ -203,7 +206,6 @@ def conclude_one(run: Run, policy: LoadedPlanner) -> tuple[dict[str, Any], list[
     )
     write_report(data, run.out / "report.html")
     write_whole(run.out / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
-    discard_unfinished(run.out)
     return metrics, records, expert
 
 
@@ -297,8 +299,8 @@ def evaluate_checkpoint(cfg: DictConfig, started: float) -> str:
         name += "".join(f"-{field}-{value}" for field, value in policy.changed_head.items())
     name += "".join(f"-{field}-{value}" for field, value in changes(config.execution).items())
     name += "".join(f"-{field}-{value}" for field, value in changes(config.eval.perturb).items())
-    if config.compile != "no":
-        name = f"{name}-{config.compile}"
+    told = (Path(config.eval.wordings).stem, config.eval.source, config.compile.removeprefix("no"))
+    name = "-".join([name, *(part for part in told if part)])
     name = re.sub(r"[^\w.-]+", "-", name)
     out = Path(sweep.cell_folder() or config.out or checkpoint.parent / name)
     # A checkpoint made lighter for a robot has no training state, and so no learning curve to show.

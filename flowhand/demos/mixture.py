@@ -283,7 +283,7 @@ def _order(target: Feature, own: Feature, where: str) -> tuple[int, ...] | None:
 
 def _by_names(target: Feature, own: Feature, where: str) -> tuple[int, ...] | None:
     if not (target.names and own.names):
-        which = "the first set" if own.names is None else "it"
+        which = "it" if own.names is None else "the first set"
         raise ValueError(f"{where} cannot be matched by names: {which} does not name its dimensions")
     for side in (target, own):
         if twice := [name for name in side.names or () if (side.names or ()).count(name) > 1]:

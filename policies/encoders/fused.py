@@ -13,6 +13,7 @@ from flowhand.contracts.features import Feature, Spec
 from ..conditioning import Conditioning
 from .base import Encoder, EncoderConfig
 from .vision.config import KINDS, VisionConfig
+from .words.config import WordsConfig
 
 
 class FusedEncoder(Encoder):
@@ -51,7 +52,7 @@ class FusedEncoder(Encoder):
 
 
 def compose(
-    encoders: Sequence[tuple[EncoderConfig | VisionConfig, type[Encoder]]],
+    encoders: Sequence[tuple[EncoderConfig | VisionConfig | WordsConfig, type[Encoder]]],
     spec: Spec,
     history: int,
     tokens: bool = False,

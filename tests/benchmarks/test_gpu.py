@@ -117,11 +117,12 @@ def test_a_dry_run_on_the_cpu(tmp_path):
         done.stdout + done.stderr
     )
     assert done.returncode == 0
-    assert len(list((tmp_path / "gpu").iterdir())) <= 8
+    assert len(list((tmp_path / "gpu").iterdir())) <= 10
     assert set(found["decisions"]["cells"]) == {"mlp 1", "mlp 4"}
     assert set(found["training"]["cells"]) == {"eager 8", "compiled 8"}
     assert found["parity"]["all_within"]
     assert found["task"]["runs"]["detour"]["wall_s"] > 0
+    assert [each["task"] for each in found["many_tasks"]["metrics"]["tasks"]] == ["left", "right"]
     assert set(found["tests"]["count"]) == ({"passed"} if torch.cuda.is_available() else {"skipped"})
     again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert again.stdout.count("finished earlier") == len(kit.LIMITS_S)

@@ -67,9 +67,9 @@ class TaskEncoder(Encoder):
 
     def _mix(self, shares: Tensor, generator: Generator) -> Tensor:
         """Some of the rows mixed with a row for another text, drawn uniformly."""
-        draw = drawn(torch.rand, (len(shares), 3), generator, device=shares.device, dtype=shares.dtype)
-        other = (draw[:, 1] * shares.shape[1]).long().clamp(max=shares.shape[1] - 1)
-        weight = torch.where(draw[:, 0] < self.mixed, draw[:, 2] / 2, 0).unsqueeze(1)
+        numbers = drawn(torch.rand, (len(shares), 3), generator, device=shares.device)
+        other = (numbers[:, 1] * shares.shape[1]).long().clamp(max=shares.shape[1] - 1)
+        weight = torch.where(numbers[:, 0] < self.mixed, numbers[:, 2] / 2, 0).unsqueeze(1)
         return (1 - weight) * shares + weight * F.one_hot(other, shares.shape[1])
 
 
