@@ -33,11 +33,11 @@ from flowhand.contracts.provenance import revision
 from flowhand.demos.config import COLLECTED, TrainingDataConfig
 from flowhand.demos.formats import open_dataset
 from flowhand.demos.hub import on_hub
-from flowhand.demos.interventions import step_weights
 from flowhand.demos.mixture import Mixture
 from flowhand.demos.native import Store
 from flowhand.demos.observed import Observed
 from flowhand.demos.reader import Reader
+from flowhand.demos.recording.interventions import step_weights
 from flowhand.demos.states import StateEpisodes
 from policies.checkpoint import MOST_TENSOR_BYTES
 from policies.device import select_device

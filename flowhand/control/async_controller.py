@@ -16,8 +16,8 @@ from flowhand.contracts.observers import Observer, Publisher
 from flowhand.contracts.planner import FORMS, Planner, PlanRequest
 from flowhand.contracts.strict import whole
 
-from .chunk_player import ChunkPlayer
-from .controller import Limits, RobotEpisode, ask, prepare
+from .chunk_player import ChunkPlayer, RobotEpisode
+from .controller import Limits, ask, prepare
 
 
 class AsyncController:

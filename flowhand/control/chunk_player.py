@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import SupportsIndex
 
 import numpy as np
 
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.features import Feature
+from flowhand.contracts.history import History
 from flowhand.contracts.nearest import average
+from flowhand.contracts.noise import generator, noise
+from flowhand.contracts.observers import Decision
+from flowhand.contracts.planner import Planner, PlanRequest
+from flowhand.contracts.screen.fields import FIELDS, stale
+from flowhand.contracts.screen.plans import stop_of
 
 REMEMBERED = 10  # last delays, the largest of which is expected of the next decision
 
@@ -110,3 +117,64 @@ class ChunkPlayer:
             choices, which = np.unique([action[i] for action in actions], return_inverse=True)
             mean[i] = choices[np.bincount(which, weight).argmax()]
         return mean
+
+
+class RobotEpisode:
+    """One robot's episode: what it has seen, the chunks it follows, and the requests it asks the policy."""
+
+    def __init__(
+        self,
+        policy: Planner,
+        timeline: ChunkPlayer,
+        noise_seed: int,
+        seed: SupportsIndex,
+        given: Mapping[str, np.ndarray] | None = None,
+    ):
+        generator(noise_seed, seed, 0)  # which refuses what is no seed
+        self.policy, self.noise_seed, self.seed = policy, noise_seed, seed
+        self.timeline = timeline
+        self.decisions = 0
+        self.arriving: tuple[int, np.ndarray] | None = None  # simulated delay: the step, and the chunk (T, A)
+        self.history = History(policy.spec.observation, policy.chunk.history, given)
+        self.stop = stop_of(policy.spec.action)
+        self._points = policy.spec.action.names == FIELDS
+        self._planned_on: Mapping[str, np.ndarray] = {}  # the observation of the last decision
+
+    def see(self, observation: dict[str, np.ndarray]) -> None:
+        """Takes the present observation; a plan that ends here, or points at what is gone, is followed no longer."""
+        self.history.see(observation)
+        action = self.timeline.upcoming()
+        if action is None or self.stop is None:
+            return
+        if action[0] == self.stop or (self._points and stale(action, self._planned_on, observation)):
+            self.timeline.drop()
+
+    def advance(self) -> np.ndarray | None:
+        """The action (A,) of the present step; one that stops is the last of its plan."""
+        action = self.timeline.advance()
+        if action is not None and self.stop is not None and action[0] == self.stop:
+            self.timeline.drop()
+        return action
+
+    def request(self) -> PlanRequest:
+        """What the policy is asked at the present step; a decision begins with it."""
+        shape = (self.policy.chunk.prediction_horizon, self.policy.spec.action.size)
+        previous_TA, delay, overlap = self.timeline.previous(shape)
+        drawn = noise(self.noise_seed, self.seed, self.decisions, self.policy.noise_shape)
+        self.timeline.begin()
+        self.decisions += 1
+        histories = self.history.arrays()
+        self._planned_on = {name: values[-1] for name, values in histories.items()}
+        return PlanRequest(histories, drawn, previous_TA, delay, overlap)
+
+    def decision(self, lane: int, request: PlanRequest, chunk: np.ndarray, delay: int, seconds: float) -> Decision:
+        """The event that the decision which began last came to this chunk (T, A)."""
+        step = self.timeline.begun
+        return Decision(lane, int(self.seed), step, request.observation, request.noise, chunk, delay, seconds)
+
+    def delay(self, delays: list[int]) -> int:
+        """The simulated delay of the next decision, in control steps, drawn from these."""
+        return delays[0] if len(delays) == 1 else delays[self._generator(1).integers(len(delays))]
+
+    def _generator(self, stream: int) -> np.random.Generator:
+        return generator(self.noise_seed, self.seed, self.decisions, stream)

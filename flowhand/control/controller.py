@@ -13,15 +13,14 @@ import numpy as np
 from flowhand.contracts.data.tasks import SOURCE, TextModel, given
 from flowhand.contracts.execution import ExecutionConfig
 from flowhand.contracts.features import Feature
-from flowhand.contracts.history import History, fitting
-from flowhand.contracts.noise import generator, noise
-from flowhand.contracts.observers import Decision, Observer, Publisher
+from flowhand.contracts.history import fitting
+from flowhand.contracts.noise import generator
+from flowhand.contracts.observers import Observer, Publisher
 from flowhand.contracts.planner import FORMS, SEEN, Planner, PlanRequest, PrefixArrays
-from flowhand.contracts.screen.fields import FIELDS, stale
 from flowhand.contracts.screen.plans import stop_of
 from flowhand.contracts.strict import whole
 
-from .chunk_player import ChunkPlayer
+from .chunk_player import ChunkPlayer, RobotEpisode
 
 
 def ask(policy: Planner, requests: Sequence[PlanRequest], rows: int, form: str = "") -> np.ndarray:
@@ -88,67 +87,6 @@ def _made_up(policy: Planner, random: np.random.Generator, spread: float) -> Pla
     previous = np.zeros((policy.chunk.prediction_horizon, policy.spec.action.size), np.float32)
     drawn = spread * random.standard_normal(policy.noise_shape, np.float32)
     return PlanRequest(observation, drawn.astype(np.float32), previous, 0, 0)
-
-
-class RobotEpisode:
-    """One robot's episode: what it has seen, the chunks it follows, and the requests it asks the policy."""
-
-    def __init__(
-        self,
-        policy: Planner,
-        timeline: ChunkPlayer,
-        noise_seed: int,
-        seed: SupportsIndex,
-        given: Mapping[str, np.ndarray] | None = None,
-    ):
-        generator(noise_seed, seed, 0)  # which refuses what is no seed
-        self.policy, self.noise_seed, self.seed = policy, noise_seed, seed
-        self.timeline = timeline
-        self.decisions = 0
-        self.arriving: tuple[int, np.ndarray] | None = None  # simulated delay: the step, and the chunk (T, A)
-        self.history = History(policy.spec.observation, policy.chunk.history, given)
-        self.stop = stop_of(policy.spec.action)
-        self._points = policy.spec.action.names == FIELDS
-        self._planned_on: Mapping[str, np.ndarray] = {}  # the observation of the last decision
-
-    def see(self, observation: dict[str, np.ndarray]) -> None:
-        """Takes the present observation; a plan that ends here, or points at what is gone, is followed no longer."""
-        self.history.see(observation)
-        action = self.timeline.upcoming()
-        if action is None or self.stop is None:
-            return
-        if action[0] == self.stop or (self._points and stale(action, self._planned_on, observation)):
-            self.timeline.drop()
-
-    def advance(self) -> np.ndarray | None:
-        """The action (A,) of the present step; one that stops is the last of its plan."""
-        action = self.timeline.advance()
-        if action is not None and self.stop is not None and action[0] == self.stop:
-            self.timeline.drop()
-        return action
-
-    def request(self) -> PlanRequest:
-        """What the policy is asked at the present step; a decision begins with it."""
-        shape = (self.policy.chunk.prediction_horizon, self.policy.spec.action.size)
-        previous_TA, delay, overlap = self.timeline.previous(shape)
-        drawn = noise(self.noise_seed, self.seed, self.decisions, self.policy.noise_shape)
-        self.timeline.begin()
-        self.decisions += 1
-        histories = self.history.arrays()
-        self._planned_on = {name: values[-1] for name, values in histories.items()}
-        return PlanRequest(histories, drawn, previous_TA, delay, overlap)
-
-    def decision(self, lane: int, request: PlanRequest, chunk: np.ndarray, delay: int, seconds: float) -> Decision:
-        """The event that the decision which began last came to this chunk (T, A)."""
-        step = self.timeline.begun
-        return Decision(lane, int(self.seed), step, request.observation, request.noise, chunk, delay, seconds)
-
-    def delay(self, delays: list[int]) -> int:
-        """The simulated delay of the next decision, in control steps, drawn from these."""
-        return delays[0] if len(delays) == 1 else delays[self._generator(1).integers(len(delays))]
-
-    def _generator(self, stream: int) -> np.random.Generator:
-        return generator(self.noise_seed, self.seed, self.decisions, stream)
 
 
 class Limits:

@@ -8,10 +8,12 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..draws import drawn
 from .paths import SMALLEST, Coefficients
 
 FORMS = ("exact", "identity", "trained")
@@ -99,3 +101,33 @@ def pull_strength(c: Coefficients, maximum: float) -> Tensor:
     """
     turn = c.sigma * c.d_alpha - c.alpha * c.d_sigma
     return (turn * (c.alpha.square() + c.sigma.square()) / (c.alpha * c.sigma).clamp(min=SMALLEST)).clamp(max=maximum)
+
+
+def hold_first(t: Tensor, mask: Tensor, most: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Times (draws, B) as one per action (draws, B, T), 1 for a random number of first ones, which do not count.
+
+    At t=1 the path is at the data, so the net sees these actions clean. Their number is uniform in 0..most, as in the
+    robot experiments of Black 2025 (arXiv 2512.05964): which delays will occur is not known in training.
+
+    Args:
+        t: of every chunk.
+        mask: (B, T), or (B, T, A), what counts.
+        most: actions that are held.
+        generator: of the training.
+
+    Returns:
+        The times, and what still counts, (draws, B, T, A or 1).
+
+    Raises:
+        ValueError: nothing would be left to predict.
+    """
+    horizon = mask.shape[1]
+    if most >= horizon:
+        raise ValueError(
+            f"head.prefix_max={most} leaves nothing to predict of a chunk of {horizon} steps; choose at most "
+            f"{horizon - 1}"
+        )
+    count = drawn(partial(torch.randint, most + 1), t.shape, generator, -1, device=t.device)
+    held = first(count, horizon)
+    mask = mask.unsqueeze(-1) if mask.ndim == 2 else mask
+    return torch.where(held, 1, t.unsqueeze(-1)), mask & ~held.unsqueeze(-1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -32,7 +31,7 @@ from ..generation.paths import (
     to_data,
     to_velocity,
 )
-from ..generation.prefix import Prefix, first, pull_strength, soft_mask
+from ..generation.prefix import Prefix, first, hold_first, pull_strength, soft_mask
 from ..generation.solvers import SOLVERS, integrate, multistep, stage_times, walk
 from ..nets.base import Net
 from .base import RATIO_LIMITS, Head, HeadConfig
@@ -180,7 +179,7 @@ class FlowHead(Head):
             assert self.null is not None
             cond = cond.without(self.null, draw[:, 0] < config.condition_dropout)
         if config.prefix_max:
-            t, mask_BT = self._hold(t, mask_BT, generator)
+            t, mask_BT = hold_first(t, mask_BT, self.config.prefix_max, generator)
         c = self.path(t.reshape(config.draws, B, -1, 1))
         x_t = c.alpha * x1_BTA + c.sigma * x0
         if config.prediction == "preconditioned":
@@ -198,23 +197,6 @@ class FlowHead(Head):
             return sample_time(config.time, shape, x1_BTA, generator)
         noise = (config.log_mean, config.log_std, config.uniform_share)
         return time_at(config.path, sample_log_ratio(shape, *noise, x1_BTA, generator))
-
-    def _hold(self, t: Tensor, mask_BT: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Times (draws, B) as one per action (draws, B, T), 1 for a random number of first ones, which do not count.
-
-        At t=1 the path is at the data, so the net sees these actions clean. Their number is uniform in 0..prefix_max,
-        as in the robot experiments of Black 2025 (arXiv 2512.05964): which delays will occur is not known here.
-        """
-        horizon = mask_BT.shape[1]
-        if self.config.prefix_max >= horizon:
-            raise ValueError(
-                f"head.prefix_max={self.config.prefix_max} leaves nothing to predict of a chunk of {horizon} steps; "
-                f"choose at most {horizon - 1}"
-            )
-        count = drawn(partial(torch.randint, self.config.prefix_max + 1), t.shape, generator, -1, device=t.device)
-        held = first(count, horizon)
-        mask = mask_BT.unsqueeze(-1) if mask_BT.ndim == 2 else mask_BT
-        return torch.where(held, 1, t.unsqueeze(-1)), mask & ~held.unsqueeze(-1)
 
     def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """Integrates from the noise; all time-dependent work is done for the K steps at once, before the loop."""

@@ -9,9 +9,9 @@ import torch
 from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.features import Feature, Spec
 from flowhand.demos.config import TrainingDataConfig
-from flowhand.demos.interventions import step_weights
 from flowhand.demos.meta import StoreMeta
 from flowhand.demos.native import Store
+from flowhand.demos.recording.interventions import step_weights
 from flowhand.demos.recording.recorder import Recorder
 from policies.training.weighted import Draws
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .native import Store
-from .reader import Reader
+from ..native import Store
+from ..reader import Reader
 
 
 def step_weights(data: Store | Reader, episodes: Sequence[int], weight: float) -> np.ndarray | None:
