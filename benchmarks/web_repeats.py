@@ -60,9 +60,6 @@ def episode(env: WebEnv, seed: int) -> str:
         said.append(step[4] | {"reward": step[1], "ends": step[2:4]})
         if step[2]:
             break
-    for each in said:
-        for element in each["expert_observation"]["elements"]:
-            del element["id"]  # an element's number counts on until the next reload
     return json.dumps(said)
 
 
