@@ -18,7 +18,7 @@ from envs.web import BrowserError, chromium
 from envs.web.devtools import Browser
 from flowhand.contracts.world import WorldError
 from flowhand.evaluation.rollout import rollout
-from tests.envs.web.browsers import act, require_browser, row, world, write_page
+from tests.envs.web.browsers import KEPT, act, require_browser, row, world, write_page
 
 HANG = "<button id=h onclick='for (;;);'>hang</button><button id=ok>ok</button>"
 
@@ -88,7 +88,7 @@ def test_no_record_is_made_up_for_an_episode_whose_browser_died(page):
             pass
 
         def act(self, observations):
-            os.kill(envs.web.devtools.acquire().pid, signal.SIGKILL)
+            os.kill(KEPT[-1].pid, signal.SIGKILL)
             return {lane: act("stop") for lane in observations}
 
     with pytest.raises(WorldError, match=r"seed 7, step 1: the browser has died"):
