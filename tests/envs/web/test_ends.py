@@ -135,7 +135,7 @@ def test_what_a_page_says_wrongly_is_an_error_in_its_words(tmp_path):
 PARENT = """
 import sys, time, envs
 from envs import WebConfig
-env = world(page=sys.argv[1])
+env = envs.make(WebConfig(page=sys.argv[1]))
 env.reset(seed=0)
 print(env._browser.pid, flush=True)
 time.sleep(60)
