@@ -60,9 +60,6 @@ def episode(env: WebEnv, seed: int) -> str:
         said.append(step[4] | {"reward": step[1], "ends": step[2:4]})
         if step[2]:
             break
-    for each in said:
-        for element in each["expert_observation"]["elements"]:
-            del element["id"]  # an element's number counts on until the next reload
     return json.dumps(said)
 
 
@@ -81,7 +78,7 @@ def main() -> None:
     """Entry point."""
     given = [each.removeprefix("tasks=[").removesuffix("]") for each in sys.argv[1:]]
     tasks = given[0].split(",") if given else MINIWOB_FIRST
-    known = json.loads(REPEATING.read_text()) if REPEATING.exists() else {"tasks": [], "others": []}
+    known: dict[str, Any] = json.loads(REPEATING.read_text()) if REPEATING.exists() else {"tasks": [], "others": []}
     for task in (bar := tqdm(tasks)):
         bar.set_description(task)
         one, other = ("tasks", "others") if repeats(task) else ("others", "tasks")

@@ -78,7 +78,7 @@ def middle(element: Element) -> Place:
 
 def at_elements(action: np.ndarray, screen: Screen) -> Act:
     """What an action with the contract's `FIELDS` means; numbers of choices are rounded."""
-    field = dict(zip(FIELDS, action.tolist(), strict=True))
+    field: dict[str, float] = dict(zip(FIELDS, action.tolist(), strict=True))
     kind = ACTIONS[_choice(field["action"], len(ACTIONS))]
     if kind == "stop":
         return Act(kind)
@@ -107,7 +107,7 @@ def at_elements(action: np.ndarray, screen: Screen) -> Act:
 
 def at_pixels(action: np.ndarray, screen: Screen) -> Act:
     """What an action with the contract's `PIXEL_FIELDS` means."""
-    field = dict(zip(PIXEL_FIELDS, action.tolist(), strict=True))
+    field: dict[str, float] = dict(zip(PIXEL_FIELDS, action.tolist(), strict=True))
     kind, width = ACTIONS[_choice(field["action"], len(ACTIONS))], screen.size[0]
     if kind == "stop":
         return Act(kind)

@@ -55,6 +55,7 @@ _MINIWOB_BEGIN = """(async () => {
   Math.seedrandom(SEED);
   core.EPISODE_MAX_TIME = 1e9;
   core.startEpisodeReal();
+  __flowhand.restart();
   await __flowhand.advance(TICK);
   for (let k = 0; k < 40 && !WOB_TASK_READY; k++) await __flowhand.advance(TICK);
   const said = core.getUtterance();
@@ -65,6 +66,7 @@ _OWN_BEGIN = """(async () => {
   if (typeof flowhand === "undefined") throw new Error("the page has no flowhand.reset and flowhand.reward");
   __flowhand.seed(SEED);
   const given = await flowhand.reset(SEED);
+  __flowhand.restart();
   await __flowhand.advance(TICK);
   return given;
 })()"""

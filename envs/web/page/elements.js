@@ -11,8 +11,7 @@
   const PAINTED = "img,canvas,video";
   const EVERYWHERE = {left: -Infinity, top: -Infinity, right: Infinity, bottom: Infinity};
   const tidy = text => (text || "").replace(/\s+/g, " ").trim();
-  const ids = new WeakMap();
-  let lastId = 0, shown = new Map();
+  let ids = new WeakMap(), lastId = 0, shown = new Map();
   const idOf = element => ids.get(element) ?? (ids.set(element, ++lastId), lastId);
 
   function meet(a, b) {
@@ -199,5 +198,7 @@
     return {elements: found.map(item => record(item, found)), refused: page.refused.splice(0),
       address: location.href, page: performance.timeOrigin};
   };
+  // An episode begins: elements are counted from one again.
+  page.restart = () => { ids = new WeakMap(); lastId = 0; };
   page.element = id => shown.get(id);
 })();

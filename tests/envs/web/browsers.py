@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import numpy as np
 import pytest
 
+import envs
+from envs import WebConfig
 from envs.web.chromium import find_chromium
 from envs.web.devtools import Browser, acquire
 from flowhand.contracts.screen.fields import ACTIONS, FIELDS, KEYS, PIXEL_FIELDS
@@ -53,6 +56,11 @@ const flowhand = {
 function begin(seed) {}
 SCRIPT
 </script></head><body>BODY</body></html>"""
+
+
+def world(**settings) -> Any:
+    """The world of a page; of any type, for tests look inside."""
+    return envs.make(WebConfig(**settings))
 
 
 def write_page(folder, body: str, script: str = "", instruction: str = "do it", name: str = "page.html") -> str:

@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import envs
-from envs import WebConfig
 from flowhand.contracts.screen.fields import FIELDS, NUMBERS, STRINGS, stale
 from tests.envs.test_check_env import ADVICE
-from tests.envs.web.browsers import act, require_browser, row, write_page
+from tests.envs.web.browsers import act, require_browser, row, world, write_page
 
 BODY = """
 <div id=title>Ship to</div>
@@ -29,7 +27,7 @@ for (const name of ["mousedown", "mousemove", "mouseup", "click", "keydown", "in
 def page(tmp_path_factory):
     require_browser(miniwob=False)
     path = write_page(tmp_path_factory.mktemp("page"), BODY, instruction='Enter "green apple" or old gold, please.')
-    env = envs.make(WebConfig(page=path))
+    env = world(page=path)
     yield env
     env.close()
 
@@ -160,7 +158,7 @@ def test_a_plan_that_points_at_what_has_gone_is_stale(page):
 
 
 def test_the_same_by_places(page, tmp_path):
-    env = envs.make(WebConfig(page=page.config.page, observes="pixels"))
+    env = world(page=page.config.page, observes="pixels")
     observation, info = env.reset(seed=0)
     assert observation["screen"].shape == (210, 160, 3)
     assert set(observation) == {"words", "screen"}
@@ -185,7 +183,7 @@ def test_the_same_by_places(page, tmp_path):
 
 @pytest.mark.filterwarnings(*(f"ignore:.*{text}" for text in ADVICE))
 def test_a_world_of_pictures_passes_gymnasiums_own_check(page):
-    env = envs.make(WebConfig(page=page.config.page, observes="pixels"))
+    env = world(page=page.config.page, observes="pixels")
     check_env(env, skip_render_check=True)
     env.close()
 
@@ -196,7 +194,7 @@ def test_too_much_is_counted_and_said_once(tmp_path, caplog):
     path = write_page(
         tmp_path, body + "<button style='position:absolute;top:180px'>Last</button>", instruction="w " * 45
     )
-    env = envs.make(WebConfig(page=path))
+    env = world(page=path)
     for seed in (0, 1):
         _, info = env.reset(seed=seed)
         assert info["left_out"] == {"elements": 7, "words": 5}

@@ -5,11 +5,10 @@ import time
 import numpy as np
 import pytest
 
-import envs
 from benchmarks.web_repeats import Kept, episode
 from envs import WebConfig
 from envs.web.tasks import MINIWOB_FIRST, own_tasks, repeating
-from tests.envs.web.browsers import act, require_browser, write_page
+from tests.envs.web.browsers import act, require_browser, world, write_page
 
 CLOCK = """
 const seen = [];
@@ -31,7 +30,7 @@ function begin(seed) {
 def page(tmp_path):
     require_browser(miniwob=False)
     style = "<style>#m { transition: left 1s linear; position: relative; left: 0 }</style><div id=m>x</div>"
-    env = envs.make(WebConfig(page=write_page(tmp_path, style, CLOCK)))
+    env = world(page=write_page(tmp_path, style, CLOCK))
     yield env
     env.close()
 
@@ -87,7 +86,7 @@ def test_dialogs_are_dismissed_and_no_window_opens(page):
 @pytest.mark.parametrize("task", ["click-collapsible-2-nodelay", "email-inbox-forward", "use-slider"])
 def test_an_episode_is_a_function_of_its_seed_in_two_tabs_side_by_side(task):
     require_browser()
-    one, other = (envs.make(WebConfig(task=task)) for _ in range(2))
+    one, other = (world(task=task) for _ in range(2))
     first = episode(one, 5)
     episode(other, 6)
     episode(one, 7)
@@ -100,7 +99,7 @@ def test_an_episode_is_a_function_of_its_seed_in_two_tabs_side_by_side(task):
 def test_where_no_reload_is_needed_episodes_are_the_same_without(task):
     require_browser()
     assert task in repeating() <= {*MINIWOB_FIRST, *own_tasks()}
-    kept, always = (envs.make(WebConfig(task=task, reload=reload)) for reload in ("auto", "always"))
+    kept, always = (world(task=task, reload=reload) for reload in ("auto", "always"))
     for seed in (1, 2):
         assert episode(kept, seed) == episode(always, seed)
     kept.close()
@@ -111,7 +110,7 @@ def test_a_page_that_carries_something_over_is_found_out():
     require_browser()
     task = "use-slider"  # it keeps where its slider was
     assert task not in repeating()
-    kept, always = Kept(WebConfig(task=task)), envs.make(WebConfig(task=task))
+    kept, always = Kept(WebConfig(task=task)), world(task=task)
     seeds = range(5)
     assert [episode(kept, seed) for seed in seeds] != [episode(always, seed) for seed in seeds]
     kept.close()

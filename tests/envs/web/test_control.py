@@ -9,9 +9,7 @@ import signal
 import numpy as np
 import pytest
 
-import envs
 from conf.verbs.control import ControlRoot
-from envs import WebConfig
 from flowhand.commands import control as verb
 from flowhand.contracts.execution import EVENT_DT_S
 from flowhand.contracts.screen.fields import FIELDS
@@ -20,7 +18,7 @@ from flowhand.control.runtime import Runtime
 from flowhand.control.runtime_config import RuntimeConfig
 from flowhand.control.safety import Safety
 from flowhand.robots.simulated import SimulatedRobot
-from tests.envs.web.browsers import act, require_browser, write_page
+from tests.envs.web.browsers import act, require_browser, world, write_page
 
 DT = 0.02
 COUNT = "<button id=b onclick='if (++log.length == 3) { score = 1; over = true }'>b</button>"
@@ -54,9 +52,9 @@ class Alarming:
 @pytest.fixture
 def env(tmp_path):
     require_browser(miniwob=False)
-    world = envs.make(WebConfig(page=write_page(tmp_path, COUNT)))
-    yield world
-    world.close()
+    made = world(page=write_page(tmp_path, COUNT))
+    yield made
+    made.close()
 
 
 def run(env, policy, monitor=None, seconds=8.0, **settings):

@@ -18,7 +18,7 @@ from envs.web import BrowserError, chromium
 from envs.web.devtools import Browser
 from flowhand.contracts.world import WorldError
 from flowhand.evaluation.rollout import rollout
-from tests.envs.web.browsers import act, require_browser, row, write_page
+from tests.envs.web.browsers import KEPT, act, require_browser, row, world, write_page
 
 HANG = "<button id=h onclick='for (;;);'>hang</button><button id=ok>ok</button>"
 
@@ -64,7 +64,7 @@ def children(pid):
 def test_a_browser_that_is_killed_is_an_error_that_names_the_episode(page, profiles, monkeypatch):
     monkeypatch.setattr(envs.web.env, "acquire", lambda hosts: Browser(hosts))
     monkeypatch.setattr(envs.web.env, "release", lambda browser: browser.close())
-    env = envs.make(WebConfig(page=page))
+    env = world(page=page)
     env.reset(seed=4)
     pid, inside = env._browser.pid, children(env._browser.pid)
     assert inside
@@ -88,7 +88,7 @@ def test_no_record_is_made_up_for_an_episode_whose_browser_died(page):
             pass
 
         def act(self, observations):
-            os.kill(envs.web.devtools.acquire().pid, signal.SIGKILL)
+            os.kill(KEPT[-1].pid, signal.SIGKILL)
             return {lane: act("stop") for lane in observations}
 
     with pytest.raises(WorldError, match=r"seed 7, step 1: the browser has died"):
@@ -96,7 +96,7 @@ def test_no_record_is_made_up_for_an_episode_whose_browser_died(page):
 
 
 def test_a_page_that_hangs_is_an_error_and_the_next_episode_goes_on(page):
-    env, other = (envs.make(WebConfig(page=page)) for _ in range(2))
+    env, other = (world(page=page) for _ in range(2))
     _, info = env.reset(seed=1)
     other.reset(seed=2)
     assert env._tab
@@ -121,12 +121,12 @@ def test_what_a_page_says_wrongly_is_an_error_in_its_words(tmp_path):
             "flowhand.reward returned .*, expected an object",
         ),
     ):
-        env = envs.make(WebConfig(page=write_page(tmp_path, "", script)))
+        env = world(page=write_page(tmp_path, "", script))
         with pytest.raises(WorldError, match=f"^web task page, seed 0, step 0: {message}"):
             env.reset(seed=0)
         env.close()
     (tmp_path / "bare.html").write_text("<p>nothing</p>")
-    env = envs.make(WebConfig(page=str(tmp_path / "bare.html")))
+    env = world(page=str(tmp_path / "bare.html"))
     with pytest.raises(WorldError, match=r"the page has no flowhand.reset and flowhand.reward"):
         env.reset(seed=0)
     env.close()
@@ -176,5 +176,5 @@ def test_a_program_that_is_no_browser_is_an_error_that_leaves_nothing(monkeypatc
 def test_an_unknown_task_is_named_with_those_like_it():
     require_browser()
     with pytest.raises(ValueError, match=r"unknown web task 'click-buton': .*click-button"):
-        envs.make(WebConfig(task="click-buton"))
+        world(task="click-buton")
     assert np.array_equal(act("stop"), np.zeros(8))
