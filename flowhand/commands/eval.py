@@ -134,7 +134,7 @@ def conclude(run: Run, policy: LoadedPlanner) -> dict[str, Any]:
     """
     if len(worlds := run.env.each()) > 1:
         return conclude_all(run, policy, worlds)
-    metrics, _ = conclude_one(run, policy)
+    metrics, *_ = conclude_one(run, policy)
     sweep.note(metrics, run.out)
     return metrics
 
