@@ -65,8 +65,8 @@ class Part:
 
 
 PARTS = {
-    "orders": Part(ORDERS, ORDERS, tuple(ARMS), 5, 2500, 600.0, 150),
-    "tasks": Part(TASKS, (*TASKS, *UNSEEN), ("flow-4", "tokens"), 1, 15_000, 3600.0, 100),
+    "orders": Part(ORDERS, ORDERS, tuple(ARMS), 5, 1500, 600.0, 150),
+    "tasks": Part(TASKS, (*TASKS, *UNSEEN), ("flow-4", "tokens"), 1, 8000, 3600.0, 100),
 }
 MARGIN = 0.02  # by which refinement may be worse
 

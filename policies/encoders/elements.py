@@ -129,38 +129,40 @@ class ElementsEncoder(Encoder):
         words = now[WORDS] if self.config.words else torch.zeros_like(now[WORDS])
         said = rows_there(words, self.seen[WORDS])
         there = rows_there(now[ELEMENTS], self.seen[ELEMENTS]) if self.rows else said[:, :0]
-        # In training on a CPU the rows are left out that no screen of the batch has, which gives the same.
+        # In training on a CPU what is not there is left out, as far as a batch allows, which gives the same.
         short = self.training and said.device.type == "cpu" and not torch.compiler.is_compiling()
-        rows, count = (_last(there), _last(said)) if short else (self.rows, self.words)
-        word = self.word(self._read(words[:, :count])) + self.place[:count]
-        bias, parts = _blind(torch.cat([there[:, :rows], said[:, :count]], dim=1), word.dtype), [word]
+        count = _last(said) if short else self.words
+        order = _first(there) if short and self.rows else None
+        shown, heard = there if order is None else there.gather(1, order), said[:, :count]
+        words = words[:, :count].long()
+        parts, bias = [self.word(self._read(words)) + self.place[:count]], _blind(torch.cat([shown, heard], dim=1))
         if self.rows:
-            strings = now[STRINGS][:, :rows]
-            about = [self._read(strings).flatten(2), now[ELEMENTS][:, :rows]]
+            strings, numbers = (_rows(now[name], order) for name in (STRINGS, ELEMENTS))
+            strings = strings.long() * shown[..., None, None]
+            about = [self._read(strings).flatten(2), numbers]
             if self.told:
-                match = matches(strings, words[:, :count], sparse=short)  # (B, rows, words, told)
+                match = matches(strings, words, sparse=short)  # (B, rows, words, told)
                 about.append(match.amax(dim=2))
-                parts = [word + self.matched_word(match.amax(dim=1))]
+                parts = [parts[0] + self.matched_word(match.amax(dim=1))]
                 bias = bias + self._bias(match)
             parts = [self.element(torch.cat(about, dim=-1)), *parts]
         tokens = torch.cat(parts, dim=1)
         for layer in self.layers:
             tokens = layer(tokens, bias)
-        tokens = self.norm(tokens)
-        element, word = tokens[:, :rows], tokens[:, rows:]
-        means = [_mean(element, there[:, :rows]), _mean(word, said[:, :count])]
-        if short:
-            element = F.pad(element, (0, 0, 0, self.rows - rows))
-            word = F.pad(word, (0, 0, 0, self.words - count))
-        vector = self.pool(torch.cat(means, dim=-1))
+        element, word = self.norm(tokens).split([shown.shape[1], count], dim=1)
+        vector = self.pool(torch.cat([_mean(element, shown), _mean(word, heard)], dim=-1))
+        if order is not None:
+            whole = element.new_zeros(len(element), self.rows, element.shape[-1])
+            element = whole.scatter(1, order.unsqueeze(-1).expand_as(element), element)
+        word = F.pad(word, (0, 0, 0, self.words - count)) if short else word
         return Conditioning(vector, torch.cat([element, word], dim=1), torch.cat([there, said], dim=1))
 
     def _read(self, strings: Tensor) -> Tensor:
         """Features of strings (..., L); in training only those that are not empty are computed."""
         if not self.training or torch.compiler.is_compiling() or strings.device.type != "cpu":
-            return self.letters(strings.long())
+            return self.letters(strings)
         filled = (strings > 0).any(-1)
-        found = self.letters(strings[filled].long())
+        found = self.letters(strings[filled])
         return found.new_zeros(*filled.shape, found.shape[-1]).index_put((filled,), found)
 
     def _bias(self, match: Tensor) -> Tensor:
@@ -177,10 +179,21 @@ def _last(there: Tensor) -> int:
     return int((there.any(0) * torch.arange(1, there.shape[1] + 1)).amax().clamp(min=1)) if there.shape[1] else 0
 
 
-def _blind(there_BN: Tensor, dtype: torch.dtype) -> Tensor:
+def _first(there: Tensor) -> Tensor:
+    """For each screen the rows (B, n) that there are, in order, filled with others; n is the most of any, or 1."""
+    most = int(there.sum(1).amax().clamp(min=1))
+    return (~there).int().argsort(dim=1, stable=True)[:, :most]
+
+
+def _rows(values: Tensor, order: Tensor | None) -> Tensor:
+    """These rows (B, n) of values (B, N, ...); None: all."""
+    return values if order is None else values[torch.arange(len(values)).unsqueeze(1), order]
+
+
+def _blind(there_BN: Tensor) -> Tensor:
     """A bias of logits that keeps all from looking at what is not there; finite, so that no row becomes NaN."""
-    bias = torch.zeros_like(there_BN, dtype=dtype).masked_fill(~there_BN, torch.finfo(dtype).min / 2)
-    return bias[:, None, None]
+    bias = torch.zeros_like(there_BN, dtype=torch.float32)
+    return bias.masked_fill(~there_BN, torch.finfo(torch.float32).min / 2)[:, None, None]
 
 
 def _mean(tokens: Tensor, there: Tensor) -> Tensor:

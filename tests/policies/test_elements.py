@@ -139,6 +139,7 @@ def test_rows_that_are_not_there_do_not_matter_and_are_not_pointed_at(policy):
     absent = observation["elements"][:, 0, :, 0] == 0
     other = {name: value.clone() for name, value in observation.items()}
     other["element_strings"][:, 0][absent] = torch.randint(256, (int(absent.sum()), 5, 24), dtype=torch.uint8)
+    other["element_strings"][:, 0][absent, :2] = observation["words"][0, 0, 3:5]  # which could be matched
     other["elements"][:, 0, :, 1:][absent] = torch.randn(int(absent.sum()), len(NUMBERS) - 1)
     loud = noise.clone()
     for field in policy.fields.pointing:
