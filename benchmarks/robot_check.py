@@ -69,9 +69,10 @@ def measured(make: Callable[[int], tuple[Any, Spec]], faults: tuple[str, ...], s
         said = [found(make, fault, seed) for seed in range(seeds)]
         kind, where = KINDS[fault]
         place = where if make is lagging else NAMED.get((kind, where), where)
-        right = sum((kind, place) in each for each in said)
+        right = sum(kind in [k for k, _ in each] for each in said)
+        named = sum((kind, place) in each for each in said)
         others = sum(any(k != kind for k, _ in each) for each in said)
-        rows[fault] = {"found": right, "of": seeds, "with_other_kinds": others}
+        rows[fault] = {"found": right, "at_its_place": named, "of": seeds, "with_other_kinds": others}
         print(fault, rows[fault], said[0])
     said = [found(make, "", seed) for seed in range(clean)]
     false = sum(bool(each) for each in said)
