@@ -1,6 +1,7 @@
 """How often `flowhand check` finds a planted fault, and how often it finds one where there is none.
 
-    python -m benchmarks.robot_check [--seeds 20] [--arm-seeds 3]
+    python -m benchmarks.robot_check lagging [--seeds 20] [--clean 200]
+    python -m benchmarks.robot_check so101 [--seeds 3] [--clean 20]
 
 Two robots, on a clock that passes only when somebody waits: four joints with a lag, noise and two cameras, and the arm
 of so101 in MuJoCo with its camera (which has no second one to be exchanged with).
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import envs
@@ -24,6 +26,7 @@ from flowhand.robots.simulated import SimulatedRobot
 from tests.robots.planted import FAULTS, SPEC, Clock, Lagging, Planted
 from tests.robots.test_check import KINDS
 
+CONFIG = CheckConfig(still_s=1.0, ramp_s=0.6, rest_s=0.3)
 NAMED = {  # where the arm has another name
     ("frozen", "front"): "front",
     ("dead", "roll"): "elbow_flex.pos",
@@ -50,10 +53,10 @@ def arm(seed: int) -> tuple[Any, Spec]:
 def found(make: Callable[[int], tuple[Any, Spec]], fault: str, seed: int) -> list[tuple[str, str]]:
     """What the check says of a robot with this fault."""
     robot, spec = make(seed)
-    clock, config = Clock(), CheckConfig()
-    planted = Planted(robot, spec, fault, clock, seed, at_step=150)
-    trace = Probe(planted, spec, config, clock=clock, wait_until=clock.wait).run()
-    checked = judged(trace, spec, config, planted.limits())
+    clock = Clock()
+    planted = Planted(robot, spec, fault, clock, seed, at_step=90)
+    trace = Probe(planted, spec, CONFIG, clock=clock, wait_until=clock.wait).run()
+    checked = judged(trace, spec, CONFIG, planted.limits())
     if close := getattr(getattr(robot, "env", None), "close", None):
         close()
     return [(each.kind, each.where) for each in checked.faults]
@@ -66,9 +69,10 @@ def measured(make: Callable[[int], tuple[Any, Spec]], faults: tuple[str, ...], s
         said = [found(make, fault, seed) for seed in range(seeds)]
         kind, where = KINDS[fault]
         place = where if make is lagging else NAMED.get((kind, where), where)
-        right = sum((kind, place) in each for each in said)
+        right = sum(kind in [k for k, _ in each] for each in said)
+        named = sum((kind, place) in each for each in said)
         others = sum(any(k != kind for k, _ in each) for each in said)
-        rows[fault] = {"found": right, "of": seeds, "with_other_kinds": others}
+        rows[fault] = {"found": right, "at_its_place": named, "of": seeds, "with_other_kinds": others}
         print(fault, rows[fault], said[0])
     said = [found(make, "", seed) for seed in range(clean)]
     false = sum(bool(each) for each in said)
@@ -81,15 +85,17 @@ def measured(make: Callable[[int], tuple[Any, Spec]], faults: tuple[str, ...], s
 def main() -> None:
     """Writes the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--arm-seeds", type=int, default=3)
+    parser.add_argument("robot", choices=("lagging", "so101"))
+    parser.add_argument("--seeds", type=int, default=3, help="robots with each fault")
+    parser.add_argument("--clean", type=int, default=20, help="robots without a fault")
     options = parser.parse_args()
-    single = tuple(fault for fault in FAULTS if fault != "swapped cameras")
-    content = {
-        "lagging": measured(lagging, FAULTS, options.seeds, 10 * options.seeds),
-        "so101": measured(arm, single, options.arm_seeds, 20),
-    }
-    print(write("robot_check", content, device="cpu", threads=1))
+    if options.robot == "lagging":
+        rows = measured(lagging, FAULTS, options.seeds, options.clean)
+    else:
+        single = tuple(fault for fault in FAULTS if fault != "swapped cameras")
+        rows = measured(arm, single, options.seeds, options.clean)
+    content = {"robot": options.robot, "check": asdict(CONFIG), "faults": rows}
+    print(write(f"robot_check_{options.robot}", content, device="cpu", threads=1))
 
 
 if __name__ == "__main__":

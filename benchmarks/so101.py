@@ -1,6 +1,6 @@
 """How often the script solves so101, how long that takes, and what a step costs.
 
-python -m benchmarks.so101 [--episodes 1000]
+python -m benchmarks.so101 [--episodes 200]
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FIRST = 1_000_000
 def main() -> None:
     """Writes the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--episodes", type=int, default=1000)
+    parser.add_argument("--episodes", type=int, default=200)
     options = parser.parse_args()
     world = envs.SO101Config(observes="state")
     began = time.perf_counter()

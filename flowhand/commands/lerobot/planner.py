@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import subprocess
+import weakref
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ from .side import receive, send
 VARIABLE = "FLOWHAND_LEROBOT"
 PREFIXES = ("observation.images.", "observation.")
 FILES = ("config.json", "model.safetensors")  # of a policy of lerobot
+
+
+def _end(side: subprocess.Popen[bytes]) -> None:
+    """Ends lerobot's process, which ends when its pipe does."""
+    for pipe in (side.stdin, side.stdout):
+        if pipe is not None:
+            with suppress(BrokenPipeError):
+                pipe.close()
+    side.wait()
 
 
 def is_lerobot(folder: Path) -> bool:
@@ -46,6 +56,9 @@ class LeRobotPlanner:
             policy of lerobot does not say.
         python: of lerobot's environment; empty: what FLOWHAND_LEROBOT says.
 
+    Attributes:
+        close: ends lerobot's process.
+
     Raises:
         ValueError: no Python is named, or lerobot cannot load the policy there.
     """
@@ -66,7 +79,12 @@ class LeRobotPlanner:
             self._side = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         except OSError as error:
             raise ValueError(f"lerobot={python} cannot be started ({error.strerror}); give a Python") from error
-        self.about, _ = self._answer()
+        self.close = weakref.finalize(self, _end, self._side)  # at the end of the program, unless it is called before
+        try:
+            self.about, _ = self._answer()
+        except ValueError:
+            self.close()
+            raise
         self._names = {_short(name): name for name in self.about["seen"]}
         self.spec = self._spec(world)
         self.chunk = ChunkConfig(self.about["history"], self.about["predicted"], self.about["executed"])
@@ -120,13 +138,6 @@ class LeRobotPlanner:
                 f"lerobot's process has ended (status {self._side.poll()}); see its lines above"
             ) from error
         return self._answer()[1]["chunks"].astype(np.float32)
-
-    def close(self) -> None:
-        """Ends lerobot's process."""
-        for pipe in (self._side.stdin, self._side.stdout):
-            if pipe is not None:
-                pipe.close()
-        self._side.wait()
 
     def _answer(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         assert self._side.stdout is not None
