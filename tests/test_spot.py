@@ -88,7 +88,7 @@ def test_a_run_goes_on_as_the_same_run_at_wandb(tmp_path, monkeypatch):
 
 
 SMALL = ("env=detour", "data.episodes=2", "train.steps=100000", "train.save_every=20", "net.width=16", "net.blocks=1")
-QUIET = ("train.batch_size=9", "train.threads=1", "eval.episodes=0", "wandb.mode=disabled", "train.timeout_s=5")
+QUIET = ("train.batch_size=9", "train.threads=1", "eval.episodes=0", "wandb.mode=disabled", "train.timeout_s=20")
 
 
 def started(count, *words):
@@ -126,7 +126,7 @@ def test_two_processes_end_together_and_one_goes_on(tmp_path, how):
         kind, rank = how.split()
         os.kill(ranks_of(running)[int(rank)], signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
     said = running.communicate(timeout=100)[0]
-    assert time.monotonic() - begun < 5 + 30 + 15
+    assert time.monotonic() - begun < 20 + 30 + 30  # the timeout, torchrun's patience, and a busy machine
     assert running.returncode != 0
     lines = [line for line in said.replace("\r", "\n").splitlines() if line.startswith(("error:", "stopped at"))]
     assert len(lines) == 1, said

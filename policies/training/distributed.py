@@ -182,9 +182,15 @@ class Processes(OneProcess):
                 )
 
     def in_turn(self, work: Callable[[], T]) -> T:
-        """The others wait as long as the first one lives."""
+        """Each waits for the others as long as these live, however long their work takes."""
         result = self.alone(work)
-        return work() if result is None and not self.first else result  # pyright: ignore[reportReturnType]
+        turn = self._turns
+        if not self.first:
+            result = work()
+            self._store.set(f"done/{turn}/{self.rank}", "1")
+        for rank in range(1, self.count) if self.first else ():
+            self._wait(f"done/{turn}/{rank}", rank)
+        return cast(T, result)
 
     def alone(self, work: Callable[[], T]) -> T | None:
         """The others wait as long as the first one lives."""
@@ -194,18 +200,22 @@ class Processes(OneProcess):
             result = work()
             self._store.set(done, "1")
             return result
+        self._wait(done, 0)
+        return None
+
+    def _wait(self, key: str, rank: int) -> None:
+        """Until a process has set the key, as long as it gives signs of life."""
         with self._told():
             beat, since = b"", time.monotonic()
-            while not self._store.check([done]):
+            while not self._store.check([key]):
                 if self._store.check(["failed"]):
                     raise LostProcessError("another process has failed")
-                now = self._store.get("beat/0")
+                now = self._store.get(f"beat/{rank}")
                 if now != beat:
                     beat, since = now, time.monotonic()
                 if time.monotonic() - since > self.timeout_s:
-                    raise LostProcessError(f"process 0 has given no sign of life for {self.timeout_s:g} s")
+                    raise LostProcessError(f"process {rank} has given no sign of life for {self.timeout_s:g} s")
                 time.sleep(0.05)
-        return None
 
     def missing(self) -> str:
         """Those whose signs of life have stopped."""
