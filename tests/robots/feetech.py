@@ -22,6 +22,7 @@ MODEL, TORQUE, GOAL, PRESENT = 3, 40, 42, 56  # addresses
 STS3215 = 777
 TICKS = 4095 / (2 * np.pi)  # of one radian
 MIDDLE = 2048  # tick at which a joint's angle is zero
+MOST_STEPS = 6 * SUBSTEPS  # of physics that one request catches up on
 ACROSS_S = 0.0005  # time that an answer takes
 
 
@@ -59,10 +60,10 @@ class Arm:
         import mujoco
 
         now, step_s = time.monotonic(), self.model.opt.timestep
-        steps = min(int((now - self._time_s) / step_s), 30 * SUBSTEPS)
+        steps = min(int((now - self._time_s) / step_s), MOST_STEPS)  # after a pause the bus must answer all the same
         for _ in range(steps):
             mujoco.mj_step(self.model, self.data)
-        self._time_s = now if steps == 30 * SUBSTEPS else self._time_s + steps * step_s
+        self._time_s = now if steps == MOST_STEPS else self._time_s + steps * step_s
 
 
 class Bus:
