@@ -38,9 +38,8 @@ def unchecked(head: str, path: str) -> None:
         file.write(tracing.onnx_model(Decision(policy), inputs_of(policy, 2)))
 
 
-@pytest.mark.parametrize(
-    "head", [h if h in ("flow", "tokens") else pytest.param(h, marks=pytest.mark.slow) for h in CASES]
-)
+@pytest.mark.slow  # tracing takes half a minute
+@pytest.mark.parametrize("head", CASES)
 def test_the_graph_plans_as_the_policy_does(head, tmp_path):
     """At sizes other than those that it was traced with; choices are the same, numbers up to rounding."""
     elsewhere.call("tests.deploy.test_export_screen", head=head, path=str(tmp_path / "model.onnx"))
