@@ -150,7 +150,7 @@ def test_a_leader_is_read_and_driven_smoothly_to_where_the_follower_is(side):
     steps = np.array(found["steps"])
     np.testing.assert_allclose(steps[-1][[0, 4, 5]], np.array(found["there"])[[0, 4, 5]], atol=0.2)
     assert np.abs(np.diff(steps[:, 0])).max() < 4 * np.radians(60) / 30  # no jump
-    assert len(steps) > 8
+    assert len(steps) > 5
     assert not side.arm.torque.any()  # let go
 
 
