@@ -89,7 +89,7 @@ def device(config: DeviceConfig, room: str, base: str, make: str) -> Any:
         ValueError: a type or a field that lerobot does not know, or what it says against a value.
     """
     try:
-        import draccus
+        draccus: Any = import_module("draccus")
 
         configs, utils = import_module(f"lerobot.{room}"), import_module(f"lerobot.{room}.utils")
     except ImportError as error:

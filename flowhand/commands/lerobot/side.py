@@ -13,12 +13,12 @@ import json
 import os
 import sys
 from importlib.metadata import version
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
 
-def send(file: BinaryIO, message: dict[str, Any], arrays: dict[str, np.ndarray] | None = None) -> None:
+def send(file: IO[bytes], message: dict[str, Any], arrays: dict[str, np.ndarray] | None = None) -> None:
     """Writes a message."""
     given = {name: np.ascontiguousarray(array) for name, array in (arrays or {}).items()}
     head = {**message, "arrays": [[name, str(array.dtype), list(array.shape)] for name, array in given.items()]}
@@ -28,7 +28,7 @@ def send(file: BinaryIO, message: dict[str, Any], arrays: dict[str, np.ndarray] 
     file.flush()
 
 
-def receive(file: BinaryIO) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+def receive(file: IO[bytes]) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     """Reads a message; None where there is no more."""
     line = file.readline()
     if not line:

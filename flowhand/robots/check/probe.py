@@ -180,7 +180,7 @@ class Probe:
         places = self._places
         trace.standing.append(np.array([float(observation[p[0]][p[1]]) if p else np.nan for p in places]))
         for name in self._cameras:
-            trace.prints[name].append(zlib.crc32(np.ascontiguousarray(observation[name])))
+            trace.prints[name].append(zlib.crc32(observation[name].tobytes()))
             trace.thumbs[name].append(thumb(observation[name]))
 
 
