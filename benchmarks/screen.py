@@ -27,6 +27,7 @@ import numpy as np
 from benchmarks import cells
 from benchmarks.result import write
 from flowhand.commands import eval as evaluation
+from flowhand.commands import train
 
 FIRST_SEED = 1_000_000
 LENGTHS = {"any-order-1": 1, "any-order-3": 3, "any-order-6": 6, "any-order-12": 12}
@@ -81,17 +82,25 @@ class Cell:
     seed: int
     first_seed: int
     episodes: int
+    steps: int  # of the training
+    demonstrations: int  # of each task
+
+    @property
+    def policy(self) -> str:
+        """The name of its policy."""
+        return "-".join(map(str, (self.part, ARMS[self.arm][0], self.seed, self.steps, self.demonstrations)))
 
     @property
     def name(self) -> str:
         """Of its file."""
-        return "-".join(map(str, (self.part, self.arm, self.task, self.seed, self.first_seed, self.episodes)))
+        return "-".join(map(str, (self.policy, self.arm, self.task, self.first_seed, self.episodes)))
 
     @property
     def overrides(self) -> list[str]:
         """Its configuration."""
         part = PARTS[self.part]
-        data = [f"data.tasks=[{','.join(part.tasks)}]", f"train.steps={part.steps}"]
+        data = [f"env.task=[{','.join(part.tasks)}]", f"data.episodes={self.demonstrations}"]
+        data += [f"train.steps={self.steps}"]
         head = [f"head={ARMS[self.arm][0]}"]
         return ["experiment=web", *data, *head, f"seed={self.seed}", f"eval.seed={self.first_seed}"]
 
@@ -100,14 +109,13 @@ def run(folder: Path, cell: Cell) -> dict[str, Any] | None:
     """What a cell keeps; None while another process trains its policy."""
     config = cells.configure(cell.overrides, cell.episodes)
     config.eval.n_envs = 4  # tabs
-    head, fields = ARMS[cell.arm]
-    name = f"{cell.part}-{head}-{cell.seed}"
-    policy = cells.trained(folder / "policies", name, config)
+    _, fields = ARMS[cell.arm]
+    policy = cells.trained(folder / "policies", cell.policy, config, lambda: train.demonstrations(config)[0])
     if policy is None:
         return None
     env = replace(config.env, task=cell.task)
     records = evaluation.evaluate(policy.with_head(**fields), env, config.eval, config.execution)
-    about = json.loads((folder / "policies" / f"{name}.trained.json").read_text())
+    about = json.loads((folder / "policies" / f"{cell.policy}.trained.json").read_text())
     too_long = about["train_cpu_seconds"] > PARTS[cell.part].most_cpu_s
     failures = {kind: sum(record.failure == kind for record in records) for kind in {r.failure for r in records}}
     return {**asdict(cell), **about, "name": cell.name, "too_long": too_long, "failures": failures} | cells.outcomes(
@@ -118,7 +126,16 @@ def run(folder: Path, cell: Cell) -> dict[str, Any] | None:
 def plan(arguments: argparse.Namespace) -> list[Cell]:
     """All cells that were asked for: training seed by training seed, so that what is there can be compared."""
     return [
-        Cell(name, arm, task, seed, arguments.first_seed, arguments.episodes or PARTS[name].episodes)
+        Cell(
+            name,
+            arm,
+            task,
+            seed,
+            arguments.first_seed,
+            arguments.episodes or PARTS[name].episodes,
+            arguments.steps or PARTS[name].steps,
+            arguments.demonstrations,
+        )
         for name in arguments.part
         for seed in range(PARTS[name].seeds)
         for arm in PARTS[name].arms
@@ -184,6 +201,8 @@ def main() -> None:
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--episodes", type=int, default=0, help="held-out episodes of a cell (default: of its part)")
+    parser.add_argument("--steps", type=int, default=0, help="of the training (default: of its part)")
+    parser.add_argument("--demonstrations", type=int, default=200, help="of each task")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of the held-out episodes")
     cells.options(parser, "screen")
     arguments = parser.parse_args()
