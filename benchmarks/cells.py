@@ -19,13 +19,10 @@ from conf.cli import compose
 from conf.verbs.train import TrainRoot
 from flowhand.commands import train
 from flowhand.commands.collect import collect
-from flowhand.demos.native import Store
-from flowhand.demos.states import StateEpisodes
 from flowhand.evaluation.records import EpisodeRecord
 from flowhand.evaluation.statistics import wilson
 from policies.device import select_device
 
-Demonstrations = Store | StateEpisodes
 WAIT_S = 5.0  # before looking again whether another process has finished what a cell needs
 
 
@@ -47,12 +44,12 @@ def configure(overrides: list[str], episodes: int) -> TrainRoot:
     return compose([*overrides, *lanes, "train.threads=1", "train.device=cpu"])
 
 
-def collected(config: TrainRoot) -> Demonstrations:
+def collected(config: TrainRoot) -> train.Demonstrations:
     """What the world's expert shows."""
     return collect(config.env, config.data, progress=False)
 
 
-def learn(config: TrainRoot, store: Demonstrations | None = None) -> tuple[train.Trainer, dict[str, Any]]:
+def learn(config: TrainRoot, store: train.Demonstrations | None = None) -> tuple[train.Trainer, dict[str, Any]]:
     """The policy trained on the demonstrations (None: the expert's), and what to remember of its training."""
     device = select_device(config.train.device, config.train.threads)
     started = time.perf_counter()
@@ -102,7 +99,7 @@ def claim(path: Path) -> Iterator[Callable[[dict[str, Any]], None] | None]:
 
 
 def trained(
-    folder: Path, name: str, config: TrainRoot, demonstrations: Callable[[], Demonstrations] | None = None
+    folder: Path, name: str, config: TrainRoot, demonstrations: Callable[[], train.Demonstrations] | None = None
 ) -> policies.Policy | None:
     """The policy of this name, trained by the first process that asks; None while another one is at it.
 

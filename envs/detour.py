@@ -108,7 +108,7 @@ class DetourEnv(Env):
         self._data.qpos[:] = (-0.45, start)
         self._goal = np.array([0.45, goal])
         self._model.site("goal").pos[:2] = self._goal
-        drawn = self.np_random.choice([-1.0, 1.0])
+        drawn: float = self.np_random.choice([-1.0, 1.0])
         self.expert = _Demonstrator({"left": 1.0, "right": -1.0}.get(self._side, drawn))
         self._mujoco.mj_forward(self._model, self._data)
         self._steps, self._mode = 0, ""

@@ -70,7 +70,7 @@ def test_delayed_and_perturbed_records_do_not_depend_on_what_runs_beside_them(po
 
 def test_noise_is_relative_to_the_spread_that_the_policy_knows(policy):
     config = EvaluationConfig(perturb=PerturbConfig(observation_noise_relative=0.5))
-    env = evaluation._world(policy, ENV, config)()
+    env = evaluation.world_of(policy, ENV, config)()
     assert isinstance(env, PerturbedEnv)
     noise = []
     for seed in range(200):

@@ -100,12 +100,13 @@ def judged_on(store: Any, unseen: Any, out: Path) -> list[tuple[StateEpisodes, S
     """Recorded sets with held-out episodes: what was trained on, what was held out, its source, and the folder."""
     if isinstance(store, StateEpisodes) and unseen is not None:
         return [(store, unseen, "", out)]
+    if not isinstance(store, Mixture) or not unseen:
+        return []
     found = []
-    for number, kept in enumerate(unseen if isinstance(store, Mixture) and unseen else ()):
-        member, columns = store.members[number], store.columns[number]
-        if kept is not None:
-            both = (MappedEpisodes(each, columns, store.spec) for each in (member.data, kept))
-            found.append((*both, member.name, out / "sets" / member.name))
+    for member, columns, kept in zip(store.members, store.columns, unseen, strict=True):
+        if isinstance(member.data, StateEpisodes) and kept is not None:
+            trained, held = (MappedEpisodes(each, columns, store.spec) for each in (member.data, kept))
+            found.append((trained, held, member.name, out / "sets" / member.name))
     return found
 
 

@@ -22,7 +22,7 @@ def test_what_a_training_needs_is_its_weights_and_its_rows():
 
 
 def test_the_figures_that_are_wanted(tmp_path):
-    def cell(name, **content):
+    def cell(name, /, **content):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
 
     cell("weights-flow-fp32", precision="fp32", differs=3e-7)

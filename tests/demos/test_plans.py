@@ -32,6 +32,11 @@ def make_episode(seed, steps, length=3):
     return Episode(observation, plan[:, 0].copy(), reward, reward > 0, f"task {seed % 2}", seed, None, plan)
 
 
+def plan_of(episode) -> np.ndarray:
+    assert episode.plan is not None
+    return episode.plan
+
+
 def store_of(path, episodes):
     store = Store.create(path / "store", StoreMeta(SPEC.to_dict(), "", "screens", "", {}))
     for episode in episodes:
@@ -54,7 +59,7 @@ def test_windows_are_plans_up_to_their_first_stop(horizon):
         for step in range(len(episode)):
             expected, mask, open_ = [], [], True
             for t in range(horizon):
-                action = episode.plan[step, t] if t < 3 else np.eye(1, SPEC.action.size)[0] * STOP
+                action = plan_of(episode)[step, t] if t < 3 else np.eye(1, SPEC.action.size)[0] * STOP
                 expected.append(action)
                 mask.append(open_)
                 open_ = open_ and action[0] != STOP
@@ -67,11 +72,11 @@ def test_a_plan_is_read_as_it_was_written_and_is_part_of_what_is_hashed(tmp_path
     episodes = [make_episode(0, 4), make_episode(1, 2, length=12)]
     store = store_of(tmp_path, episodes)
     for read, written in zip(store, episodes, strict=True):
-        assert read.plan.dtype == np.float32
-        np.testing.assert_array_equal(read.plan, written.plan)
-    np.testing.assert_array_equal(store.read(0, 1, 3).plan, episodes[0].plan[1:3])
+        assert plan_of(read).dtype == np.float32
+        np.testing.assert_array_equal(plan_of(read), plan_of(written))
+    np.testing.assert_array_equal(plan_of(store.read(0, 1, 3)), plan_of(episodes[0])[1:3])
     np.testing.assert_array_equal(store.plan(1), episodes[1].plan)
-    other = store_of(tmp_path / "other", [episodes[0], replace(episodes[1], plan=episodes[1].plan[:, :6])])
+    other = store_of(tmp_path / "other", [episodes[0], replace(episodes[1], plan=plan_of(episodes[1])[:, :6])])
     bare = store_of(tmp_path / "bare", [replace(each, plan=None) for each in episodes])
     assert len({store.hash(), other.hash(), bare.hash()}) == 3
     assert [each.plan for each in bare] == [None, None]
@@ -96,7 +101,7 @@ def damaged(plan, value, *place):
     return plan
 
 
-PLAN = make_episode(0, 4).plan
+PLAN = plan_of(make_episode(0, 4))
 
 
 @pytest.mark.parametrize(

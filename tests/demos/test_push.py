@@ -26,7 +26,7 @@ GOLDEN = ROOT / "tests" / "golden" / "v2"
 class Hub(BaseHTTPRequestHandler):
     """A stand-in for the hub: repositories of commits, in memory; it takes and gives files."""
 
-    commits: dict[str, dict[str, bytes]]  # of "models/owner/name", the newest last: id -> everything at it
+    commits: dict[str, dict[str, dict[str, bytes]]]  # of "models/owner/name", the newest last: id -> everything at it
     tags: dict[str, dict[str, str]]
     made: list[dict]
 

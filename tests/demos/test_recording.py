@@ -243,7 +243,7 @@ def test_a_video_on_a_full_disk_is_an_error_and_no_crash(tmp_path, monkeypatch):
         def __getattr__(self, name):
             return getattr(real, name)
 
-    sink._file = Full()
+    monkeypatch.setattr(sink, "_file", Full())
     with av.open(sink, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=10)
         stream.width = stream.height = SIDE
@@ -284,9 +284,9 @@ def test_too_many_waiting_frames_end_the_episode(tmp_path, monkeypatch):
 def test_a_camera_slower_than_the_control_repeats_its_frame(tmp_path):
     with Recorder(tmp_path / "set", spec(camera=True)) as recorder:
         recorder.begin()
-        for step in range(6):
-            frame = picture(40 * (step // 3)) if step % 3 == 0 else frame
-            recorder.add({"state": np.zeros(2), "front": frame}, np.zeros(2))
+        for frame in (picture(0), picture(40)):
+            for _ in range(3):
+                recorder.add({"state": np.zeros(2), "front": frame}, np.zeros(2))
         recorder.end()
     levels = LeRobotDataset(tmp_path / "set").read(0).observation["front"].reshape(6, -1).mean(1)
     assert np.abs(levels - [0, 0, 0, 40, 40, 40]).max() < 3

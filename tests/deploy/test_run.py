@@ -151,7 +151,7 @@ def test_the_end_of_a_run_stops_the_robot_and_not_only_its_command(limits):
     """A world steered by velocities stands still at zero, not at the last of them."""
     env = envs.make(envs.DetourConfig())
     spec = env.features
-    config = control._resting(SafetyConfig(**limits, max_observation_age_s=None), env)
+    config = control.resting(SafetyConfig(**limits, max_observation_age_s=None), env)
     robot = SimulatedRobot(env)
     robot.reset(1_000_000)
     runtime = Runtime(robot, Straight(), Safety.for_spec(spec, config, 0.01), spec.observation, 0.01)
@@ -165,12 +165,12 @@ def test_the_end_of_a_run_stops_the_robot_and_not_only_its_command(limits):
 
 def test_what_a_world_does_not_say_of_standing_still_is_told(caplog):
     env = envs.make(envs.DetourConfig())
-    assert control._resting(SafetyConfig(), env).rest == [0.0, 0.0]
-    assert control._resting(SafetyConfig(rest=[None, 0.0]), env).rest == [None, 0.0]
-    assert control._resting(SafetyConfig(safe_action="zero"), env).rest is None
+    assert control.resting(SafetyConfig(), env).rest == [0.0, 0.0]
+    assert control.resting(SafetyConfig(rest=[None, 0.0]), env).rest == [None, 0.0]
+    assert control.resting(SafetyConfig(safe_action="zero"), env).rest is None
     assert not caplog.records
     env.rest = None
-    assert control._resting(SafetyConfig(), env).rest is None
+    assert control.resting(SafetyConfig(), env).rest is None
     assert LINES.drain(10)
     assert "detour does not say how its robot stands still" in caplog.text
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def made(tmp_path_factory):
 @pytest.mark.parametrize(("kind", "predicted", "history"), [("act", 8, 1), ("diffusion", 6, 2)])
 def test_a_policy_decides_what_lerobot_lets_it_do(made, kind, predicted, history):
     folder, given = made
-    with envs.make(WORLD) as world:
+    with closing(envs.make(WORLD)) as world:
         planner = LeRobotPlanner(folder / kind, world.features)
         require_drives(planner.spec, world.features, "so101")
     try:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,17 @@ from policies import Batch, Policy, PolicyConfig
 from policies.encoders import ENCODERS
 from policies.fields import Fields
 from policies.heads import HEADS
+from policies.heads.tokens import TokensHead
 from policies.nets import NETS
 
 # What it is, one of three; a number; one of four; one of two. The second and third count by turns.
-ACTION = Feature((4,), "float32", "", choices=(3, 0, 4, 2), uses=((), (1, 3), (2,)))
+CHOICES = (3, 0, 4, 2)
+ACTION = Feature((4,), "float32", "", choices=CHOICES, uses=((), (1, 3), (2,)))
 SPEC = Spec({"state": Feature((2,), "float32", "m")}, ACTION, None)
-CROSS_ENTROPY = {"flow": {"choices": "cross_entropy"}, "diffusion": {"choices": "cross_entropy"}}
+CROSS_ENTROPY: dict[str, dict[str, Any]] = {
+    "flow": {"choices": "cross_entropy"},
+    "diffusion": {"choices": "cross_entropy"},
+}
 CROSS_ENTROPY |= {"mip": {"choices": "cross_entropy"}, "classification": {}, "tokens": {}}
 
 
@@ -35,7 +41,7 @@ def make_policy(tiny, head, net="transformer", horizon=3, spec=SPEC, **options):
 
 
 def fields() -> Fields:
-    return Fields(ACTION.choices, SPEC, plain=True)
+    return Fields(CHOICES, SPEC, plain=True)
 
 
 def test_the_code_of_what_does_not_count_is_neutral_and_its_action_zero(tiny):
@@ -106,6 +112,7 @@ def test_the_temperature_draws_what_was_learned(tiny, head, net):
 
 def test_decoding_with_kept_keys_is_following_the_whole_plan(tiny, randomize):
     policy = make_policy(tiny, "tokens", horizon=5)
+    assert isinstance(policy.head, TokensHead)
     randomize(policy)
     observation = {"state": torch.randn(6, 1, 2)}
     with torch.no_grad():

@@ -49,7 +49,9 @@ def store(path, interventions):
 def test_weights_of_recorded_steps(tmp_path):
     data = store(tmp_path / "store", [None, [False, True, True]])
     assert step_weights(data, [0, 1], 1.0) is None
-    assert step_weights(data, [1, 0], 2.5).tolist() == [1, 2.5, 2.5, 1, 1, 1]
+    weights = step_weights(data, [1, 0], 2.5)
+    assert weights is not None
+    assert weights.tolist() == [1, 2.5, 2.5, 1, 1, 1]
     with pytest.raises(ValueError, match="at no step"):
         step_weights(data, [0], 2.0)
 
@@ -63,7 +65,9 @@ def test_weights_of_a_recorded_lerobot_set(tmp_path):
             recorder.add({"state": np.zeros(1)}, np.zeros(1), intervention=step >= 2)
         recorder.end()
     data = LeRobotDataset(tmp_path / "set")
-    assert step_weights(data, [0], 3.0).tolist() == [1, 1, 3, 3]
+    weights = step_weights(data, [0], 3.0)
+    assert weights is not None
+    assert weights.tolist() == [1, 1, 3, 3]
     assert data.recorded() == set()
 
 

@@ -57,12 +57,10 @@ class Arm:
             now[joint] = own[joint] if on else 0.0
 
     def _advance(self) -> None:
-        import mujoco
-
         now, step_s = time.monotonic(), self.model.opt.timestep
         steps = min(int((now - self._time_s) / step_s), MOST_STEPS)  # after a pause the bus must answer all the same
         for _ in range(steps):
-            mujoco.mj_step(self.model, self.data)
+            self.env._mujoco.mj_step(self.model, self.data)
         self._time_s = now if steps == MOST_STEPS else self._time_s + steps * step_s
 
 

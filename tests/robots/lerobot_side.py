@@ -10,9 +10,11 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from lerobot.cameras import Camera, CameraConfig
@@ -103,7 +105,7 @@ class Wave:
     def reset(self, *, seed: int) -> None:
         """Nothing is kept."""
 
-    def step(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+    def step(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
         """0.3 rad to the left of the straight line."""
         action = observation["state"].astype(float)
         action[0] = 0.3
@@ -116,6 +118,11 @@ def follower(settings: dict[str, Any], **more: Any) -> LeRobotConfig:
     cameras = {"front": {**camera, "fps": 30, "timed": more.pop("timed", True)}}
     given = {"id": "test", "port": settings["port"], "calibration_dir": settings["calibration"], "cameras": cameras}
     return LeRobotConfig(type="so101_follower", return_s=0.6, **{**given, **more})
+
+
+def standing(settings: dict[str, Any], spec: Spec, **more: Any) -> AbstractContextManager[Any]:
+    """The follower, ready; what it has beyond a `Robot` is looked at."""
+    return ready(follower(settings, convert=True, **more), spec, 1 / 30)
 
 
 def says(function: Any) -> str:
@@ -149,7 +156,7 @@ def refused(settings: dict[str, Any], spec: Spec) -> dict[str, Any]:
 def driven(settings: dict[str, Any], spec: Spec) -> dict[str, Any]:
     """Reads, commands, goes back and switches off."""
     found: dict[str, Any] = {}
-    with ready(follower(settings, convert=True), spec, 1 / 30) as robot:
+    with standing(settings, spec) as robot:
         found["command"] = robot.command.tolist()
         observed, numbers = [], []
         for step in range(30):
@@ -161,22 +168,21 @@ def driven(settings: dict[str, Any], spec: Spec) -> dict[str, Any]:
             target[0] += 0.02 * min(step, 20)
             target[5] = 0.8
             robot.write(target)
+            found |= {"target": target.tolist(), "shape": list(observation["front"].shape)}
             time.sleep(max(0.0, 1 / 30 - (time.monotonic() - began)))
         time.sleep(0.3)
         found |= {
             "state": robot.read()["state"].tolist(),
-            "target": target.tolist(),
             "observed": observed,
             "numbers": numbers,
         }
         found |= {"took": robot.took.tolist(), "dtype": str(robot.read()["state"].dtype), "blocked": robot.blocked}
-        found["shape"] = list(observation["front"].shape)
     return found
 
 
 def kept(settings: dict[str, Any], spec: Spec) -> dict[str, Any]:
     """Leaves with torque; a camera that does not say when."""
-    with ready(follower(settings, convert=True, at_end="hold", timed=False), spec, 1 / 30) as robot:
+    with standing(settings, spec, at_end="hold", timed=False) as robot:
         robot.read()
     LINES.drain(1)
     return {}
@@ -185,7 +191,7 @@ def kept(settings: dict[str, Any], spec: Spec) -> dict[str, Any]:
 def silent(settings: dict[str, Any], spec: Spec) -> dict[str, Any]:
     """A control during which the servos say nothing for a while."""
     safety = Safety.for_spec(spec, SafetyConfig(velocity=[1.0]), 1 / 30)
-    with ready(follower(settings, convert=True), spec, 1 / 30) as robot:
+    with standing(settings, spec) as robot:
         runtime = Runtime(robot, Wave(), safety, spec.sensed, 1 / 30)
         Path(settings["started"]).touch()
         ended = runtime.run(2.0, 0)
@@ -204,11 +210,11 @@ def led(settings: dict[str, Any], spec: Spec) -> dict[str, Any]:
     config = TeleoperatorConfig(type="so101_leader", **given)
     found: dict[str, Any] = {"units": says(lambda: make_driver(config, spec))}
     config.convert = True
-    with opened(make_driver(config, spec)) as driver:
+    with opened(cast(Any, make_driver(config, spec))) as driver:
         nothing: dict[str, np.ndarray] = {}
         found["action"] = driver.action(nothing).tolist()
         there = np.add(found["action"], (0.4, 0, 0, 0, 0.3, 0.2))
-        steps = []
+        steps, arrived = [], False
         for _ in range(90):
             began = time.monotonic()
             arrived = driver.lead(there)

@@ -16,8 +16,8 @@ STEP = 0.1  # that the point moves in a control step at most
 
 def point_spec(dt: float | None = 0.1, **more: Feature) -> Spec:
     observation = {"state": Feature((2,), "float32", "rad", names=NAMES), "goal": Feature((2,), "float32", "rad")}
-    bounds = {"low": (-4.0, -4.0), "high": (4.0, 4.0)}
-    return Spec(observation | more, Feature((2,), "float32", "rad", names=NAMES, **bounds), dt)
+    action = Feature((2,), "float32", "rad", (-4.0, -4.0), (4.0, 4.0), names=NAMES)
+    return Spec(observation | more, action, dt)
 
 
 class PointWorld:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -182,7 +183,7 @@ def test_the_command_writes_a_page_and_ends_with_1_where_something_is_wrong(tmp_
 
 def test_the_command_ends_with_status_1(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "check", lambda config: replace_faults)
-    replace_faults = type("C", (), {"faults": [1]})()
+    replace_faults = SimpleNamespace(faults=[1])
     with pytest.raises(SystemExit) as ended:
         command.run(cli_config("env=detour"))
     assert ended.value.code == 1

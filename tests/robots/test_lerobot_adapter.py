@@ -63,11 +63,13 @@ def test_it_reads_and_takes_values_in_lerobots_order_and_tells_the_age_of_the_pi
     device = Device()
     robot = made(device)
     robot.connect()
+    assert robot.command is not None
     assert robot.command.tolist() == [10, 20]
     observation = robot.read()
     assert observation["state"].tolist() == [10, 20]
     assert 0.19 < time.monotonic() - robot.observed_at < 0.5
     robot.write(np.array([40.0, 5.0]))
+    assert robot.took is not None
     assert robot.took.tolist() == [30, 5]  # lerobot's own limit
     assert (robot.features.action.unit, robot.features.observation["top"].camera) == ("deg", "top")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from flowhand import robots
 from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.observers import Observer
 from flowhand.control.background import LINES
+from flowhand.control.observers.journaling import ControlStep
 from flowhand.control.runtime import Runtime
 from flowhand.control.safety import Safety
 from flowhand.robots.matching import matched
@@ -33,7 +35,7 @@ class Arm:
     command = np.array([1.0, 2.0, 50.0])
 
     def __init__(self, features):
-        self.features = features
+        self.features: Any = features
         self.written: list[np.ndarray] = []
 
     def read(self):
@@ -170,6 +172,7 @@ class Watch(Observer):
         self.steps = []
 
     def step(self, event):
+        assert isinstance(event, ControlStep)
         self.steps.append((event.step, event.answer is not None, event.problem))
 
 

@@ -121,6 +121,7 @@ def test_detours_sides_differ_in_words_and_judge_alone():
         for name, world in worlds.items():
             expert = worlds[side]
             (_, info), _ = expert.reset(seed=5), world.reset(seed=5)
+            assert expert.expert is not None
             succeeded, failure = False, ""
             for _ in range(120):
                 action = expert.expert(info["expert_observation"])
@@ -176,6 +177,7 @@ def test_a_run_that_goes_on_takes_its_vectors_from_its_checkpoint(tmp_path, monk
 def test_other_wordings_and_a_source_are_told_and_what_is_not_taken_is_refused(finished, tmp_path):
     spec, world = policies.load(finished).spec, DetourConfig(task="left")
     texts = spec.observation["task"].texts
+    assert texts is not None
     assert words_for(spec, world, compose(["eval.episodes=1"]).eval) == Words((texts[0],), texts[0])
     file = tmp_path / "words.json"
     file.write_text(json.dumps({"detour-left": [texts[1], texts[0]]}))
@@ -236,7 +238,9 @@ def test_where_words_alone_decide_they_are_followed(tmp_path, kind):
     out = run(tmp_path, f"words={kind}", *small, "data.episodes=20", "eval.episodes=50")
     assert json.loads((out / "metrics.json").read_text())["rate"] >= 0.95
     policy = policies.load(out)
-    left, right = policy.spec.observation["task"].texts
+    texts = policy.spec.observation["task"].texts
+    assert texts is not None
+    left, right = texts
     file = tmp_path / "exchanged.json"
     file.write_text(json.dumps({"detour-left": [right], "detour-right": [left]}))
     config = compose([*SIDES, "env.max_steps=120", "eval.episodes=50", "eval.workers=inline", f"eval.wordings={file}"])

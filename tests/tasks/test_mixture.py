@@ -177,6 +177,7 @@ def trained(sets, *overrides):
 
 def test_each_set_has_the_statistics_that_it_has_alone_and_the_source_chooses_them(sets):
     trainer, data, _ = trained(sets, "data.statistics=each")
+    assert isinstance(data, Mixture)
     policy = trainer.policy
     assert policy.spec.observation["source"].names == ("first", "second")
     for number in range(2):

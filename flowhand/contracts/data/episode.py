@@ -74,7 +74,8 @@ class Episode:
         _check_array("success", self.success, (), "bool", len(self))
         if self.plan is not None:
             self._check_plan(self.plan, spec)
-        expected = {"intervention": ((), "bool"), "asked": (spec.action.shape, spec.action.dtype)}
+        asked = (spec.action.shape, spec.action.dtype)
+        expected: dict[str, tuple[tuple[int, ...], str]] = {"intervention": ((), "bool"), "asked": asked}
         for name in expected.keys() & self.recorded():
             _check_array(name, self.recorded()[name], *expected[name], len(self))
         self._check_scalars(spec.control_dt_s)

@@ -104,7 +104,7 @@ def stale(action: np.ndarray, seen: Mapping[str, np.ndarray], now: Mapping[str, 
     for name in ("element", "target"):
         if name in used:
             row = int(action[FIELDS.index(name)])
-            strings = [each["element_strings"][row, same] for each in (seen, now)]
-            if not now["elements"][row, present] or not np.array_equal(*strings):
+            before, after = (each["element_strings"][row, same] for each in (seen, now))
+            if not now["elements"][row, present] or not np.array_equal(before, after):
                 return True
     return False

@@ -61,7 +61,7 @@ def run(env, policy, monitor=None, seconds=8.0, **settings):
     """Runs an episode as the verb does; the robot and the runtime."""
     config = ControlRoot(checkpoint="x", runtime=RuntimeConfig(**settings), seconds=seconds)
     verb._wait_for_events(config, DT)
-    safety = Safety.for_spec(env.features, verb._resting(SafetyConfig(), env), DT)
+    safety = Safety.for_spec(env.features, verb.resting(SafetyConfig(), env), DT)
     robot = SimulatedRobot(env)
     runtime = Runtime(robot, policy, safety, env.features.sensed, DT, config.runtime, monitor)
     robot.reset(4)
