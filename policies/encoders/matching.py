@@ -47,7 +47,7 @@ def _part(strings: Tensor, words: Tensor, sparse: bool) -> Tensor:
     strings, words = _small(strings), _small(words)
     own, starts = _parts(words)
     first = starts & (starts.cumsum(-1) == 1)
-    word = (own * first).sum(-1)  # (B, M)
+    word = _sum(own * first)  # (B, M)
     if sparse:
         return _sparse_part(strings, word)
     parts, begins = _parts(strings)
@@ -79,7 +79,16 @@ def _equal(strings: Tensor, words: Tensor) -> Tensor:
 def _hash(text: Tensor, counts: Tensor) -> Tensor:
     """The hash of what counts at the beginning of texts (..., L), of nothing 0."""
     powers = torch.tensor(_powers(text.shape[-1]), device=text.device)
-    return (text * counts * powers).sum(-1)
+    return _sum(text * counts * powers)
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Sum over the last dimension, half by half: ONNX Runtime's ReduceSum of int64 loses the bits past those of a double."""
+    while values.shape[-1] > 1:
+        half = values.shape[-1] // 2
+        rest = values[..., 2 * half :]
+        values = torch.cat([values[..., :half] + values[..., half : 2 * half], rest], dim=-1)
+    return values[..., 0]
 
 
 def _parts(text: Tensor) -> tuple[Tensor, Tensor]:
