@@ -114,7 +114,7 @@ def as_it_began(saved: object, config: DictConfig) -> list[str]:
     return [
         f"{key}={json.dumps(old)}"
         for key, old, new in changed
-        if key.split(".")[0] in LEARNED - kinds and not _free(key) and _plain(old) and new is not None
+        if key.split(".")[0] in LEARNED - kinds and not _free(key) and _plain(old) and _has(now, key)
     ]
 
 
@@ -129,6 +129,15 @@ def require_same(saved: object, config: Mapping[str, Any], where: str) -> None:
 
 def _plain(value: object) -> bool:
     return all(map(_plain, value)) if isinstance(value, list) else isinstance(value, str | int | float)
+
+
+def _has(config: Any, key: str) -> bool:
+    """Whether there is such a field, whatever its value."""
+    for name in key.split("."):
+        if not isinstance(config, Mapping) or name not in config:
+            return False
+        config = config[name]
+    return True
 
 
 def _free(key: str) -> bool:

@@ -17,14 +17,14 @@ from flowhand.__main__ import main
 ROOT = Path(__file__).parents[1]
 VERBS = [verb for verb in program_of_all.VERBS if (ROOT / "conf/verbs" / f"{verb}.py").exists()]  # composed by Hydra
 GIVEN = {**dict.fromkeys(("eval", "export", "serve", "control", "calibrate"), "checkpoint"), "verify": "journal"}
-GIVEN |= {"inspect": "where", "push": "where"}
+GIVEN |= {"inspect": "where", "push": "where repo", "replay": "where"}
 SELF_EVIDENT = {"kind"}
 
 
 def told(verb, *overrides):
     """What one line says of this command line; empty if it is taken."""
     GlobalHydra.instance().clear()
-    given = [f"{GIVEN[verb]}=somewhere"] if verb in GIVEN else []
+    given = [f"{name}=somewhere" for name in GIVEN.get(verb, "").split()]
     try:
         with cli.one_line_errors(verb=verb):
             cli.compose([*given, *overrides], verb)
@@ -105,7 +105,7 @@ def test_the_help_of_a_verb_fits_on_a_screen_and_knows_every_setting(verb):
     assert all(f"\n  {key}=" in whole for key in keys)
     assert set(import_module(f"conf.verbs.{verb}").MATTER) <= set(keys)
     assert "  execution.mode=receding_horizon  receding_horizon | temporal_ensembling" in whole or verb in (
-        *("check", "collect", "convert", "export", "inspect", "push", "serve", "verify"),
+        *("check", "collect", "convert", "export", "inspect", "push", "replay", "serve", "verify"),
     )
 
 

@@ -94,7 +94,6 @@ MATTER = (
     "env.task",
     "data.path",
     "data.episodes",
-    "action.representation",
     "train.steps",
     "train.batch_size",
     "train.learning_rate",

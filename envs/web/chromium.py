@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowhand.contracts.world import WorldError
+from flowhand.contracts.world import WorldGoneError
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "headless_shell")
 VARIABLE = "FLOWHAND_CHROMIUM"
@@ -39,7 +39,7 @@ FLAGS = (
 )  # fmt: skip
 
 
-class BrowserError(WorldError):
+class BrowserError(WorldGoneError):
     """The browser has died, or a page does not answer."""
 
 

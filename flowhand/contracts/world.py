@@ -79,6 +79,10 @@ class WorldError(ValueError):
     """A world returned what no world may return."""
 
 
+class WorldGoneError(WorldError):
+    """A world answers no more: its simulator or its browser has died. What would have come is not known."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What a control step came to, every value of the type that it says."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from flowhand.contracts import world
 from flowhand.contracts.features import Spec
-from flowhand.contracts.world import World, WorldError
+from flowhand.contracts.world import World, WorldGoneError
 
 from .base import RobotConfig
 
@@ -48,7 +48,7 @@ class SimulatedRobot:
         info: what the world said beside the last observation.
         reward: of the last command.
         success: whether the task is solved after the last command.
-        over: whether the episode has ended, or the world has failed; further commands do nothing.
+        over: whether the episode has ended, or the world has gone; further commands do nothing.
         outcomes: of the episodes that have ended by themselves.
     """
 
@@ -103,8 +103,8 @@ class SimulatedRobot:
             return
         try:
             step = world.step(self.env, action.astype(np.float32))
-        except WorldError:
-            self.over = True  # without an outcome: what would have come is not known
+        except WorldGoneError:
+            self.over = True  # without an outcome
             raise
         self._observation, self.info = step.observation, step.info
         self.reward, self.success = step.reward, step.success

@@ -8,7 +8,6 @@ from torch import Tensor
 COUPLINGS = ("independent", "optimal_transport")
 
 
-@torch.no_grad()
 def require_separable(coupling: str) -> None:
     """Raises `ValueError` for a coupling that needs all rows of a batch in one process."""
     if coupling == "optimal_transport":
@@ -18,6 +17,7 @@ def require_separable(coupling: str) -> None:
         )
 
 
+@torch.no_grad()
 def couple(x0_NBTA: Tensor, x1_BTA: Tensor, cond_BE: Tensor, mask_BT: Tensor, condition_weight: float) -> Tensor:
     """Reorders each of N draws of noise (N, B, T, A) so that noise and chunks paired up are as near as they can be.
 

@@ -67,7 +67,7 @@ class DiffusionConfig(HeadConfig):
     uniform_share: float = field(default=0.1, metadata={"before": 0.1})
     # what a wrong choice costs: squared (of its code) | cross_entropy (the net gives probabilities) | auto
     # (cross_entropy where the action points at rows of the observation and the net predicts data, else squared)
-    choices: str = field(default="auto", metadata={"before": "squared"})
+    choices: str = field(default="auto", metadata={"before": "auto"})
 
     def __post_init__(self) -> None:
         self.require_choice_error(self.choices, self.prediction)

@@ -224,7 +224,7 @@ def test_make_knows_the_adapter(pick_place):
     ("fields", "message"),
     [
         ({"task": "pick-place-v2"}, "unknown Meta-World task 'pick-place-v2': did you mean pick-place-v3"),
-        ({"task": "?"}, "choose one of assembly-v3, "),
+        ({"task": "?"}, "choose one of MT10, MT50, assembly-v3, "),
         ({"max_steps": 501}, "max_steps is 501, expected 1 to 500"),
         ({"max_steps": 0}, "max_steps is 0"),
         ({"camera": "corner5"}, "unknown camera 'corner5': did you mean corner"),

@@ -232,10 +232,10 @@ def test_after_a_kill_between_the_two_renames_every_reader_finds_the_earlier_one
     assert os.listdir(path.parent) == ["checkpoint.previous"]
 
 
-@pytest.mark.parametrize("step", ["write_bytes", "save", "_exchange"])
+@pytest.mark.parametrize("step", ["write_bytes", "save", "exchange"])
 def test_a_save_that_fails_leaves_the_old_checkpoint_and_nothing_else(monkeypatch, path, make_policy, save, step):
     before = act(policies.load(path))
-    owner = {"write_bytes": Path, "save": torch, "_exchange": durable}[step]
+    owner = {"write_bytes": Path, "save": torch, "exchange": durable}[step]
 
     def fail(*args, **kwargs):
         raise OSError("No space left on device")
@@ -308,7 +308,7 @@ FEATURE = {"shape": [3], "dtype": "float32", "unit": "m", "low": None, "high": N
         ("spec", ..., "has the fields ['format_version', 'policy', 'provenance'], expected"),
         ("policy/net/kind", "lstm", f"policy.net.kind is 'lstm'; choices: {', '.join(sorted(NETS))}"),
         ("policy/head/kind", "__import__", f"policy.head.kind is '__import__'; choices: {', '.join(sorted(HEADS))}"),
-        ("policy/encoder/kind", None, "policy.encoder.kind is None; choices: state"),
+        ("policy/encoder/kind", None, "policy.encoder.kind is None; choices: elements, state"),
         ("policy/net/_target_", "os.system", "policy.net has the unknown field '_target_'"),
         ("policy/head/step", 3, "policy.head has the unknown field 'step'; did you mean 'steps'?"),
         ("policy/net/width", ..., "policy.net lacks the field 'width'"),

@@ -42,7 +42,7 @@ def store(path, interventions):
     for acted in interventions:
         steps = np.zeros((3, 1), np.float32)
         rest = (np.zeros(3, np.float32), np.zeros(3, bool), "go", 0, 0.1)
-        found.append(Episode({"state": steps}, steps, *rest, None if acted is None else np.array(acted)))
+        found.append(Episode({"state": steps}, steps, *rest, intervention=None if acted is None else np.array(acted)))
     return found
 
 

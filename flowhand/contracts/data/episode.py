@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -32,9 +32,9 @@ class Episode:
     seed: int  # start state and goal, in [0, 1_000_000)
     control_dt_s: float | None  # time between two actions, seconds; None: each action waits for an event
     # (N, T, A) float32: all that the expert would do from each state on, T at least 1, filled with stops. None: no plan
-    plan: np.ndarray | None = None
-    intervention: np.ndarray | None = None  # (N,) bool; a person or an expert acted in the place of a policy
-    asked: np.ndarray | None = None  # (N, A) as the action; what was wished, where safety let something else through
+    plan: np.ndarray | None = field(default=None, kw_only=True)
+    intervention: np.ndarray | None = field(default=None, kw_only=True)  # (N,) bool; a person or an expert acted in the place of a policy
+    asked: np.ndarray | None = field(default=None, kw_only=True)  # (N, A) as the action; what was wished, where safety let something else through
 
     def __len__(self) -> int:
         return len(self.action)

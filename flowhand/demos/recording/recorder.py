@@ -275,5 +275,6 @@ class Recorder:
         acted = np.array([row[INTERVENTION] for row in rows], bool)
         number = len(self._store) if seed is None or not 0 <= seed < SEED_LIMIT else seed
         dt = self.spec.control_dt_s
-        self._store.append(Episode(arrays, action, reward, success, task, number, dt, acted, asked))
+        told = {"intervention": acted, "asked": asked}
+        self._store.append(Episode(arrays, action, reward, success, task, number, dt, **told))
         return len(self._store) - 1
