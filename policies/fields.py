@@ -116,6 +116,18 @@ class Fields(nn.Module):
         """Actions in which what does not count is zero."""
         return action_BTA if self.kinds is None else action_BTA * self.used[action_BTA[..., 0].long()]
 
+    def expected(self, x_BTC: Tensor) -> Tensor:
+        """The mean of codes in which what counts has this mean, and the rest, by how likely each kind is, is blank.
+
+        No loss sees what a net gives for fields that do not count, so it must not reach the net's next evaluation.
+        """
+        if self.kinds is None:
+            return x_BTC
+        kind = (x_BTC[..., self.each[0].columns] + 1) / 2
+        kind = (kind if self.each[0].choices > 2 else torch.cat([1 - kind, kind], dim=-1)).clamp(0, 1)
+        share = self.wide(kind @ self.used.to(kind.dtype) / kind.sum(-1, keepdim=True).clamp(min=LEAST))
+        return torch.lerp(self.neutral.to(x_BTC.dtype).expand_as(x_BTC), x_BTC, share)
+
     def settled(self, x_BTC: Tensor) -> Tensor:
         """The code of the action that a code means: its largest choices, and nothing that does not count."""
         parts, kind = [], x_BTC[..., :0]

@@ -52,8 +52,9 @@ def _part(strings: Tensor, words: Tensor, sparse: bool) -> Tensor:
         return _sparse_part(strings, word)
     parts, begins = _parts(strings)
     parts = torch.where(begins, parts, 0)
-    equal = (parts.unsqueeze(-2) == word[:, None, None, :, None]) & (word != 0)[:, None, None, :, None]
-    return equal.any(-1)
+    parts = (parts + _ahead(parts, 1))[..., ::2]  # no two neighbouring places begin one
+    word = torch.where(word == 0, -1, word)  # which no part has
+    return (parts.unsqueeze(-2) == word[:, None, None, :, None]).any(-1)
 
 
 def _sparse_part(strings: Tensor, word: Tensor) -> Tensor:

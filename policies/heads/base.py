@@ -114,6 +114,10 @@ class Head(nn.Module):
         if self.choice_error == "cross_entropy" and not fields.chooses:
             raise ValueError("head.choices=cross_entropy, and the action has no choice; use head.choices=squared")
 
+    def expected(self, data: Tensor) -> Tensor:
+        """Predicted chunks (..., T, A) without what the loss never saw, for the next evaluation: see `Fields`."""
+        return data if self.fields is None else self.fields.expected(data)
+
     def error(self, output: Tensor, target: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """How far off predicted chunks (..., B, T, A) are where the mask counts, as `choice_error` says."""
         if self.fields is None or self.choice_error == "squared":

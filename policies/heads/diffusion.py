@@ -225,6 +225,7 @@ class DiffusionHead(Head):
                 data, noise = read(reading.data, x, output), read(reading.noise, x, output) if wanted else None
             else:
                 output = net(x, prepared[i])
+                output = self.expected(output) if prediction == "data" else output
                 data = to_data(prediction, output, x, c, least)
                 noise = to_noise(prediction, output, x, c) if wanted else None
             return data.clamp(-clip, clip) if clip else data, noise

@@ -294,6 +294,8 @@ class FlowHead(Head):
         """What the net predicts for chunks at the i-th of the times (K, B), or (K, B, T) where actions are held."""
         held, null = None if held_BT is None else held_BT.unsqueeze(-1), self.null
         predict = predictor(net, t, cond, held is not None, self.config.guidance, null)
+        if self.config.prediction == "data":
+            return lambda x, i: self.expected(predict(x, i))
         return lambda x, i: predict(self._seen(x, i, held), i)
 
     def _pulled(self, net: Net, noise_BTA: Tensor, cond: Conditioning, prefix: Prefix) -> Tensor:

@@ -47,19 +47,23 @@ class MIPHead(Head):
     def loss(
         self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        """`|net(0, 0) - x1|^2 / t* + |net(t* x1 + (1-t*) z, t*) - x1|^2 / (1-t*)`, z normal (arXiv 2512.01809)."""
+        """`|net(0, 0) - x1|^2 / t* + |net(t* x1 + (1-t*) z, t*) - x1|^2 / (1-t*)`, z normal (arXiv 2512.01809).
+
+        The weights suit squared errors. Where choices cost cross-entropy both parts count alike: the second, which can
+        read the choice from what it is shown, would drown the first.
+        """
         time = self.config.time
         z = drawn(torch.randn, x1_BTA.shape, generator, device=x1_BTA.device, dtype=x1_BTA.dtype)
         x_t = torch.stack([torch.zeros_like(x1_BTA), time * x1_BTA + (1 - time) * z])
         prepared = self._prepare(net, x1_BTA, cond)
         output = net(x_t.flatten(0, 1), prepared.flatten(0, 1)).unflatten(0, (2, len(x1_BTA)))
         first, second = (self.error(part, x1_BTA, mask_BT, generator) for part in output)
-        return first / time + second / (1 - time)
+        return first + second if self.choice_error == "cross_entropy" else first / time + second / (1 - time)
 
     def sample(self, net: Net, noise_BTA: Tensor, cond: Conditioning) -> Tensor:
         """The refined chunk; the noise gives only the shape."""
         prepared = self._prepare(net, noise_BTA, cond)
-        first = net(torch.zeros_like(noise_BTA), prepared[0])
+        first = self.expected(net(torch.zeros_like(noise_BTA), prepared[0]))
         return net(self.config.time * first, prepared[1])
 
     def _prepare(self, net: Net, like: Tensor, cond: Conditioning) -> Modulation:

@@ -26,7 +26,7 @@ from policies.nets import NETS
 from tests.policies.screens import FIELD, SPEC, batch_of, blank, fitted, make_policy, named_element, text
 
 # Heads with the options that suit choices, and whether each element of a plan of theirs can be right by chance only.
-CROSS_ENTROPY = {"flow": {"choices": "cross_entropy"}, "diffusion": {"choices": "cross_entropy", "steps": 4}}
+CROSS_ENTROPY = {"flow": {"choices": "cross_entropy", "draws": 4}, "diffusion": {"choices": "cross_entropy", "steps": 4}}
 CROSS_ENTROPY |= {"mip": {"choices": "cross_entropy"}, "classification": {}, "tokens": {}}
 
 
@@ -165,6 +165,23 @@ def test_what_an_action_does_not_use_is_zero(policy):
     for action in plans:
         uses = {0, *SPEC.action.uses[int(action[0])]}
         assert all(action[i] == 0 for i in range(8) if i not in uses)
+
+
+def test_the_next_evaluation_sees_what_counts_and_blank_for_the_rest(policy):
+    """The mean over kinds, each with its own fields blank, of codes whose other fields are anything."""
+    fields, code = policy.fields, torch.rand(2, 3, policy.chunk_shape[1]) * 2 - 1
+    kinds = len(ACTIONS)
+    share = torch.rand(2, 3, kinds).softmax(-1)
+    code[..., :kinds] = 2 * share - 1
+    mean = torch.zeros_like(code)
+    for kind in range(kinds):
+        counting = fields.counting(torch.full((2, 3, 8), float(kind)))
+        mean += share[..., kind : kind + 1] * fields.blank(code, counting)
+    torch.testing.assert_close(policy.head.expected(code), mean)
+    code[..., :kinds] = -1.0
+    code[..., STOP] = 1.0
+    found, neutral = policy.head.expected(code), fields.neutral.expand_as(code)
+    assert torch.equal(found[..., kinds:], neutral[..., kinds:])
 
 
 def test_words_have_places_and_letters_have_cases(policy):
