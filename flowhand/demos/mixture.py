@@ -179,7 +179,8 @@ def mapped(episode: Episode, columns: Mapping[str, Column], spec: Spec) -> Episo
         for name, feature in spec.observation.items()
     }
     action = columns["action"](episode.action).astype(spec.action.dtype, copy=False)
-    return replace(episode, observation=observation, action=action)
+    plan = None if episode.plan is None else columns["action"](episode.plan)
+    return replace(episode, observation=observation, action=action, plan=plan)
 
 
 class MappedEpisodes(StateEpisodes):
@@ -268,12 +269,18 @@ def _order(target: Feature, own: Feature, where: str) -> tuple[int, ...] | None:
         a, b = getattr(target, part), getattr(own, part)
         if a != b and a and b:
             raise ValueError(f"{where} has the {part} {b!r}, the first set {a!r}")
-    if target.kind in IMAGES or not (target.names or own.names):
-        if target.shape != own.shape:
+    whole = target.kind in IMAGES or target.kind == "elements"
+    if whole or not (target.names or own.names):
+        if target.shape != own.shape or (target.kind == "elements" and target.names != own.names):
             raise ValueError(f"{where} has shape {own.shape}, the first set {target.shape}")
         order = None
     else:
         order = _by_names(target, own, where)
+    if target.kind == "elements":  # its rows are found by no name
+        return None
+    for part in ("pointers", "uses"):
+        if getattr(target, part) != getattr(own, part) or (order and getattr(target, part)):
+            raise ValueError(f"{where} has other {part} than the first set, or has them in another order")
     for part in ("wraps", "choices", "rotations"):
         if _placed(target, part, None) != _placed(own, part, order):
             a, b = shown(getattr(target, part)), shown(getattr(own, part))

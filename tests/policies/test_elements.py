@@ -26,7 +26,10 @@ from policies.nets import NETS
 from tests.policies.screens import FIELD, SPEC, batch_of, blank, fitted, make_policy, named_element, text
 
 # Heads with the options that suit choices, and whether each element of a plan of theirs can be right by chance only.
-CROSS_ENTROPY = {"flow": {"choices": "cross_entropy", "draws": 4}, "diffusion": {"choices": "cross_entropy", "steps": 4}}
+CROSS_ENTROPY = {
+    "flow": {"choices": "cross_entropy", "draws": 4},
+    "diffusion": {"choices": "cross_entropy", "steps": 4},
+}
 CROSS_ENTROPY |= {"mip": {"choices": "cross_entropy"}, "classification": {}, "tokens": {}}
 
 

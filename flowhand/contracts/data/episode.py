@@ -33,8 +33,10 @@ class Episode:
     control_dt_s: float | None  # time between two actions, seconds; None: each action waits for an event
     # (N, T, A) float32: all that the expert would do from each state on, T at least 1, filled with stops. None: no plan
     plan: np.ndarray | None = field(default=None, kw_only=True)
-    intervention: np.ndarray | None = field(default=None, kw_only=True)  # (N,) bool; a person or an expert acted in the place of a policy
-    asked: np.ndarray | None = field(default=None, kw_only=True)  # (N, A) as the action; what was wished, where safety let something else through
+    # (N,) bool: a person or an expert acted in the place of a policy
+    intervention: np.ndarray | None = field(default=None, kw_only=True)
+    # (N, A) as the action: what was wished, where safety let something else through
+    asked: np.ndarray | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.action)
