@@ -58,9 +58,11 @@ def settings(root: type, chosen: Mapping[str, str | None], prefix: str = "") -> 
                 yield from settings(config, chosen, f"{key}.")
                 continue
         nested = next((each for each in (kind, *get_args(kind)) if is_dataclass(each)), None)
-        if nested is not None and field.name not in chosen:
+        if not prefix and field.name in chosen:  # a group of which nothing is chosen
+            continue
+        if nested is not None:
             yield from settings(nested, chosen, f"{key}.")  # pyright: ignore[reportArgumentType]
-        elif field.name not in chosen:
+        else:
             yield key, default_of(field), meanings.get(field.name, "")
 
 
