@@ -162,6 +162,7 @@ def test_what_an_action_does_not_use_is_zero(policy):
     observation, _ = named_element(8)
     plans = policy.sample(observation, 5 * torch.randn(8, *policy.noise_shape)).flatten(0, 1)
     assert len({int(action[0]) for action in plans}) > 2
+    assert SPEC.action.uses is not None
     for action in plans:
         uses = {0, *SPEC.action.uses[int(action[0])]}
         assert all(action[i] == 0 for i in range(8) if i not in uses)
@@ -275,7 +276,9 @@ def test_a_screenshot_joins_elements_or_stands_for_them(tiny):
         policy.fit_normalizers({n: v[:, 0] for n, v in seen.items()}, action.flatten(0, 1))
         policy.loss(batch_of(seen, action.numpy())).backward()
         assert policy.sample(seen, torch.randn(2, *policy.noise_shape)).shape == action.shape
-        assert ((policy.encode(seen).tokens_BNW[:, -1]) ** 2).sum() > 0
+        tokens = policy.encode(seen).tokens_BNW
+        assert tokens is not None
+        assert (tokens[:, -1] ** 2).sum() > 0
 
 
 @pytest.mark.parametrize(
