@@ -84,7 +84,7 @@ def _hash(text: Tensor, counts: Tensor) -> Tensor:
 
 
 def _sum(values: Tensor) -> Tensor:
-    """Sum over the last dimension, half by half: ONNX Runtime's ReduceSum of int64 loses the bits past a double's."""
+    """Sum over the last dimension by additions: ONNX Runtime's ReduceSum of large int64 loses their low bits."""
     while values.shape[-1] > 1:
         half = values.shape[-1] // 2
         rest = values[..., 2 * half :]

@@ -26,11 +26,9 @@ from policies.nets import NETS
 from tests.policies.screens import FIELD, SPEC, batch_of, blank, fitted, make_policy, named_element, text
 
 # Heads with the options that suit choices, and whether each element of a plan of theirs can be right by chance only.
-CROSS_ENTROPY = {
-    "flow": {"choices": "cross_entropy", "draws": 4},
-    "diffusion": {"choices": "cross_entropy", "steps": 4},
-}
-CROSS_ENTROPY |= {"mip": {"choices": "cross_entropy"}, "classification": {}, "tokens": {}}
+CROSS_ENTROPY = {"flow": {"choices": "cross_entropy", "draws": 4}}
+CROSS_ENTROPY |= {"diffusion": {"choices": "cross_entropy", "steps": 4}, "mip": {"choices": "cross_entropy"}}
+CROSS_ENTROPY |= {"classification": {}, "tokens": {}}
 
 
 def parts(string: str) -> list[str]:
