@@ -23,6 +23,8 @@ class SamplingConfig:
     sigma_max: float | None = None  # of edm: noise of the first level
     rho: float | None = None  # of edm: how much the levels crowd near the data
     noise: float | None = None  # of drift: spread of the noise
+    temperature: float | None = None  # of classification and tokens: 0 takes the likeliest choice, 1 draws as learned
+    longest: int | None = None  # of tokens: actions that are decoded at most; 0: the whole chunk
     more: dict[str, Any] = field(default_factory=dict)  # fields of a head of your own package
 
     @property

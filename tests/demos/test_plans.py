@@ -29,7 +29,7 @@ def make_episode(seed, steps, length=3):
     choices = np.array(SPEC.action.choices)
     plan = rng.integers(0, np.maximum(choices, 2), (steps, length, SPEC.action.size)).astype(np.float32)
     reward = np.zeros(steps, np.float32)
-    return Episode(observation, plan[:, 0].copy(), reward, reward > 0, f"task {seed % 2}", seed, None, plan)
+    return Episode(observation, plan[:, 0].copy(), reward, reward > 0, f"task {seed % 2}", seed, None, plan=plan)
 
 
 def plan_of(episode) -> np.ndarray:
