@@ -83,12 +83,12 @@ class Cell:
     first_seed: int
     episodes: int
     steps: int  # of the training
-    demonstrations: int  # of each task
+    shown: int  # demonstrations of each task
 
     @property
     def policy(self) -> str:
         """The name of its policy."""
-        return "-".join(map(str, (self.part, ARMS[self.arm][0], self.seed, self.steps, self.demonstrations)))
+        return "-".join(map(str, (self.part, ARMS[self.arm][0], self.seed, self.steps, self.shown)))
 
     @property
     def name(self) -> str:
@@ -99,7 +99,7 @@ class Cell:
     def overrides(self) -> list[str]:
         """Its configuration."""
         part = PARTS[self.part]
-        data = [f"env.task=[{','.join(part.tasks)}]", f"data.episodes={self.demonstrations}"]
+        data = [f"env.task=[{','.join(part.tasks)}]", f"data.episodes={self.shown}"]
         data += [f"train.steps={self.steps}"]
         head = [f"head={ARMS[self.arm][0]}"]
         return ["experiment=web", *data, *head, f"seed={self.seed}", f"eval.seed={self.first_seed}"]
