@@ -31,17 +31,21 @@ def test_every_kind_of_world_is_checked():
     assert set(WORLDS) == set(ENVS)
 
 
+def require_installed(config: envs.EnvConfig) -> None:
+    """Skips the test where the world's extra or its browser is not there."""
+    for kind, module in (("aloha", "gym_aloha"), ("pusht", "gym_pusht")):
+        if config.kind == kind:
+            pytest.importorskip(module, reason=f"the extra is not installed: pip install 'flowhand[{kind}]'")
+    if config.kind == "web":
+        require_browser()
+
+
 @pytest.mark.filterwarnings(*(f"ignore:.*{text}" for text in ADVICE))
 @pytest.mark.parametrize("config", [c for each in WORLDS.values() for c in each], ids=lambda c: envs.name_of(c))
 def test_a_world_passes_gymnasiums_own_check(config):
-    if config.kind == "aloha":
-        pytest.importorskip("gym_aloha", reason="the extra is not installed: pip install 'flowhand[aloha]'")
+    require_installed(config)
     if config.kind == "gymnasium" and config.success_return is None:
         config.success_return = 0.0
-    if config.kind == "pusht":
-        pytest.importorskip("gym_pusht", reason="gym-pusht is not installed: pip install 'flowhand[pusht]'")
-    if config.kind == "web":
-        require_browser()
     env = envs.make(config)
     try:
         check_env(env, skip_render_check=True)

@@ -9,8 +9,7 @@ import pytest
 
 import envs
 from flowhand.evaluation.rollout import rollout
-from tests.envs.test_check_env import WORLDS
-from tests.envs.web.browsers import require_browser
+from tests.envs.test_check_env import WORLDS, require_installed
 
 STEPS = 12
 CONFIGS = [config for each in WORLDS.values() for config in each]
@@ -18,8 +17,7 @@ CONFIGS = [config for each in WORLDS.values() for config in each]
 
 @pytest.fixture(params=CONFIGS, ids=envs.name_of)
 def config(request):
-    if request.param.kind == "web":
-        require_browser()
+    require_installed(request.param)
     succeeds = {"success_return": 9.0} if request.param.kind == "gymnasium" else {}
     return replace(request.param, **succeeds)
 
