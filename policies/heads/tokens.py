@@ -10,12 +10,11 @@ from torch import Tensor
 
 from ..conditioning import Conditioning
 from ..nets.base import Modulation, Net
-from .base import Head, HeadConfig
-from .classification import drawn
+from .classification import ClassificationConfig, ClassificationHead, drawn
 
 
 @dataclass
-class TokensConfig(HeadConfig):
+class TokensConfig(ClassificationConfig):
     """Cross-entropy of every choice given the actions before (squared error of numbers): how language models decide.
 
     The same net, causal over the chunk. A decision takes one small evaluation for each action, with the keys and values
@@ -26,33 +25,18 @@ class TokensConfig(HeadConfig):
     sampling: ClassVar[tuple[str, ...]] = ("temperature", "longest")
 
     kind: str = "tokens"
-    # of the distribution that each choice is drawn from: 0 takes the likeliest, 1 draws as it was learned
-    temperature: float = 0.0
     longest: int = 0  # actions that are decoded at most; those after them repeat the last. 0: the whole chunk
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 100:
-            raise ValueError(f"head.temperature={self.temperature} must lie in 0..100")
+        super().__post_init__()
         if not 0 <= self.longest <= 65536:
             raise ValueError(f"head.longest={self.longest} must lie in 0..65536")
 
 
-class TokensHead(Head):
+class TokensHead(ClassificationHead):
     """Predicts each action from those before it; before the first nothing is chosen."""
 
-    def __init__(self, config: TokensConfig, cond_size: int, tokens: tuple[int, int] = (0, 0)):
-        super().__init__()
-        self.config = config
-
-    @property
-    def evaluations(self) -> int:
-        """In parts, that of one action each, as much as one, where the net keeps what it has computed."""
-        return 1
-
-    @property
-    def choice_error(self) -> str:
-        """Cross-entropy, where there are choices."""
-        return "cross_entropy" if self.fields is not None and self.fields.chooses else "squared"
+    config: TokensConfig
 
     def loss(
         self, net: Net, x1_BTA: Tensor, cond: Conditioning, mask_BT: Tensor, generator: torch.Generator | None
