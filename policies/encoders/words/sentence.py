@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class SentenceModel:
     def __init__(self, folder: str = ""):
         path = Path(folder) if folder else _packaged()
         try:
-            from tokenizers import Tokenizer
+            tokenizers: Any = import_module("tokenizers")
         except ImportError as error:
             raise ImportError(f"{EXTRA} ({error})") from error
         if missing := [name for name in FILES if not (path / name).is_file()]:
@@ -46,7 +47,7 @@ class SentenceModel:
         try:
             self._bert = Bert(json.loads((path / FILES[0]).read_text()))
             tensors = safetensors.torch.load_file(path / FILES[1])
-            self._tokenizer: Any = Tokenizer.from_file(str(path / FILES[2]))
+            self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path / FILES[2]))
         except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise ValueError(f"words.model={path} is no sentence model of BERT's form: {error}") from error
         self._bert.take(tensors, str(path))
