@@ -5,6 +5,7 @@ the form in which Python writes one, each array has the length that the archive 
 known before any of it is read.
 """
 
+import errno
 import math
 import operator
 import os
@@ -49,6 +50,10 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
         descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except IsADirectoryError as error:
         raise ValueError(f"{path} is no regular file, as a store's files are") from error
+    except OSError as error:
+        if not os.path.islink(path) or error.errno not in (errno.ELOOP, errno.ENOENT):
+            raise
+        raise ValueError(f"{path} is a link that leads to no file") from error
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ValueError(f"{path} is no regular file, as a store's files are")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from ..archive import open_regular
 from ..reader import MOST_EPISODE_BYTES, required
+from .footer import Chunk, chunks
 
 EXTRA = "reading LeRobot data sets"
 MOST_FOOTER = 2**26  # bytes of a file's own description
@@ -26,14 +28,18 @@ class ParquetFile:
     def __init__(self, path: Path):
         pq = required("pyarrow.parquet", EXTRA)
         self.path = path
+        self._chunks: list[list[Chunk]] | None = None
         with open_regular(path) as file:  # the library's errors about other things are long, and a pipe would block it
             size = file.seek(0, 2)
             file.seek(max(0, size - 8))
             end = file.read(8)
+            described = int.from_bytes(end[:4], "little")
+            file.seek(max(0, size - 8 - min(described, MOST_FOOTER)))
+            self._footer = file.read(min(described, MOST_FOOTER))
         if len(end) < 8 or end[4:] != b"PAR1":
             raise ValueError(f"{path}: it does not end as a parquet file does; was its writer stopped, or the copy?")
-        if int.from_bytes(end[:4], "little") > min(size, MOST_FOOTER):
-            raise ValueError(f"{path}: its footer claims {int.from_bytes(end[:4], 'little')} bytes")
+        if described > min(size, MOST_FOOTER):
+            raise ValueError(f"{path}: its footer claims {described} bytes")
         try:
             self.file = pq.ParquetFile(
                 path, memory_map=False, thrift_string_size_limit=MOST_FOOTER, thrift_container_size_limit=10**7
@@ -46,6 +52,8 @@ class ParquetFile:
             raise ValueError(f"{path}: its row groups have {sum(counts)} rows, expected {self.file.metadata.num_rows}")
         self.ends = np.cumsum([0, *counts])  # row at which each group begins, and the end
         self.names: list[str] = list(self.file.schema_arrow.names)
+        if twice := [name for name, count in Counter(self.names).items() if count > 1]:
+            raise ValueError(f"{path}: it has several columns {twice[0]!r}")
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -77,13 +85,17 @@ class ParquetFile:
         return table
 
     def _require_size(self, names: Sequence[str], groups: range) -> None:
-        total = 0
-        for group in groups:
-            described = self.file.metadata.row_group(group)
-            for index in range(described.num_columns):
-                column = described.column(index)
-                if column.path_in_schema.split(".")[0] in names or column.path_in_schema in names:
-                    total += max(column.total_uncompressed_size, 0) + max(column.num_values, 0)
+        if self._chunks is None:  # a second for each MiB, so only where rows are read
+            try:
+                self._chunks = chunks(self._footer)
+            except ValueError as error:
+                raise ValueError(f"{self.path}: {error}") from error
+            if len(self._chunks) != self.file.num_row_groups:
+                expected = f"expected {self.file.num_row_groups}"
+                raise ValueError(f"{self.path}: its footer has {len(self._chunks)} groups of rows, {expected}")
+            self._footer = b""
+        read = [chunk for group in groups for chunk in self._chunks[group] if chunk.column in names]
+        total = sum(max(chunk.bytes, 0) + max(chunk.values, 0) for chunk in read)
         if total > MOST_EPISODE_BYTES:
             raise ValueError(f"{self.path}: the rows take {total} bytes, more than the {MOST_EPISODE_BYTES} allowed")
 
