@@ -71,6 +71,12 @@ def _sparse_part(strings: Tensor, word: Tensor) -> Tensor:
     return whole
 
 
+def hashed(strings: Tensor) -> Tensor:
+    """The hash of each string (..., L): equal where the strings are, of nothing 0."""
+    strings = strings.long()
+    return _hash(strings, strings > 0)
+
+
 def _equal(strings: Tensor, words: Tensor) -> Tensor:
     """Equal hashes (B, N, S) and (B, M), neither of nothing: (B, N, S, M)."""
     word = words[:, None, None, :]
