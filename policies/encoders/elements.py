@@ -17,7 +17,7 @@ from ..conditioning import Conditioning
 from ..fields import rows_there
 from .base import Encoder, EncoderConfig
 from .matching import KINDS, matches
-from .places import AWAY, NUMBER_FEATURES, PLACES, Numbers, away, chosen, equal, places
+from .places import AWAY, NEARNESS, NUMBER_FEATURES, ORDERS, PLACES, Numbers, away, chosen, equal, near, places
 from .places import numbers as read_numbers
 
 STRINGS, ELEMENTS, WORDS = "element_strings", "elements", "words"
@@ -118,13 +118,14 @@ class ElementsEncoder(Encoder):
                     "choose encoder.places=false"
                 )
             self.told = (strings * len(KINDS) if config.matching else 0) + (2 if config.places else 0)
-            counted = 3 * PLACES + NUMBER_FEATURES + AWAY if config.places else 0
+            counted = ORDERS * PLACES + NUMBER_FEATURES + AWAY if config.places else 0
             self.element = nn.Linear(strings * text + numbers, width)
             if self.told:
                 # Apart, so that what is exact starts with as much weight as all letters have together.
                 self.exact = nn.Linear(self.told + counted, width, bias=False)
             if config.places:
                 self.worth = nn.Linear(NUMBER_FEATURES, width, bias=False)  # of a word that is a number
+                self.nearness = nn.Parameter(torch.linspace(0, 2, config.heads).expand(NEARNESS, -1).clone())
             if self.told:
                 self.matched_word = nn.Linear(self.told, width, bias=False)
                 strength = torch.linspace(0, 4, config.heads).expand(2, self.told, config.heads)
@@ -193,7 +194,11 @@ class ElementsEncoder(Encoder):
         if values is not None and spoken is not None:
             exact += [values.features, away(values, spoken), _places(strings, numbers, shown, exact[0], values)]
             word = word + self.worth(spoken.features)
-        return element + self.exact(torch.cat(exact, dim=-1)), word, self._bias(match)
+        bias = self._bias(match)
+        if self.config.places:
+            beside = near(_where(numbers)) @ self.nearness
+            bias = bias + F.pad(beside.permute(0, 3, 1, 2), (0, words.shape[1], 0, words.shape[1]))
+        return element + self.exact(torch.cat(exact, dim=-1)), word, bias
 
     def _bias(self, match: Tensor) -> Tensor:
         """Logits (B, heads, N, N) that matches add: between elements and words, in both directions."""
@@ -212,8 +217,11 @@ def _value_of(strings: Tensor) -> Numbers:
 
 def _places(strings: Tensor, numbers: Tensor, shown: Tensor, match: Tensor, values: Numbers) -> Tensor:
     kind = strings[:, :, [OF_ELEMENT.index(name) for name in ("tag", "name")]]
-    where = numbers[..., [NUMBERS.index(name) for name in ("x", "y")]]
-    return places(kind, where, shown, match.any(-1), values)
+    return places(kind, _where(numbers), shown, match.any(-1), values)
+
+
+def _where(numbers: Tensor) -> Tensor:
+    return numbers[..., [NUMBERS.index(name) for name in ("x", "y")]]
 
 
 def _last(there: Tensor) -> int:

@@ -8,20 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .matching import hashed
+from .matching import hashed, hashed_text, small
 
+ORDERS = 4  # by which elements are counted
 # Places are told apart up to this many, counted from 0; what stands further on counts as the last of them.
 PLACES = 12
 POWERS = 10.0 ** torch.arange(8)  # a number is read to its eighth digit from the right
 MINUS, POINT, COMMA, SPACE = (ord(sign) for sign in "-., ")
-NUMBER_FEATURES, AWAY = 5, 4
+NUMBER_FEATURES, AWAY, NEARNESS = 5, 4, 3
+_MONTHS = (
+    "january", "february", "march", "april", "may", "june",
+    "july", "august", "september", "october", "november", "december",
+)  # fmt: skip
+# Names of months, and their first three letters, stand for their numbers.
+MONTHS = torch.tensor([[hashed_text(name), hashed_text(name[:3])] for name in _MONTHS])
 NEAR = 0.02  # widths of the screen within which two places are beside each other, not one after the other
 
 
 class Numbers(NamedTuple):
-    """The first two numbers of strings, each of shape (...): "-3h 20m" has -3 and 20, "$1,200.50" 1200 and 50.
+    """The first two numbers of strings, each of shape (...): "-3h 20m" has -3 and 20, "$1,200.50" has 1200.5.
 
-    A fraction belongs to the first number, and the second is 0 where there is none.
+    The second is 0 where there is none. A string that is the name of a month has the number of the month.
     """
 
     there: Tensor  # bool
@@ -61,7 +68,9 @@ def numbers(strings: Tensor) -> Numbers:
     part = rest / POWERS.to(rest.device)[places]
     value = whole + torch.where(fraction, part, torch.zeros_like(part))
     value = torch.where(negative, -value, value)
-    return Numbers(digit.any(-1), value, torch.where(fraction, torch.zeros_like(rest), rest))
+    is_month = (hashed(small(text))[..., None, None] == MONTHS.to(text.device)).any(-1)  # (..., 12)
+    month = (is_month * torch.arange(1, 13, device=text.device)).sum(-1)
+    return Numbers(digit.any(-1) | (month > 0), value + month, torch.where(fraction, torch.zeros_like(rest), rest))
 
 
 def _value(text: Tensor, digits: Tensor) -> Tensor:
@@ -99,10 +108,10 @@ def away(elements: Numbers, words: Numbers) -> Tensor:
 
 
 def places(strings: Tensor, where: Tensor, there: Tensor, matched: Tensor, value: Numbers) -> Tensor:
-    """Of how many of its like each element is the next: (B, N, 3 * PLACES), one 1 in each third, or none.
+    """Of how many of its like each element is the next: (B, N, ORDERS * PLACES), one 1 in each quarter, or none.
 
     In the order of rows and in that of columns among the elements with its tag that, as it, are named in the
-    instruction or not; and in the order of their numbers among those with its tag and name.
+    instruction or not; and among those with its tag and name in the order of rows, and in that of their numbers.
 
     Args:
         strings: tag, and name with classes (B, N, 2, L).
@@ -118,10 +127,20 @@ def places(strings: Tensor, where: Tensor, there: Tensor, matched: Tensor, value
     x, y = (where[..., i].unsqueeze(1) - where[..., i].unsqueeze(2) for i in range(2))  # of the other, from one's own
     by_rows = (y < -NEAR) | ((y.abs() <= NEAR) & (x < -NEAR))
     by_columns = (x < -NEAR) | ((x.abs() <= NEAR) & (y < -NEAR))
-    counted = kin & _same(name) & value.there.unsqueeze(1) & value.there.unsqueeze(2)
+    named = kin & _same(name)
+    counted = named & value.there.unsqueeze(1) & value.there.unsqueeze(2)
     smaller = value.rank.unsqueeze(1) < value.rank.unsqueeze(2)
-    thirds = [_place(like & by_rows, there), _place(like & by_columns, there), _place(counted & smaller, value.there)]
-    return torch.cat(thirds, dim=-1)
+    orders = [(like & by_rows, there), (like & by_columns, there), (named & by_rows, there)]
+    return torch.cat([_place(*order) for order in [*orders, (counted & smaller, value.there)]], dim=-1)
+
+
+def near(where: Tensor) -> Tensor:
+    """How near elements are by their x and y (B, N, 2): (B, N, N, NEARNESS), 1 beside each other, 0 far away."""
+    apart = (where.unsqueeze(1) - where.unsqueeze(2)).square()
+    height, distance = apart[..., 1], apart.sum(-1)
+    return torch.stack(
+        [torch.exp(-height / 0.1**2), torch.exp(-height / 0.3**2), torch.exp(-distance / 0.2**2)], dim=-1
+    )
 
 
 def _same(of: Tensor) -> Tensor:

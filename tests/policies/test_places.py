@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flowhand.contracts.screen.fields import NUMBERS, STRINGS
-from policies.encoders.places import NEAR, NUMBER_FEATURES, PLACES, Numbers, away, equal, numbers, places
+from policies.encoders.places import NEAR, NUMBER_FEATURES, ORDERS, PLACES, Numbers, away, equal, near, numbers, places
 from tests.policies.screens import text
 
 READ = {
@@ -30,6 +30,10 @@ READ = {
     "9999999": (9999999, 0),
     "3 . 4": (3, 4),
     "v2beta10": (2, 10),
+    "December": (12, 0),
+    "jan": (1, 0),
+    "May": (5, 0),
+    "Mayor": None,
 }
 
 
@@ -82,7 +86,9 @@ def counted(rows: list[dict], one: dict) -> list[int | None]:
         r for r in rows if r["there"] and r["value"] is not None and (r["tag"], r["name"]) == (one["tag"], one["name"])
     ]
     smaller = None if one["value"] is None else sum(r["value"] < one["value"] for r in valued)
-    return [sum(before(r, "y", "x") for r in like), sum(before(r, "x", "y") for r in like), smaller]
+    named = [r for r in rows if r["there"] and (r["tag"], r["name"]) == (one["tag"], one["name"])]
+    by_rows = [sum(before(r, "y", "x") for r in each) for each in (like, named)]
+    return [by_rows[0], sum(before(r, "x", "y") for r in like), by_rows[1], smaller]
 
 
 def test_places_are_those_counted_in_python():
@@ -108,7 +114,7 @@ def test_places_are_those_counted_in_python():
         column("there")[..., 0],
         column("named")[..., 0],
         Numbers(*(field[None] for field in value)),
-    )[0].unflatten(-1, (3, PLACES))
+    )[0].unflatten(-1, (ORDERS, PLACES))
     for row, got in zip(rows, found, strict=True):
         if not row["there"]:
             assert not got.any()
@@ -116,6 +122,14 @@ def test_places_are_those_counted_in_python():
         for place, expected in zip(got, counted(rows, row), strict=True):
             assert place.sum() == (expected is not None)
             assert expected is None or place.argmax() == min(expected, PLACES - 1)
+
+
+def test_beside_is_one_and_far_away_nothing():
+    found = near(torch.tensor([[[0.1, 0.2], [0.9, 0.2], [0.1, 0.5]]]))[0]
+    assert found[0, 0].tolist() == [1, 1, 1]
+    assert found[0, 1].tolist() == pytest.approx([1, 1, 0], abs=1e-6)  # as high, and far to the right
+    assert found[0, 2].tolist() == pytest.approx([np.exp(-9), np.exp(-1), np.exp(-2.25)], abs=1e-6)
+    assert torch.equal(found, found.transpose(0, 1))
 
 
 def test_the_screen_has_the_strings_and_numbers_that_are_read():
