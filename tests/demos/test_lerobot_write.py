@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         write(tmp_path / "set", spec(), made)
     with pytest.raises(ValueError, match="whole number of steps a second"):
         LeRobotWriter(tmp_path / "set", Spec(spec().observation, spec().action, 0.3))
-    with pytest.raises(ValueError, match=r"actions wait for events, .*; leave it out, or write natively: format=native"):
+    with pytest.raises(ValueError, match=r"actions wait for events, .*; leave it out, or write natively"):
         LeRobotWriter(tmp_path / "set", Spec(spec().observation, spec().action, None))
     screen = Spec(observation_features(), action_feature(), None)
     with pytest.raises(
