@@ -10,11 +10,15 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from flowhand.contracts.features import Feature, Spec
+from flowhand.contracts.screen.fields import NUMBERS
+from flowhand.contracts.screen.fields import STRINGS as OF_ELEMENT
 
 from ..conditioning import Conditioning
 from ..fields import rows_there
 from .base import Encoder, EncoderConfig
 from .matching import KINDS, matches
+from .places import AWAY, NEARNESS, NUMBER_FEATURES, ORDERS, PLACES, Numbers, away, chosen, equal, near, places
+from .places import numbers as read_numbers
 
 STRINGS, ELEMENTS, WORDS = "element_strings", "elements", "words"
 
@@ -32,6 +36,7 @@ class ElementsConfig(EncoderConfig):
     text: int = 32  # features of a string, as a mean and as a maximum over its places
     size: int = 128  # features of the conditioning vector
     matching: bool = True  # elements and words are told where one's strings hold the other
+    places: bool = True  # elements are told their numbers, and the how-manieth of their like they are
     words: bool = True  # the instruction is seen; without, a policy shows what can be done without it
 
     def __post_init__(self) -> None:
@@ -106,8 +111,21 @@ class ElementsEncoder(Encoder):
         self.place = nn.Parameter(torch.randn(self.words, width) * 0.2)
         if self.rows:
             strings, numbers = seen[STRINGS].shape[1], seen[ELEMENTS].shape[1]
-            self.told = strings * len(KINDS) if config.matching else 0
-            self.element = nn.Linear(strings * text + numbers + self.told, width)
+            if config.places and (strings, seen[ELEMENTS].names) != (len(OF_ELEMENT), NUMBERS):
+                raise ValueError(
+                    f"encoder.places=true reads of elements the strings {', '.join(OF_ELEMENT)} and the numbers "
+                    f"{', '.join(NUMBERS)}, got {strings} strings and {seen[ELEMENTS].names}; "
+                    "choose encoder.places=false"
+                )
+            self.told = (strings * len(KINDS) if config.matching else 0) + (2 if config.places else 0)
+            counted = ORDERS * PLACES + NUMBER_FEATURES + AWAY if config.places else 0
+            self.element = nn.Linear(strings * text + numbers, width)
+            if self.told:
+                # Apart, so that what is exact starts with as much weight as all letters have together.
+                self.exact = nn.Linear(self.told + counted, width, bias=False)
+            if config.places:
+                self.worth = nn.Linear(NUMBER_FEATURES, width, bias=False)  # of a word that is a number
+                self.nearness = nn.Parameter(torch.linspace(0, 2, config.heads).expand(NEARNESS, -1).clone())
             if self.told:
                 self.matched_word = nn.Linear(self.told, width, bias=False)
                 strength = torch.linspace(0, 4, config.heads).expand(2, self.told, config.heads)
@@ -139,13 +157,8 @@ class ElementsEncoder(Encoder):
         if self.rows:
             strings, numbers = (_rows(now[name], order) for name in (STRINGS, ELEMENTS))
             strings = strings.long() * shown[..., None, None]
-            about = [self._read(strings).flatten(2), numbers]
-            if self.told:
-                match = matches(strings, words, sparse=short)  # (B, rows, words, told)
-                about.append(match.amax(dim=2))
-                parts = [parts[0] + self.matched_word(match.amax(dim=1))]
-                bias = bias + self._bias(match)
-            parts = [self.element(torch.cat(about, dim=-1)), *parts]
+            element, word, more = self._compare(strings, numbers, shown, words, short)
+            parts, bias = [element, parts[0] + word], bias + more
         tokens = torch.cat(parts, dim=1)
         for layer in self.layers:
             tokens = layer(tokens, bias)
@@ -165,6 +178,28 @@ class ElementsEncoder(Encoder):
         found = self.letters(strings[filled])
         return found.new_zeros(*filled.shape, found.shape[-1]).index_put((filled,), found)
 
+    def _compare(
+        self, strings: Tensor, numbers: Tensor, shown: Tensor, words: Tensor, sparse: bool
+    ) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        """Tokens of elements, what is added to those of words, and to the logits between them."""
+        element = self.element(torch.cat([self._read(strings).flatten(2), numbers], dim=-1))
+        if not self.told:
+            return element, 0.0, 0.0
+        found = [matches(strings, words, sparse)] if self.config.matching else []
+        values, spoken = (_value_of(strings), read_numbers(words)) if self.config.places else (None, None)
+        if values is not None and spoken is not None:
+            found.append(equal(values, spoken))
+        match = torch.cat(found, dim=-1)  # (B, rows, words, told)
+        exact, word = [match.amax(dim=2)], self.matched_word(match.amax(dim=1))
+        if values is not None and spoken is not None:
+            exact += [values.features, away(values, spoken), _places(strings, numbers, shown, exact[0], values)]
+            word = word + self.worth(spoken.features)
+        bias = self._bias(match)
+        if self.config.places:
+            beside = near(_where(numbers)) @ self.nearness
+            bias = bias + F.pad(beside.permute(0, 3, 1, 2), (0, words.shape[1], 0, words.shape[1]))
+        return element + self.exact(torch.cat(exact, dim=-1)), word, bias
+
     def _bias(self, match: Tensor) -> Tensor:
         """Logits (B, heads, N, N) that matches add: between elements and words, in both directions."""
         to_words = (match @ self.strength[0]).permute(0, 3, 1, 2)
@@ -172,6 +207,21 @@ class ElementsEncoder(Encoder):
         rows, words = to_words.shape[2:]
         upper = F.pad(to_words, (rows, 0))
         return torch.cat([upper, F.pad(to_elements, (0, words))], dim=2)
+
+
+def _value_of(strings: Tensor) -> Numbers:
+    """The numbers of elements: of the text, or where it has none, of the value."""
+    text, value = (read_numbers(strings[:, :, OF_ELEMENT.index(name)]) for name in ("text", "value"))
+    return chosen(text, value)
+
+
+def _places(strings: Tensor, numbers: Tensor, shown: Tensor, match: Tensor, values: Numbers) -> Tensor:
+    kind = strings[:, :, [OF_ELEMENT.index(name) for name in ("tag", "name")]]
+    return places(kind, _where(numbers), shown, match.any(-1), values)
+
+
+def _where(numbers: Tensor) -> Tensor:
+    return numbers[..., [NUMBERS.index(name) for name in ("x", "y")]]
 
 
 def _last(there: Tensor) -> int:

@@ -44,7 +44,7 @@ def _span(strings: Tensor, words: Tensor) -> Tensor:
 
 def _part(strings: Tensor, words: Tensor, sparse: bool) -> Tensor:
     """Each string's parts against the first part of each word."""
-    strings, words = _small(strings), _small(words)
+    strings, words = small(strings), small(words)
     own, starts = _parts(words)
     first = starts & (starts.cumsum(-1) == 1)
     word = _sum(own * first)  # (B, M)
@@ -69,6 +69,19 @@ def _sparse_part(strings: Tensor, word: Tensor) -> Tensor:
     whole = torch.zeros(*filled.shape, word.shape[1], dtype=torch.bool, device=word.device)
     whole[filled] = found > 0
     return whole
+
+
+def hashed(strings: Tensor) -> Tensor:
+    """The hash of each string (..., L): equal where the strings are, of nothing 0."""
+    strings = strings.long()
+    return _hash(strings, strings > 0)
+
+
+def hashed_text(text: str) -> int:
+    """The same of one text."""
+    code = text.encode()
+    number = sum(byte * pow(BASE, i, 2**64) for i, byte in enumerate(code)) % 2**64
+    return number - 2**64 if number >= 2**63 else number
 
 
 def _equal(strings: Tensor, words: Tensor) -> Tensor:
@@ -117,7 +130,8 @@ def _is_letter(text: Tensor) -> Tensor:
     return digit | capital | small | (text > 127)
 
 
-def _small(text: Tensor) -> Tensor:
+def small(text: Tensor) -> Tensor:
+    """Bytes with small letters in place of capital ones."""
     return torch.where((text >= ord("A")) & (text <= ord("Z")), text + 32, text)
 
 

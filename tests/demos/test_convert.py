@@ -338,7 +338,9 @@ def test_text_has_no_place_in_lerobot(tmp_path):
     zeros = np.zeros(3, np.float32)
     observation = {"state": np.zeros((3, 2), np.float32), "say": np.array([["a"], ["b"], ["c"]])}
     store.append(Episode(observation, np.ones((3, 1), np.float32), zeros, zeros > 0, "go", 3, 0.1))
-    assert "'say' is text at every step" in error_of(lambda: written(tmp_path / "new", store.path))
+    assert "'say' is of kind 'text', which LeRobot has no place for; leave it out" in error_of(
+        lambda: written(tmp_path / "new", store.path)
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
     assert len(written(tmp_path / "copy", store.path, how=How("native"))) == 1
 

@@ -11,6 +11,7 @@ import pytest
 
 from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.features import Feature, Spec
+from flowhand.contracts.screen.fields import action_feature, observation_features
 from flowhand.demos.lerobot.dataset import LeRobotDataset
 from flowhand.demos.lerobot.write import LeRobotWriter
 from tests.demos.recorded import frames_of
@@ -156,3 +157,11 @@ def test_what_does_not_fit_is_refused(tmp_path):
         write(tmp_path / "set", spec(), made)
     with pytest.raises(ValueError, match="whole number of steps a second"):
         LeRobotWriter(tmp_path / "set", Spec(spec().observation, spec().action, 0.3))
+    with pytest.raises(ValueError, match=r"actions wait for events, .*; leave it out, or write natively"):
+        LeRobotWriter(tmp_path / "set", Spec(spec().observation, spec().action, None))
+    screen = Spec(observation_features(), action_feature(), None)
+    with pytest.raises(
+        ValueError, match="'element_strings' is of kind 'elements', which LeRobot has no place for; leave it out"
+    ):
+        LeRobotWriter(tmp_path / "set", screen)
+    assert not list(tmp_path.iterdir())

@@ -6,25 +6,32 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from flowhand.contracts.features import Feature
+from flowhand.contracts.features import Feature, Spec
 
 from ..columns import kind_of
 from .summary import GreyLevels
 from .video import FILES_OF_CHUNK
 
+WHOLE = 1e-6  # share by which a rate may differ from a whole number of Hz
+
+
+def reason_against(spec: Spec) -> str:
+    """Why a LeRobot set cannot hold episodes of this specification; empty where it can."""
+    for name, feature in spec.observation.items():
+        if feature.kind == "elements" or feature.dtype == "str":
+            return f"{name!r} is of kind {feature.kind!r}, which LeRobot has no place for"
+    if spec.control_dt_s is None:
+        return "actions wait for events, and LeRobot has a whole number of steps a second"
+    rate_hz = 1 / spec.control_dt_s
+    if round(rate_hz) < 1 or abs(rate_hz - round(rate_hz)) > WHOLE * rate_hz:
+        return f"{rate_hz:g} Hz is no whole number of steps a second, as LeRobot has it"
+    return ""
+
 
 def kind_of_written(name: str, feature: Feature) -> str:
-    """How a feature is written: state, image, depth, action.
-
-    Raises:
-        ValueError: it is text, which has no place there.
-    """
+    """How a feature is written: state, image, depth, action."""
     if name == "action":
         return name
-    if feature.dtype == "str":
-        raise ValueError(
-            f"{name!r} is text at every step, which a LeRobot data set of numbers cannot hold; leave it out"
-        )
     kind = kind_of(feature.shape, feature.dtype)
     if kind == "image" and not (feature.dtype == "uint8" and feature.shape[2] == 3):
         return "state"

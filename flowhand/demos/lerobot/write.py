@@ -32,7 +32,7 @@ from ..reader import read_json, required
 from . import summary
 from .dataset import LeRobotDataset
 from .parquet import EXTRA
-from .parts import kind_of_written, levels_of, place_of, remove_others
+from .parts import kind_of_written, levels_of, place_of, reason_against, remove_others
 from .tables import DEFAULTS, cells, entry, pictures, png, write_info, write_json, write_tasks
 from .video import FILES_OF_CHUNK, Recorded, VideoWriter
 
@@ -60,7 +60,7 @@ class LeRobotWriter:
             folder that no error leaves behind.
 
     Raises:
-        ValueError: the rate is no whole number, as it must be there, or the folder exists.
+        ValueError: LeRobot has no place for such episodes (`reason_against`), or the folder exists.
     """
 
     def __init__(
@@ -80,10 +80,9 @@ class LeRobotWriter:
         unfinished: Path | None = None,
     ):
         self.path, self.spec, self.robot = Path(path), spec, robot
-        rate_hz = 1 / spec.seconds()
-        self.fps = round(rate_hz)
-        if self.fps < 1 or abs(rate_hz - self.fps) > 1e-6 * self.fps:
-            raise ValueError(f"control_dt_s is {spec.control_dt_s} s: LeRobot has a whole number of steps a second")
+        if reason := reason_against(spec):
+            raise ValueError(f"{reason}; leave it out, or write natively: format=native")
+        self.fps = round(1 / spec.seconds())
         if self.path.exists():
             raise ValueError(f"{self.path} exists; choose another path")
         self.judged = [name for name, on in (("reward", rewards), ("success", rewards if success is None else success))

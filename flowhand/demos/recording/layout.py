@@ -10,27 +10,13 @@ import numpy as np
 
 from flowhand.contracts.features import Feature, Spec
 
-from ..lerobot.parts import kind_of_written
+from ..lerobot.parts import kind_of_written, reason_against
 from ..lerobot.tables import DEFAULTS, entry
 from ..lerobot.video import VideoWriter
 from .config import RecorderConfig
 
 ASKED, INTERVENTION = "action_asked", "intervention"
 EXTRAS = {"next.reward": "float32", "next.success": "bool"}  # of each step, where a world tells them
-WHOLE = 1e-6  # share by which a rate may differ from a whole number of Hz
-
-
-def reason_for_native(spec: Spec) -> str:
-    """Why a LeRobot set cannot hold episodes of this specification; empty where it can."""
-    if spec.control_dt_s is None:
-        return "actions wait for events, and LeRobot has a whole number of steps a second"
-    rate_hz = 1 / spec.control_dt_s
-    if round(rate_hz) < 1 or abs(rate_hz - round(rate_hz)) > WHOLE * rate_hz:
-        return f"{rate_hz:g} Hz is no whole number of steps a second, as LeRobot has it"
-    for name, feature in spec.observation.items():
-        if feature.kind == "elements" or feature.dtype == "str":
-            return f"{name!r} is of kind {feature.kind!r}, which LeRobot has no place for"
-    return ""
 
 
 @dataclass(frozen=True)
@@ -53,7 +39,7 @@ class Layout:
         Raises:
             ValueError: LeRobot has no place for them.
         """
-        if reason := reason_for_native(spec):
+        if reason := reason_against(spec):
             raise ValueError(f"{reason}; record with data.format=native")
         asked = replace(spec.action, kind="state", choices=None, pointers=None, uses=None)
         features = {**spec.observation, "action": spec.action, ASKED: asked}

@@ -25,6 +25,7 @@ from flowhand.contracts.durable import claimed
 from flowhand.contracts.features import Spec
 
 from ..lerobot import summary
+from ..lerobot.parts import reason_against
 from ..lerobot.tables import cells, pictures
 from ..meta import StoreMeta
 from ..native import Store
@@ -33,7 +34,7 @@ from .camera import Camera
 from .compaction import compact
 from .config import RecorderConfig
 from .files import GrowingSet
-from .layout import ASKED, INTERVENTION, Layout, as_written, reason_for_native
+from .layout import ASKED, INTERVENTION, Layout, as_written
 from .queue import Room
 
 
@@ -70,7 +71,7 @@ class Recorder:
         self.path, self.spec, self.config = Path(os.path.abspath(path)), spec, config or RecorderConfig()
         self.task, self.robot, self.judged, self._version = task, robot, judged, version
         self.format, self.lines = self.config.format, []
-        reason = reason_for_native(spec)
+        reason = reason_against(spec)
         if reason and self.format == "lerobot":
             self.format = "native"
             self.lines.append(f"{path} is recorded as a store of flowhand: {reason}")
