@@ -40,10 +40,10 @@ def checkpoint(tmp_path_factory):
         train.main,
         "env.task=reach-v3",
         "env.max_steps=60",
-        "data.episodes=20",
+        "data.episodes=8",
         f"data.cache_dir={folder}/demos",
         f"out={folder}/run",
-        "train.steps=150",
+        "train.steps=60",
         "train.threads=1",
         "net.width=64",
         "net.blocks=1",
@@ -232,7 +232,7 @@ def test_nan_in_demonstrations_stops_training(tmp_path):
 def test_config_of_the_report_is_the_config_of_the_run(checkpoint):
     state = policies.load_train_state(checkpoint)
     assert state["config"]["net"]["width"] == MLPConfig(width=64).width
-    assert state["history"][-1]["step"] == 150
+    assert state["history"][-1]["step"] == 60
 
 
 def exported(checkpoint, *words):
