@@ -13,12 +13,10 @@ from ipaddress import ip_address
 # One thread for this process and for every program that a test starts: as many tests run at once as there are cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "passive"  # where a test takes two, they do not keep a core busy while they wait
-
 os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 
 import numpy as np
 import pytest
-import torch
 from jaxtyping import install_import_hook
 
 from tests import programs
@@ -29,8 +27,15 @@ sys.dont_write_bytecode = False  # tests and checked annotations are compiled on
 install_import_hook("policies", "beartype.beartype")
 
 os.environ.setdefault("WANDB_MODE", "disabled")
-torch.use_deterministic_algorithms(True)
-torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepares torch, but not where tests are only handed out to other processes, which wait for that one to start."""
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        import torch
+
+        torch.use_deterministic_algorithms(True)
+        torch.set_num_threads(1)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -55,6 +60,8 @@ def _nothing_is_left() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
+    import torch
+
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (simulators still draw from it)
     torch.manual_seed(0)
