@@ -2,31 +2,66 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import socket
+import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
 
 # One thread for this process and for every program that a test starts: as many tests run at once as there are cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "passive"  # where a test takes two, they do not keep a core busy while they wait
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 
 import numpy as np
 import pytest
-import torch
 from jaxtyping import install_import_hook
+
+from tests import programs
+
+sys.dont_write_bytecode = False  # tests and checked annotations are compiled once, not by each worker at each run: 9 s
 
 # Before anything imports `policies`: shapes, dtypes and types of all its annotations are checked at every call.
 install_import_hook("policies", "beartype.beartype")
 
 os.environ.setdefault("WANDB_MODE", "disabled")
-torch.use_deterministic_algorithms(True)
-torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepares torch, but not where tests are only handed out to other processes, which wait for that one to start."""
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        import torch
+
+        torch.use_deterministic_algorithms(True)
+        torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Nothing is garbage while tests are collected, and what is collected is there to the end: it is not searched."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_is_left() -> Iterator[None]:
+    """Ends the processes that several tests have used."""
+    yield
+    programs.stop()
+    if exporter := sys.modules.get("tests.deploy.unchecked"):
+        exporter.stop()
 
 
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
+    import torch
+
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (simulators still draw from it)
     torch.manual_seed(0)

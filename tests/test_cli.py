@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from conf import cli, groups, help
 from flowhand import __main__ as program_of_all
 from flowhand.__main__ import main
+from tests import programs
 
 ROOT = Path(__file__).parents[1]
 VERBS = [verb for verb in program_of_all.VERBS if (ROOT / "conf/verbs" / f"{verb}.py").exists()]  # composed by Hydra
@@ -77,11 +78,19 @@ def test_signs_that_change_nothing_else_are_taken():
     assert told("train", "experiment=demo", "env.task=reach-v3") == ""
 
 
-def program(*words, cwd=ROOT, **environment):
-    """A verb in a process of its own: exit status, what it printed, and what it said of errors."""
-    run = [sys.executable, "-m", "flowhand", *words]
+def program(*words, cwd=ROOT, imports=False, **environment):
+    """A verb in a process of its own: exit status, what it printed, and what it said of errors.
+
+    Args:
+        imports: the process imports all modules itself.
+    """
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
-    done = subprocess.run(run, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    run = ["-m", "flowhand", *words]
+    if imports:
+        alone = [sys.executable, *run]
+        done = subprocess.run(alone, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    else:
+        done = programs.run(*run, cwd=cwd, env=env)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -158,7 +167,7 @@ def test_folders_of_the_user_neither_break_nor_shadow_a_verb(tmp_path):
     (tmp_path / "train.py").write_text("raise RuntimeError('not this one')")
     (tmp_path / "conf" / "train.yaml").write_text("nonsense: 1")
     (tmp_path / "mine.py").write_text("import envs\nprint('mine', *sorted(envs.ENVS))")
-    status, out, errors = program("train", "modules=[mine]", "--cfg", "job", cwd=tmp_path)
+    status, out, errors = program("train", "modules=[mine]", "--cfg", "job", cwd=tmp_path, imports=True)
     assert (status, errors) == (0, "")
     assert out.startswith("mine aloha detour gymnasium metaworld pusht so101 web\n")
     assert "nonsense" not in out
@@ -189,13 +198,17 @@ HEADS["mine"] = (MineConfig, RegressionHead)
 def test_a_package_of_the_user_brings_a_head(tmp_path):
     (tmp_path / "mine.py").write_text(HEAD)
     tiny = ["env=detour", "head=mine", "train.steps=2", "train.batch_size=8", "data.episodes=1", "eval.episodes=0"]
-    tiny += ["wandb.mode=disabled", "encoder.width=8", "net.width=8", "out=run"]
+    tiny += ["wandb.mode=disabled", "encoder.width=8", "net.width=8", "train.threads=1", "out=run"]
     status, _, errors = program("train", "modules=[mine]", *tiny, cwd=tmp_path)
     assert status == 0, errors
-    brief = ["checkpoint=run/checkpoint", "eval.episodes=1", "eval.videos=0"]
-    told = [program("eval", *brief, *words, cwd=tmp_path)[2] for words in ([], ["modules=[mine]"])]
-    assert "policy.head.kind is 'mine'; choices: " in told[0]
-    assert "modules=[mine]" in told[0]
+    brief = ["checkpoint=run/checkpoint", "eval.episodes=1", "eval.videos=0", "eval.workers=inline"]
+    brief += ["eval.expert=false", "wandb.mode=disabled"]
+    (refused, _, told), (status, *_) = (
+        program("eval", *brief, *words, cwd=tmp_path) for words in ([], ["modules=[mine]"])
+    )
+    assert (refused, status) == (1, 0)
+    assert "policy.head.kind is 'mine'; choices: " in told
+    assert "modules=[mine]" in told
     assert "mine" in program("train", "modules=[mine]", "head=mine", "--help", cwd=tmp_path)[1]
 
 

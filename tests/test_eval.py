@@ -3,9 +3,7 @@
 import hashlib
 import json
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 from typing import ClassVar, get_type_hints
 
 import numpy as np
@@ -21,7 +19,7 @@ from conf.verbs.eval import EvalRoot, EvaluationConfig
 from conf.verbs.export import ExportRoot
 from conf.verbs.serve import ServeRoot
 from flowhand.commands import eval as evaluation
-from flowhand.commands import train
+from flowhand.commands import export, train
 from flowhand.commands.collect import collect
 from flowhand.demos.config import DataConfig
 from flowhand.deploy import runner
@@ -29,6 +27,7 @@ from flowhand.evaluation.records import read_records
 from policies.compile import CompiledSampler
 from policies.heads import HEADS
 from policies.nets.mlp import MLPConfig
+from tests.deploy import unchecked as elsewhere
 
 ENV = envs.MetaWorldConfig(task="reach-v3", max_steps=60)
 
@@ -41,10 +40,10 @@ def checkpoint(tmp_path_factory):
         train.main,
         "env.task=reach-v3",
         "env.max_steps=60",
-        "data.episodes=20",
+        "data.episodes=8",
         f"data.cache_dir={folder}/demos",
         f"out={folder}/run",
-        "train.steps=150",
+        "train.steps=60",
         "train.threads=1",
         "net.width=64",
         "net.blocks=1",
@@ -233,14 +232,18 @@ def test_nan_in_demonstrations_stops_training(tmp_path):
 def test_config_of_the_report_is_the_config_of_the_run(checkpoint):
     state = policies.load_train_state(checkpoint)
     assert state["config"]["net"]["width"] == MLPConfig(width=64).width
-    assert state["history"][-1]["step"] == 150
+    assert state["history"][-1]["step"] == 60
 
 
 def exported(checkpoint, *words):
-    """Exports to ONNX by a process of its own: the tracer stumbles over types that are checked."""
+    """Exports to ONNX in another process: the tracer stumbles over types that are checked."""
     pytest.importorskip("onnxscript")
-    command = [sys.executable, "-m", "flowhand", "export", f"checkpoint={checkpoint}", "export.rows=20", *words]
-    subprocess.run(command, cwd=Path(__file__).parents[1], check=True)
+    elsewhere.call("tests.test_eval", words=[f"checkpoint={checkpoint}", "export.rows=20", *words])
+
+
+def unchecked(words):
+    """Exports, in that process."""
+    assert call(export.main, *words) == ""
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -73,15 +74,18 @@ def imports(tree: ast.AST, package: str, inside: str = "") -> Iterator[tuple[str
             base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
             yield from ((f"{module}.{alias.name}", inside) for alias in node.names)
-        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             continue
         else:
             function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
             yield from imports(node, package, inside or (node.name if function else ""))
 
 
+parsed = cache(ast.parse)
+
+
 def imported(file: str, source: str) -> Iterator[tuple[str, str]]:
-    return imports(ast.parse(source), ".".join(file.split("/")[:-1]))
+    return imports(parsed(source), ".".join(file.split("/")[:-1]))
 
 
 def violations(file: str, source: str) -> list[str]:
@@ -189,7 +193,7 @@ def test_all_source_is_looked_at():
 
 def functions(file: Path) -> Iterator[tuple[str, int]]:
     """The functions of a file, with their lines."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from conf.cli import compose
 from flowhand.commands import train
 from flowhand.contracts.data.episode import Episode
 from flowhand.contracts.features import Spec
+from tests import programs
+from tests.cases import some
 
 ROOT = Path(__file__).parent.parent
 TINY = ("net.width=16", "encoder.width=16", "net.blocks=1", "train.batch_size=32", "train.threads=1", "train.steps=40")
@@ -66,8 +69,10 @@ def assert_same_state(a, b):
         torch.testing.assert_close(a[key], b[key], rtol=0, atol=0, msg=lambda text, key=key: f"{key}: {text}")
 
 
-@pytest.mark.parametrize("head", ["flow", "regression"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("head", "precision"),
+    some(product(["flow", "regression"], ["fp32", "bf16"]), [("flow", "fp32"), ("regression", "bf16")]),
+)
 def test_restored_trainer_goes_on_bit_for_bit(tmp_path, head, precision):
     options = (f"head={head}", f"train.precision={precision}")
     whole = make_trainer(*options)
@@ -169,20 +174,6 @@ def test_a_resumed_run_keeps_the_statistics_that_it_began_with():
     assert (resumed.policy.action_normalizer.scale == 9).all()
 
 
-def command(*overrides):
-    return [sys.executable, "train.py", *overrides]
-
-
-def start(cache, *overrides):
-    return subprocess.Popen(
-        command(*RUN, f"data.cache_dir={cache}", *overrides),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("demos")
@@ -199,7 +190,7 @@ def uninterrupted(cache, tmp_path_factory):
 def wait_for(path, process):
     deadline = time.monotonic() + 90
     while not path.exists():
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.said()
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -208,17 +199,16 @@ def wait_for(path, process):
 def test_an_interrupted_run_goes_on_bit_for_bit(number, cache, tmp_path, uninterrupted):
     out = tmp_path / "run"
     # A checkpoint after every step makes the steps slow enough for the signal to arrive between two of them.
-    process = start(cache, f"out={out}", "train.save_every=1")
+    process = programs.start("train.py", *RUN, f"data.cache_dir={cache}", f"out={out}", "train.save_every=1")
     wait_for(out / "checkpoint" / "config.json", process)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    said = process.communicate(timeout=60)
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
     elif process.returncode != 0:  # zero: it had finished before the signal came
         assert process.returncode == 128 + number
-        assert f"resume={out}" in output
-    again = command(f"resume={out}", "train.save_every=40")
-    resumed = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert f"resume={out}" in "".join(said)
+    resumed = programs.run("train.py", f"resume={out}", "train.save_every=40")
     assert resumed.returncode == 0, resumed.stderr
     assert_same_state(
         {k: v for k, v in policies.load_train_state(uninterrupted / "checkpoint").items() if k not in LEFT_OUT},

@@ -69,7 +69,7 @@ def trained(tmp_path_factory):
     return folder
 
 
-SLOW = {"onnx-int8"}
+SLOW = {"onnx-fp32", "onnx-int8"}  # that an export decides as its checkpoint: tests/deploy/test_export.py
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from flowhand.demos.formats import open_dataset
 from flowhand.demos.lerobot.dataset import LeRobotDataset
 from flowhand.demos.meta import StoreMeta
 from flowhand.demos.native import Store
+from tests import programs
 from tests.demos.recorded import Set2, Set3
 from tests.demos.test_lerobot import error_of
 from tests.demos.test_recorded_hdf5 import minari, robomimic
@@ -369,14 +370,12 @@ def test_plain_words_are_sources_and_target(words, expected):
 def test_the_command(tmp_path):
     path = Set2(tmp_path / "two").write()
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-X", "importtime", "-m", "flowhand", "convert", *words]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-    done = run(str(path), str(tmp_path / "new"))
+    command = ["-m", "flowhand", "convert", str(path), str(tmp_path / "new")]
+    alone = [sys.executable, "-X", "importtime", *command]
+    done = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == f"written    {tmp_path / 'new'}"
     assert " torch" not in done.stderr
-    again = run(str(path), str(tmp_path / "new"))
+    again = programs.run(*command)
     assert again.returncode == 1
     assert again.stderr.splitlines()[-1] == f"error: {tmp_path / 'new'} exists; choose another target"
 

@@ -23,6 +23,7 @@ from flowhand.demos.hdf5_files.robomimic import RobomimicDataset
 from flowhand.demos.lerobot.dataset import LeRobotDataset
 from flowhand.demos.native import Store
 from flowhand.demos.zarr_files.replay_zarr import ReplayZarrDataset
+from tests import programs
 from tests.demos.recorded import Set2, Set3
 from tests.demos.test_lerobot import error_of
 from tests.demos.test_recorded_hdf5 import minari, robomimic
@@ -109,22 +110,15 @@ def test_inspect_names_what_is_damaged(sets):
     assert [line for line in text if line.startswith(f"error    unreadable: {file}") and "episode 1" in line]
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "flowhand", "inspect", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-
-
 def test_inspect_needs_no_torch_and_tells_errors_in_one_line(sets):
-    done = run(str(sets["lerobot 3"][0]))
+    command = ["-m", "flowhand", "inspect"]
+    alone = [sys.executable, "-X", "importtime", *command, str(sets["lerobot 3"][0])]
+    done = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "LeRobot v3.0" in done.stdout
     assert " torch" not in done.stderr
-    assert run(f"where={sets['lerobot 3'][0]}").stdout == done.stdout
-    failed = run("/nowhere/at/all")
+    assert programs.run(*command, f"where={sets['lerobot 3'][0]}").stdout == done.stdout
+    failed = programs.run(*command, "/nowhere/at/all")
     assert failed.returncode == 1
     assert failed.stderr.splitlines()[-1].startswith("error: /nowhere/at/all does not exist")
 

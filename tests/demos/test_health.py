@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,9 +22,9 @@ from flowhand.demos.health.stored import difference
 from flowhand.demos.meta import StoreMeta
 from flowhand.demos.native import Store
 from flowhand.pages.data import render
+from tests import programs
 from tests.demos.recorded import FPS, Set2
 
-ROOT = Path(__file__).parents[2]
 STATE = Feature((3,), "float64", "rad", names=("a", "b", "c"))
 ACTION = Feature((2,), "float64", "rad", low=(-9.0, -9.0), high=(9.0, 9.0), names=("left", "right"))
 SPEC = Spec({"state": STATE}, ACTION, 0.1)
@@ -324,8 +322,7 @@ def test_the_exit_status_is_for_machines(tmp_path):
     spoilt = stored(tmp_path / "spoilt", episodes).path
 
     def status(*words: str) -> int:
-        command = [sys.executable, "-m", "flowhand", "inspect", *words]
-        return subprocess.run(command, cwd=ROOT, capture_output=True).returncode
+        return programs.run("-m", "flowhand", "inspect", *words).returncode
 
     assert status(str(spoilt), "strict=true", f"page={tmp_path / 'page.html'}") == 1
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")

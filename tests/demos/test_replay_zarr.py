@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from flowhand.demos.zarr_files.replay_zarr import ReplayZarrDataset
+from tests.cases import some
 from tests.demos.recorded import described
 from tests.demos.test_lerobot import error_of
 
@@ -159,7 +160,7 @@ def complaint(path: Path) -> str:
     return ""
 
 
-@pytest.mark.parametrize("compressor", ["blosc", "lz4", "zstd", "zlib"])
+@pytest.mark.parametrize("compressor", some(["blosc", "lz4", "zstd", "zlib"], ["blosc", "zlib"]))
 def test_damaged_files_are_one_line_each(tmp_path, compressor):
     path = make(tmp_path / "set.zarr", compressor=compressor)
     random, failed = np.random.default_rng(0), 0

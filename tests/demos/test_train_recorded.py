@@ -17,6 +17,7 @@ from flowhand.commands import train
 from flowhand.demos.lerobot.dataset import LeRobotDataset
 from flowhand.demos.states import StateEpisodes, held_out, numbers, ranges
 from flowhand.demos.zarr_files.replay_zarr import ReplayZarrDataset
+from tests.cases import some
 from tests.demos.recorded import Set3
 from tests.demos.test_replay_zarr import make
 
@@ -174,7 +175,7 @@ def test_how_many_are_held_out():
 SEES = ("vision=conv", "vision.image_size=[16,24]", "vision.shift=0", "vision.features=8", "vision.width=16")
 
 
-@pytest.mark.parametrize("memory_gb", [4, 0])
+@pytest.mark.parametrize("memory_gb", some([4, 0], [0]))  # of memory: test_decoded.py
 def test_a_policy_that_sees_learns_from_the_frames(tmp_path, recorded, memory_gb, capsys):
     """From memory and from the disk; its folder of decoded frames serves the second run, too."""
     small = ("train.steps=4", "train.save_every=2", "train.log_every=2", "data.held_out=1")

@@ -19,15 +19,8 @@ import pytest
 from benchmarks.toy_server import ToyPolicy
 from flowhand.deploy.server.config import ServerConfig
 from flowhand.deploy.server.server import PolicyServer
-from tests.deploy import unchecked
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _nothing_is_left() -> Iterator[None]:
-    yield
-    unchecked.stop()
 
 
 @dataclass

@@ -77,7 +77,7 @@ def write_unchecked(path: Path, scores: list[str], head: dict, **options) -> tup
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> tuple[Path, Policy, CalibratedMonitor]:
     path = tmp_path_factory.mktemp("watched") / "onnx"
-    return path, *write_unchecked(path, SCORES, {})
+    return path, *write_unchecked(path, SCORES, {"steps": 2})
 
 
 @pytest.fixture

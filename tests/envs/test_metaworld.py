@@ -14,6 +14,7 @@ from envs.metaworld import TASKS, MetaWorldEnv
 from envs.mujoco import load_mujoco
 from flowhand.commands.collect import _settings
 from flowhand.contracts import strict
+from tests.cases import some
 
 load_mujoco()  # which chooses the backend, before metaworld imports it
 pytest.importorskip("metaworld")
@@ -72,7 +73,10 @@ def assert_equals_unmodified(env: MetaWorldEnv, seed: int, steps: int) -> None:
 
 
 # Chosen for what their resets do: live views, attributes kept, joints set, bodies moved, contacts in the reward.
-@pytest.mark.parametrize("task", ["pick-place-v3", "basketball-v3", "window-close-v3", "box-close-v3", "stick-pull-v3"])
+TRIED = ["pick-place-v3", "basketball-v3", "window-close-v3", "box-close-v3", "stick-pull-v3"]
+
+
+@pytest.mark.parametrize("task", some(TRIED, ["pick-place-v3", "stick-pull-v3"]))
 def test_equals_unmodified_metaworld_bit_for_bit_even_after_other_episodes(task):
     env = MetaWorldEnv(MetaWorldConfig(task=task))
     disturb(env)
@@ -341,7 +345,7 @@ def test_pixels_hold_what_a_robot_knows_and_depend_on_the_seed_alone():
     assert (first["corner"] != other["corner"]).any()  # the door stands elsewhere
 
 
-@pytest.mark.parametrize("camera", ["corner", "corner2", "corner3", "corner4"])
+@pytest.mark.parametrize("camera", some(["corner", "corner2", "corner3", "corner4"], ["corner", "corner2"]))
 def test_pictures_are_upright(camera):
     """The camera's image of a point above another one lies above it: projected from the camera's own frame."""
     env = MetaWorldEnv(MetaWorldConfig(task="reach-v3", observes="pixels", cameras=[camera], pixels=96))

@@ -37,6 +37,7 @@ from policies.encoders.state import StateEncoderConfig
 from policies.heads import HEADS
 from policies.nets import NETS
 from policies.nets.mlp import MLPConfig
+from tests.cases import each_head_and_each_net
 
 GOLDEN = {"v1": Path(__file__).parents[1] / "golden" / "v1"}
 COMBINATIONS = [(e, net, head) for e in ENCODERS if e != "elements" for net in NETS for head in HEADS]
@@ -113,7 +114,7 @@ def path(tmp_path, make_policy, save) -> Path:
 # --- what is saved comes back
 
 
-@pytest.mark.parametrize(("encoder", "net", "head"), COMBINATIONS)
+@pytest.mark.parametrize(("encoder", "net", "head"), each_head_and_each_net(COMBINATIONS))
 def test_a_loaded_policy_gives_the_same_actions_bit_for_bit(tmp_path, make_policy, save, encoder, net, head):
     policy = make_policy(encoder, net, head)
     save(tmp_path / "new" / "folder", policy)

@@ -96,9 +96,7 @@ def test_without_choices_nothing_is_touched():
     assert codec.decode(action) is action
 
 
-@pytest.mark.parametrize(
-    "head", [h if h in ("flow", "regression") else pytest.param(h, marks=pytest.mark.slow) for h in HEADS]
-)
+@pytest.mark.parametrize("head", [h if h == "flow" else pytest.param(h, marks=pytest.mark.slow) for h in HEADS])
 def test_every_head_learns_choices(make_mixed, head):
     """One window with random choices, seen again and again, comes out as it was."""
     torch.manual_seed(0)

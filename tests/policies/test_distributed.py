@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from policies.training.distributed import OneProcess, card_of, started_by
+from tests import programs
 from tests.policies.distributed_cases import HALF, STEPS, TRIED, advanced, trainer_of
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +39,16 @@ def both(alone, tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, "-m", "tests.policies.distributed_cases", str(folder)]
+    program = ("-m", "tests.policies.distributed_cases", str(folder))
     running = [
-        subprocess.Popen(program, cwd=ROOT, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        programs.start(*program, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(2)
     ]
     try:
-        assert [each.wait(timeout=300) for each in running] == [0, 9]
+        assert [each.wait(timeout=300) for each in running] == [0, 9], [each.said() for each in running]
     finally:
         for each in running:
-            each.kill()
+            each.send_signal(signal.SIGKILL)
             each.wait()
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 

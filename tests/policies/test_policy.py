@@ -12,11 +12,12 @@ from policies.heads import HEADS
 from policies.heads.base import HeadConfig
 from policies.nets import NETS
 from policies.nets.base import NetConfig
+from tests.cases import each_head_and_each_net, some
 
 COMBINATIONS = [(e, net, head) for e in ENCODERS if e != "elements" for net in NETS for head in HEADS]
 
 
-@pytest.fixture(params=COMBINATIONS, ids="-".join)
+@pytest.fixture(params=[pytest.param(c.values, id=c.id, marks=c.marks) for c in each_head_and_each_net(COMBINATIONS)])
 def policy(request, make_policy) -> Policy:
     return make_policy(*request.param)
 
@@ -27,6 +28,7 @@ def sample(policy: Policy, batch: Batch, seed: int = 0) -> torch.Tensor:
         return policy.sample(batch.observation, noise)
 
 
+@pytest.mark.parametrize("policy", COMBINATIONS, indirect=True, ids="-".join)
 def test_loss_and_chunks_are_finite_and_of_the_right_shape(policy, make_batch):
     for rows in (1, 2, 4):  # 2: as many as actions; 4: as many as steps
         batch = make_batch(policy, rows)
@@ -69,7 +71,8 @@ def test_units_do_not_matter(policy, make_batch):
 
 
 @pytest.mark.parametrize(
-    ("unit", "offset"), [(1.0, 0.0), (1e-5, 0.0), (1e-9, 0.0), (1e9, 0.0), (1e-3, 1000.0)], ids=str
+    ("unit", "offset"),
+    some([(1.0, 0.0), (1e-5, 0.0), (1e-9, 0.0), (1e9, 0.0), (1e-3, 1000.0)], [(1e-9, 0.0), (1e-3, 1000.0)]),
 )
 def test_actions_and_observations_of_any_size_are_learned(make_policy, unit, offset):
     """The action follows from the observation; both are small, large, or lie beside an offset."""
