@@ -4,8 +4,8 @@
     python -m benchmarks.screen --summary              only write the result file from the finished cells
     python -m benchmarks.screen --part tasks           the table of tasks alone; --part orders: the comparison alone
 
-Two parts. In `orders` each head is trained with five seeds on pages whose plans have 1, 3, 6 and 12 actions; in
-`tasks` one flow policy is trained for 25 tasks. A cell is one way to decide (arm) on one task with one training seed;
+Three parts. In `orders` each head is trained with five seeds on pages whose plans have 1, 3, 6 and 12 actions; in
+`tasks` one flow policy is trained for 25 tasks; in `blind` one for the shop that does not see the instruction. A cell is one way to decide (arm) on one task with one training seed;
 arms that decide otherwise with the same weights share a policy. Demonstrations are the experts', 200 of each task. A
 training that took more of the CPU than its part allows is marked; it is not cut, for then its learning rate would end
 high. What is compared was fixed beforehand: docs/decisions.md, 52. Finished cells and policies are kept below --cells,
@@ -49,7 +49,9 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "tokens-drawn": ("tokens", {"temperature": 1.0}),
     "classification": ("classification", {}),
     "regression": ("regression", {}),
+    "blind": ("flow", {"steps": 4}),  # without the instruction: what a page gives away
 }
+OF_ARM = {"blind": ["encoder.words=false"]}  # what else is set
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ class Part:
 
 
 PARTS = {
-    "orders": Part(ORDERS, ORDERS, tuple(ARMS), 5, 1500, 600.0, 150),
-    "tasks": Part(TASKS, (*TASKS, *UNSEEN), ("flow-4", "tokens"), 1, 8000, 3600.0, 100),
+    "orders": Part(ORDERS, ORDERS, tuple(arm for arm in ARMS if arm != "blind"), 5, 1500, 600.0, 150),
+    "tasks": Part(TASKS, (*TASKS, *UNSEEN), ("flow-4", "tokens"), 1, 7500, 3600.0, 100),
+    "blind": Part(("shop",), ("shop",), ("blind",), 1, 1500, 600.0, 100),
 }
 MARGIN = 0.02  # by which refinement may be worse
 
@@ -102,7 +105,14 @@ class Cell:
         data = [f"env.task=[{','.join(part.tasks)}]", f"data.episodes={self.shown}"]
         data += [f"train.steps={self.steps}"]
         head = [f"head={ARMS[self.arm][0]}"]
-        return ["experiment=web", *data, *head, f"seed={self.seed}", f"eval.seed={self.first_seed}"]
+        return [
+            "experiment=web",
+            *data,
+            *head,
+            *OF_ARM.get(self.arm, []),
+            f"seed={self.seed}",
+            f"eval.seed={self.first_seed}",
+        ]
 
 
 def run(folder: Path, cell: Cell) -> dict[str, Any] | None:
