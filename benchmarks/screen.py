@@ -2,14 +2,14 @@
 
     python -m benchmarks.screen                        run what is missing, then write the result file
     python -m benchmarks.screen --summary              only write the result file from the finished cells
-    python -m benchmarks.screen --part tasks           the table of tasks alone; --part orders: the comparison alone
+    python -m benchmarks.screen --part tasks           the table of tasks alone; also orders: the comparison, and blind
 
 Three parts. In `orders` each head is trained with five seeds on pages whose plans have 1, 3, 6 and 12 actions; in
-`tasks` one flow policy is trained for 25 tasks; in `blind` one for the shop that does not see the instruction. A cell is one way to decide (arm) on one task with one training seed;
-arms that decide otherwise with the same weights share a policy. Demonstrations are the experts', 200 of each task. A
-training that took more of the CPU than its part allows is marked; it is not cut, for then its learning rate would end
-high. What is compared was fixed beforehand: docs/decisions.md, 52. Finished cells and policies are kept below --cells,
-so a killed run goes on where it was.
+`tasks` one flow policy is trained for 25 tasks; in `blind` one for the shop that does not see the instruction. A cell
+is one way to decide (arm) on one task with one training seed; arms that decide otherwise with the same weights share a
+policy. Demonstrations are the experts', 200 of each task. A training that took more of the CPU than its part allows is
+marked; it is not cut, for then its learning rate would end high. What is compared was fixed beforehand:
+docs/decisions.md, 52. Finished cells and policies are kept below --cells, so a killed run goes on where it was.
 """
 
 from __future__ import annotations

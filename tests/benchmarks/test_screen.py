@@ -18,7 +18,7 @@ def plan(**options):
 
 def test_a_cell_is_one_arm_on_one_task_with_one_seed_and_composes():
     asked = plan()
-    assert len({cell.name for cell in asked}) == len(asked) == 5 * len(screen.ARMS) * len(screen.ORDERS)
+    assert len({cell.name for cell in asked}) == len(asked) == 5 * len(screen.PARTS["orders"].arms) * len(screen.ORDERS)
     config = cells.configure(asked[0].overrides, 4)
     assert [getattr(each, "task", "") for each in config.env.each()] == list(screen.ORDERS)
     assert (config.data.episodes, config.train.steps, config.head.kind) == (200, 1500, "flow")
@@ -27,6 +27,14 @@ def test_a_cell_is_one_arm_on_one_task_with_one_seed_and_composes():
 def test_arms_of_one_head_share_a_policy():
     policies = {cell.arm: cell.policy for cell in plan()}
     assert policies["flow-1"] == policies["flow-4"] != policies["tokens"]
+
+
+def test_the_blind_arm_alone_does_not_see_the_instruction():
+    (cell,) = screen.plan(
+        Namespace(part=["blind"], arms=["blind"], episodes=0, steps=0, demonstrations=9, first_seed=7)
+    )
+    seen = {each.arm: cells.configure(each.overrides, 4).encoder.words for each in (cell, *plan())}
+    assert seen == {arm: arm != "blind" for arm in screen.ARMS}
 
 
 def test_the_tasks_are_those_that_are_named_as_a_set():
