@@ -42,6 +42,11 @@ class NoWorldConfig(EnvConfig):
     kind: str = "none"
 
 
+def as_named(task: Any, names: Sequence[str]) -> Any:
+    """The task of a configuration, where a list of one is that one: its demonstrations are the same."""
+    return names[0] if len(names) == 1 else task
+
+
 def tasks_named(task: Any, known: Collection[str], sets: Mapping[str, Sequence[str]], what: str) -> list[str]:
     """The tasks that a configuration names: one, a list of them, or those of a set.
 

@@ -37,7 +37,7 @@ from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.strict import whole
 from flowhand.contracts.world import Observation
 
-from .base import Env, EnvConfig, tasks_named
+from .base import Env, EnvConfig, as_named, tasks_named
 from .mujoco import Physics, RenderingUnavailable, load_mujoco, rendering_help
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class DetourConfig(EnvConfig):
             raise ValueError(f"max_steps is {self.max_steps}, expected 1 or more")
         if not 1 <= self.image_size <= 480:
             raise ValueError(f"image_size is {self.image_size}, expected 1 to 480 pixels")
-        tasks_named(self.task, TASKS, {}, "detour")
+        self.task = as_named(self.task, tasks_named(self.task, TASKS, {}, "detour"))
 
     def each(self) -> list[DetourConfig]:
         """See `EnvConfig`."""

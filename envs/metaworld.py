@@ -35,7 +35,7 @@ from flowhand.contracts.features import Feature, Spec
 from flowhand.contracts.strict import nearest, whole
 from flowhand.contracts.world import Observation
 
-from .base import Env, EnvConfig, tasks_named
+from .base import Env, EnvConfig, as_named, tasks_named
 from .cameras import LARGEST, Cameras
 from .mujoco import Physics, load_mujoco
 
@@ -139,7 +139,7 @@ class MetaWorldConfig(EnvConfig):
     image_size: int = 224  # pixels, height and width of the video, at most 480
 
     def __post_init__(self):
-        tasks_named(self.task, TASKS, SETS, "Meta-World")
+        self.task = as_named(self.task, tasks_named(self.task, TASKS, SETS, "Meta-World"))
         if self.observes not in ("state", "pixels"):
             raise ValueError(f"observes is {self.observes!r}, expected state or pixels")
         for camera in (self.camera, *self.cameras):

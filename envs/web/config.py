@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..base import EnvConfig
+from ..base import EnvConfig, as_named
 from .tasks import origin_of, require_allowed, tasks_of
 
 OBSERVES = ("elements", "pixels", "both")
@@ -46,6 +46,7 @@ class WebConfig(EnvConfig):
         tasks = tasks_of(self.task)
         if self.page and len(tasks) > 1:
             raise ValueError(f"env.page is {self.page}, which is one task, and env.task names {len(tasks)}")
+        self.task = as_named(self.task, tasks)
         for task in [] if self.page else tasks:
             require_allowed(task)
         for name, known in (("observes", OBSERVES), ("reload", RELOADS)):

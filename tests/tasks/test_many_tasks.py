@@ -11,7 +11,7 @@ import torch
 import envs
 import policies
 from conf.cli import compose
-from envs import DetourConfig, MetaWorldConfig
+from envs import DetourConfig, MetaWorldConfig, WebConfig
 from flowhand.commands import eval as evaluation
 from flowhand.commands import train
 from flowhand.commands.tasks import gather
@@ -210,6 +210,13 @@ def test_other_wordings_and_a_source_are_told_and_what_is_not_taken_is_refused(f
 def test_unknown_tasks_are_refused(task, message):
     with pytest.raises(ValueError, match=message):
         MetaWorldConfig(task=task)
+
+
+@pytest.mark.parametrize(
+    ("config", "task"), [(MetaWorldConfig, "reach-v3"), (DetourConfig, "left"), (WebConfig, "shop")]
+)
+def test_a_list_of_one_task_is_that_task_with_its_demonstrations(config, task):
+    assert config(task=[task]) == config(task=task)
 
 
 def test_sets_of_tasks_are_one_world_each():
