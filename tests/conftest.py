@@ -53,9 +53,9 @@ def pytest_collection() -> Iterator[None]:
 def _nothing_is_left() -> Iterator[None]:
     """Ends the processes that several tests have used."""
     yield
-    programs.stop()
     if exporter := sys.modules.get("tests.deploy.unchecked"):
         exporter.stop()
+    programs.stop()
 
 
 @pytest.fixture(autouse=True)
