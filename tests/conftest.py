@@ -30,12 +30,16 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepares torch, but not where tests are only handed out to other processes, which wait for that one to start."""
+    """Prepares the libraries, but not where tests are handed out to other processes, which wait for that one."""
     if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
         import torch
+        from hydra.core.config_store import ConfigStore
 
         torch.use_deterministic_algorithms(True)
         torch.set_num_threads(1)
+        # Hydra copies what it was told of all verbs for each configuration that it composes, and then what it needs of
+        # it once more: a third of the time of hundreds of tests.
+        ConfigStore.__deepcopy__ = lambda store, _: store  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -53,9 +57,9 @@ def pytest_collection() -> Iterator[None]:
 def _nothing_is_left() -> Iterator[None]:
     """Ends the processes that several tests have used."""
     yield
-    programs.stop()
     if exporter := sys.modules.get("tests.deploy.unchecked"):
         exporter.stop()
+    programs.stop()
 
 
 @pytest.fixture(autouse=True)

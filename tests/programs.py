@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -36,15 +37,18 @@ class Program:
         words: what would follow `python`: "-m" and a module, or a file; and its arguments.
         cwd: the folder in which it works.
         env: its whole environment; None: that of this process.
+        stdin: the descriptor from which it reads; None: there is nothing to read.
     """
 
-    def __init__(self, words: list[str], cwd: Path | str, env: Mapping[str, str] | None):
+    def __init__(self, words: list[str], cwd: Path | str, env: Mapping[str, str] | None, stdin: int | None = None):
         self.args, self.returncode, self._said = words, None, ("", "")
         self._files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115  (closed after its end)
         self._line = socket.socket(socket.AF_UNIX)
         self._line.connect(nursery()[1])
         order = json.dumps([words, str(cwd), dict(os.environ if env is None else env)]).encode()
-        socket.send_fds(self._line, [len(order).to_bytes(NUMBER)], [file.fileno() for file in self._files])
+        with open(os.devnull) as nothing:
+            given = [nothing.fileno() if stdin is None else stdin, *(file.fileno() for file in self._files)]
+            socket.send_fds(self._line, [len(order).to_bytes(NUMBER)], given)
         self._line.sendall(order)
         self.pid = int.from_bytes(_received(self._line, NUMBER))
 
@@ -83,9 +87,11 @@ class Program:
             os.kill(self.pid, number)
 
 
-def start(*words: str, cwd: Path | str = ROOT, env: Mapping[str, str] | None = None) -> Program:
+def start(
+    *words: str, cwd: Path | str = ROOT, env: Mapping[str, str] | None = None, stdin: int | None = None
+) -> Program:
     """Starts `python WORDS`."""
-    return Program(list(words), cwd, env)
+    return Program(list(words), cwd, env, stdin)
 
 
 def run(
@@ -148,7 +154,7 @@ def _serve(address: str) -> tuple[list[str], str, dict[str, str]]:
         print("there", flush=True)  # noqa: T201
         while listener in select.select([listener, sys.stdin], [], [])[0]:
             line = listener.accept()[0]
-            size, files, *_ = socket.recv_fds(line, NUMBER, 2)
+            size, files, *_ = socket.recv_fds(line, NUMBER, 3)
             order = json.loads(_received(line, int.from_bytes(size)))
             if not os.fork():
                 listener.close()
@@ -159,6 +165,7 @@ def _serve(address: str) -> tuple[list[str], str, dict[str, str]]:
                 os.close(file)
             _bury()
         os.unlink(address)
+        time.sleep(0.1)  # the last program has told its end, and then it ends
         _bury()
     os._exit(0)
 
@@ -167,9 +174,8 @@ def _keep(line: socket.socket, files: list[int]) -> None:
     """Makes another process for the program, returns there, and tells here how that ends."""
     if not (pid := os.fork()):
         line.close()
-        with open(os.devnull) as nothing:
-            for number, file in enumerate((nothing.fileno(), *files)):
-                os.dup2(file, number)
+        for number, file in enumerate(files):
+            os.dup2(file, number)
         for file in files:
             os.close(file)
         return

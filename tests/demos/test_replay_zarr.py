@@ -58,8 +58,11 @@ def same(data: ReplayZarrDataset, path: Path, names=("state", "keypoint")) -> No
         begin += steps
 
 
-@pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize("compressor", ["blosc", "lz4", "zstd", "zlib", "gzip", "bz2", "lzma", None])
+COMPRESSORS = ["blosc", "lz4", "zstd", "zlib", "gzip", "bz2", "lzma", None]
+STORED = [(compressor, order) for order in ("C", "F") for compressor in COMPRESSORS]
+
+
+@pytest.mark.parametrize(("compressor", "order"), some(STORED, [*STORED[:8], ("blosc", "F"), (None, "F")]))
 def test_a_store_equals_what_zarr_reads(tmp_path, compressor, order):
     path = make(tmp_path / "set.zarr", compressor=compressor, order=order)
     data = ReplayZarrDataset(path)

@@ -91,17 +91,16 @@ def write(path: Path, policy: Policy, **options) -> artifact.Manifest:
         return export.export(path, policy, golden(policy), {"of": "a test"}, export.ExportConfig(**options))
 
 
-def write_unchecked(path: Path, net: str, head: str, **options) -> tuple[Policy, artifact.Manifest]:
-    """The same where annotations are not checked."""
-    elsewhere.call("tests.deploy.test_export", path=str(path), net=net, head=head, options=options)
-    return make(net, head), artifact.read(path)[0]
+def write_unchecked(path: Path, *of: Any, **options) -> tuple[Policy, artifact.Manifest]:
+    """The same where annotations are not checked, of the policy that `make` gives."""
+    elsewhere.call("tests.deploy.test_export", path=str(path), of=of, options=options)
+    return make(*of), artifact.read(path)[0]
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> tuple[Path, Policy, artifact.Manifest]:
-    policy = make(choices=(0, 3))
     path = tmp_path_factory.mktemp("export") / "policy"
-    return path, policy, write(path, policy, rows=150)
+    return path, *write_unchecked(path, "mlp", "regression", (0, 3), rows=150)
 
 
 @pytest.fixture
@@ -654,6 +653,6 @@ def test_where_torch_is_not_installed(exported):
     np.testing.assert_allclose(json.loads(done.stdout), [controller.step(o) for o in seen], atol=1e-5)
 
 
-def unchecked(path: str, net: str, head: str, options: dict) -> None:
-    made = make(net, head)
-    export.export(path, made, golden(made), {}, export.ExportConfig(**options))
+def unchecked(path: str, of: list, options: dict) -> None:
+    made = make(*of)
+    export.export(path, made, golden(made), {"of": "a test"}, export.ExportConfig(**options))

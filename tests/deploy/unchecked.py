@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-import subprocess
+import os
+import socket
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +19,9 @@ from jaxtyping import config as annotations
 from policies.conditioning import Conditioning
 from policies.generation.paths import Coefficients
 from policies.nets.base import Modulation
+from tests import programs
 
-DONE = "done"
+DONE = b"."
 
 
 def here(patch: pytest.MonkeyPatch) -> None:
@@ -31,27 +32,26 @@ def here(patch: pytest.MonkeyPatch) -> None:
 
 
 @functools.cache
-def process() -> subprocess.Popen[str]:
-    """Started by the first test that asks for something; `stop` ends it."""
-    command = [sys.executable, "-m", "tests.deploy.unchecked"]
-    return subprocess.Popen(command, cwd=Path(__file__).parents[2], stdin=-1, stdout=-1, text=True)
+def process() -> tuple[programs.Program, socket.socket]:
+    """Started by the first test that asks for something, and what leads to its stdin; `stop` ends it."""
+    own, other = socket.socketpair()
+    with other:
+        return programs.start("-m", "tests.deploy.unchecked", stdin=other.fileno()), own
 
 
 def call(module: str, **order: Any) -> None:
     """Has the module's function `unchecked` called there with these arguments (what JSON can hold)."""
-    child = process()
-    assert child.stdin
-    assert child.stdout
-    child.stdin.write(json.dumps([module, order]) + "\n")
-    child.stdin.flush()
-    while (line := child.stdout.readline().rstrip("\n")) != DONE:
-        assert line, f"the process ended with status {child.wait()}; its stderr says why"
+    child, line = process()
+    line.sendall(json.dumps([module, order]).encode() + b"\n")
+    assert line.recv(len(DONE)) == DONE, f"the process ended with status {child.wait()}: {child.said()}"
 
 
 def stop() -> None:
     """Ends the process, if one was started."""
     if process.cache_info().currsize:
-        process().communicate()
+        child, line = process()
+        line.close()
+        child.wait()
         process.cache_clear()
 
 
@@ -59,4 +59,4 @@ if __name__ == "__main__":
     for line in sys.stdin:
         module, order = json.loads(line)
         importlib.import_module(module).unchecked(**order)
-        print(DONE, flush=True)  # noqa: T201
+        os.write(sys.stdin.fileno(), DONE)

@@ -21,6 +21,7 @@ from flowhand.evaluation.rollout import rollout
 from policies import Policy, PolicyConfig
 from policies.heads.flow import FlowConfig
 from policies.nets.mlp import MLPConfig
+from tests.cases import some
 
 SPEC = Spec({"step": Feature((1,), "float32", "")}, Feature((1,), "float32", ""), control_dt_s=0.1)
 RTC = tuple(FORMS)
@@ -351,12 +352,15 @@ def tiny(spec: Spec, **head) -> Policy:
     return policy
 
 
-@pytest.mark.parametrize("delay", [{"delay": 2}, {"latencies_ms": [0.0, 60.0, 140.0]}])
-@pytest.mark.parametrize("mode", MODES)
+DELAYS = {"steps": {"delay": 2}, "latencies": {"latencies_ms": [0.0, 60.0, 140.0]}}
+WAYS = [(mode, delay) for mode in MODES for delay in DELAYS]
+
+
+@pytest.mark.parametrize(("mode", "delay"), some(WAYS, [*WAYS[::2], ("receding_horizon", "latencies")]))
 def test_an_outcome_does_not_depend_on_how_many_run_beside_it(mode, delay):
     make_env = partial(envs.make, envs.DetourConfig(max_steps=9))
     policy = tiny(make_env().features, steps=2, prefix_max=4)
-    execution = ExecutionConfig(mode, **delay)
+    execution = ExecutionConfig(mode, **DELAYS[delay])
 
     def run(n_envs):
         controller = Controller(policy, inference_batch=4, execution=execution)

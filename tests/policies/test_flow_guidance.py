@@ -13,6 +13,7 @@ from policies.conditioning import Conditioning
 from policies.heads.flow import PREDICTIONS, FlowConfig, FlowHead
 from policies.nets import NETS
 from policies.nets.base import Modulation, Net
+from tests.cases import some
 
 COND = 32  # as in test_heads.py
 WITH = (2.0, 0.5)  # mean and deviation of the data given the condition
@@ -71,7 +72,7 @@ def flow(
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize("weight", some([0.0, 0.5, 1.0, 2.0, 3.0], [0.0, 1.0, 3.0]))
 @pytest.mark.parametrize(("solver", "grid"), [("midpoint", "uniform"), ("multistep", "power")])
 def test_guidance_of_gaussians_is_its_closed_form(prediction, weight, solver, grid):
     head, net = flow(prediction, weight, 60, solver, grid)
