@@ -33,7 +33,8 @@ def test_the_blind_arm_alone_does_not_see_the_instruction():
     (cell,) = screen.plan(
         Namespace(part=["blind"], arms=["blind"], episodes=0, steps=0, demonstrations=9, first_seed=10**6)
     )
-    seen = {each.arm: vars(cells.configure(each.overrides, 4).encoder)["words"] for each in (cell, *plan())}
+    arms = {each.arm: each for each in (cell, *plan())}
+    seen = {arm: vars(cells.configure(each.overrides, 4).encoder)["words"] for arm, each in arms.items()}
     assert seen == {arm: arm != "blind" for arm in screen.ARMS}
 
 
