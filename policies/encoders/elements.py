@@ -186,7 +186,7 @@ class ElementsEncoder(Encoder):
         if not self.told:
             return element, 0.0, 0.0
         found = [matches(strings, words, sparse)] if self.config.matching else []
-        values, spoken = (_value_of(strings), read_numbers(words)) if self.config.places else (None, None)
+        values, spoken = _numbers(strings, words) if self.config.places else (None, None)
         if values is not None and spoken is not None:
             found.append(equal(values, spoken))
         match = torch.cat(found, dim=-1)  # (B, rows, words, told)
@@ -209,10 +209,13 @@ class ElementsEncoder(Encoder):
         return torch.cat([upper, F.pad(to_elements, (0, words))], dim=2)
 
 
-def _value_of(strings: Tensor) -> Numbers:
-    """The numbers of elements: of the text, or where it has none, of the value."""
-    text, value = (read_numbers(strings[:, :, OF_ELEMENT.index(name)]) for name in ("text", "value"))
-    return chosen(text, value)
+def _numbers(strings: Tensor, words: Tensor) -> tuple[Numbers, Numbers]:
+    """Those of elements, in the text, or where it has none, in the value; and those of words. Read all at once."""
+    text, value = (strings[:, :, OF_ELEMENT.index(name)] for name in ("text", "value"))
+    read, rows = read_numbers(torch.cat([text, value, words], dim=1)), text.shape[1]
+    parts = zip(*(field.split([rows, rows, words.shape[1]], dim=1) for field in read), strict=True)
+    text_numbers, value_numbers, spoken = (Numbers(*part) for part in parts)
+    return chosen(text_numbers, value_numbers), spoken
 
 
 def _places(strings: Tensor, numbers: Tensor, shown: Tensor, match: Tensor, values: Numbers) -> Tensor:

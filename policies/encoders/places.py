@@ -55,7 +55,8 @@ def numbers(strings: Tensor) -> Numbers:
     before = F.pad(text, (1, 0))[..., :-1]
     start = digit & ~F.pad(digit, (1, 0))[..., :-1]
     run = start.long().cumsum(-1) * digit
-    first, second, third = (_value(text, run == k) for k in (1, 2, 3))
+    which = torch.arange(1, 4, device=text.device).unsqueeze(-1)
+    first, second, third = _value(text.unsqueeze(-2), run.unsqueeze(-2) == which).unbind(-1)
     sign_at = start & (run == 1) & (before == MINUS)
     ahead = F.pad(text, (2, 0))[..., :-2]
     negative = (sign_at & ((ahead == SPACE) | (ahead == 0))).any(-1)
@@ -130,8 +131,10 @@ def places(strings: Tensor, where: Tensor, there: Tensor, matched: Tensor, value
     named = kin & _same(name)
     counted = named & value.there.unsqueeze(1) & value.there.unsqueeze(2)
     smaller = value.rank.unsqueeze(1) < value.rank.unsqueeze(2)
-    orders = [(like & by_rows, there), (like & by_columns, there), (named & by_rows, there)]
-    return torch.cat([_place(*order) for order in [*orders, (counted & smaller, value.there)]], dim=-1)
+    before = torch.stack([like & by_rows, like & by_columns, named & by_rows, counted & smaller], dim=1)
+    counts = torch.stack([there, there, there, value.there], dim=2)  # (B, N, ORDERS)
+    place = before.sum(-1).clamp(max=PLACES - 1).transpose(1, 2).unsqueeze(-1)
+    return ((place == torch.arange(PLACES, device=place.device)) & counts.unsqueeze(-1)).float().flatten(2)
 
 
 def near(where: Tensor) -> Tensor:
@@ -145,9 +148,3 @@ def near(where: Tensor) -> Tensor:
 
 def _same(of: Tensor) -> Tensor:
     return of.unsqueeze(1) == of.unsqueeze(2)
-
-
-def _place(before: Tensor, counts: Tensor) -> Tensor:
-    """One of PLACES for each row (B, N), by how many are before it (B, N, N), nothing where it does not count."""
-    place = before.sum(-1).clamp(max=PLACES - 1).unsqueeze(-1)
-    return ((place == torch.arange(PLACES, device=place.device)) & counts.unsqueeze(-1)).float()
