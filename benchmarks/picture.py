@@ -1,7 +1,8 @@
 """The animated pictures of the README: a trained policy on held-out start states, side by side.
 
     MUJOCO_GL=osmesa python -m benchmarks.picture --checkpoint outputs/demo/checkpoint
-    python -m benchmarks.picture --checkpoint CHECKPOINT --tasks shop book-flight-nodelay --out docs/screens.gif
+    python -m benchmarks.picture --checkpoint CHECKPOINT --out docs/screens.gif
+        --tasks book-flight-nodelay click-checkboxes-large email-inbox-forward
 
 The episodes are those of the evaluation: the first held-out seeds, whatever their outcome; of several tasks of screens
 the first one each. Motion plays `SLOWER` times slower than it happened, and an action on a screen stays for `ACTION_S`.
